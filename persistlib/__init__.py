@@ -1,0 +1,1 @@
+"""Save, verify and load fine-tuned models."""

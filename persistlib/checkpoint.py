@@ -1,0 +1,143 @@
+"""The neutral value between all formats: named tensors, read lazily.
+
+Every format is one spoke with `open(path) -> CheckpointReader` and `write(checkpoint, path)`.
+
+Law: `read(write(x)) == x` for the entries, their order and bytes, the aliases and the metadata, for
+all that the format promises to keep.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from persistlib.digests import TensorRow, digest_all, weights_identity
+from persistlib.errors import Code, error
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from types import TracebackType
+
+    import numpy as np
+
+    from persistlib.dtypes import DType
+
+_EMPTY: Mapping[str, str] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A tensor without its values.
+
+    Attributes:
+        name: any Unicode without NUL.
+        dtype: element type.
+        shape: extents, each at least 0; empty for a scalar.
+    """
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the dense little-endian row-major tensor."""
+        return self.dtype.nbytes(self.shape)
+
+
+class CheckpointReader(ABC):
+    """An open checkpoint: what it holds is known, the bytes are fetched on demand.
+
+    Attributes:
+        entries: the tensors in the file's order, aliases not among them.
+        aliases: second names, each to the name of an entry.
+        metadata: string to string, as the file holds it.
+        tensors: the entries by name.
+    """
+
+    def __init__(
+        self,
+        entries: tuple[Entry, ...],
+        aliases: Mapping[str, str] = _EMPTY,
+        metadata: Mapping[str, str] = _EMPTY,
+    ) -> None:
+        self.entries = entries
+        self.aliases = aliases
+        self.metadata = metadata
+        self.tensors = {entry.name: entry for entry in entries}
+        for alias, name in aliases.items():
+            if alias in self.tensors or name not in self.tensors:
+                raise error(Code.FORMAT_NAME, alias, f"not an alias of a tensor: {name}")
+
+    @abstractmethod
+    def read_bytes(self, name: str) -> memoryview:
+        """Return the little-endian row-major bytes of an entry (format "B"), a view if possible.
+
+        Raises:
+            KeyError: no entry has that name.
+            FormatError: the bytes are not to be had.
+        """
+
+    def close(self) -> None:  # noqa: B027 - most readers hold nothing that needs closing
+        """Let go of the file; views handed out before stay valid."""
+
+    def read(self, name: str) -> np.ndarray:
+        """Return an entry as an array of its dtype and shape, a view if possible."""
+        import numpy as np
+
+        entry = self.tensors[name]
+        array = np.frombuffer(self.read_bytes(name), np.uint8)
+        return array.view(entry.dtype.numpy).reshape(entry.shape)
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self.entries)
+
+    def __enter__(self) -> CheckpointReader:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        fault: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+@dataclass(eq=False)
+class MemoryCheckpoint(CheckpointReader):
+    """A checkpoint in memory: entries and their bytes.
+
+    Attributes:
+        buffers: the bytes of each entry, by name.
+    """
+
+    entries: tuple[Entry, ...]
+    buffers: Mapping[str, memoryview]
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__init__(self.entries, self.aliases, self.metadata)
+
+    def read_bytes(self, name: str) -> memoryview:
+        """Return the bytes of an entry."""
+        return self.buffers[name]
+
+
+def tensor_rows(checkpoint: CheckpointReader) -> tuple[TensorRow, ...]:
+    """Return a row for each entry and each alias: every tensor is read and hashed once."""
+    names = [entry.name for entry in checkpoint.entries]
+    digests = dict(zip(names, digest_all([checkpoint.read_bytes(n) for n in names]), strict=True))
+    named = {name: name for name in names} | dict(checkpoint.aliases)
+    return tuple(
+        TensorRow(name, (entry := checkpoint.tensors[kept]).dtype, entry.shape, digests[kept])
+        for name, kept in named.items()
+    )
+
+
+def identity(checkpoint: CheckpointReader) -> str:
+    """Return the weights identity of a checkpoint."""
+    return weights_identity(tensor_rows(checkpoint))

@@ -1,0 +1,119 @@
+"""The one table of dtypes: a row each, every lookup derived from it.
+
+A row names a dtype as safetensors, numpy (with ml_dtypes), torch, ONNX and HDF5 do. A format that
+cannot hold a dtype has an empty name in its column. HDF5 has no name for the small floats: they are
+stored as unsigned integers of the same width, and the dtype's safetensors name beside them.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from functools import cache
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+
+class Row(NamedTuple):
+    """How each library names one dtype.
+
+    Attributes:
+        safetensors: name in safetensors headers and in manifests.
+        numpy: numpy's name, or ml_dtypes' where `extension` is true.
+        torch: attribute of `torch`.
+        onnx: member of `onnx.TensorProto`.
+        hdf5: little-endian numpy type string of the dataset.
+        bits: width of one element in bits.
+        extension: whether numpy needs ml_dtypes for it.
+    """
+
+    safetensors: str
+    numpy: str
+    torch: str
+    onnx: str
+    hdf5: str
+    bits: int
+    extension: bool = False
+
+
+class DType(Enum):
+    """Every dtype that persistlib keeps."""
+
+    F64 = Row("F64", "float64", "float64", "DOUBLE", "<f8", 64)
+    F32 = Row("F32", "float32", "float32", "FLOAT", "<f4", 32)
+    F16 = Row("F16", "float16", "float16", "FLOAT16", "<f2", 16)
+    BF16 = Row("BF16", "bfloat16", "bfloat16", "BFLOAT16", "<u2", 16, extension=True)
+    F8_E4M3 = Row("F8_E4M3", "float8_e4m3fn", "float8_e4m3fn", "FLOAT8E4M3FN", "|u1", 8, True)
+    F8_E5M2 = Row("F8_E5M2", "float8_e5m2", "float8_e5m2", "FLOAT8E5M2", "|u1", 8, True)
+    F8_E8M0 = Row("F8_E8M0", "float8_e8m0fnu", "float8_e8m0fnu", "FLOAT8E8M0", "|u1", 8, True)
+    F8_E4M3FNUZ = Row(
+        "F8_E4M3FNUZ", "float8_e4m3fnuz", "float8_e4m3fnuz", "FLOAT8E4M3FNUZ", "|u1", 8, True
+    )
+    F8_E5M2FNUZ = Row(
+        "F8_E5M2FNUZ", "float8_e5m2fnuz", "float8_e5m2fnuz", "FLOAT8E5M2FNUZ", "|u1", 8, True
+    )
+    I64 = Row("I64", "int64", "int64", "INT64", "<i8", 64)
+    I32 = Row("I32", "int32", "int32", "INT32", "<i4", 32)
+    I16 = Row("I16", "int16", "int16", "INT16", "<i2", 16)
+    I8 = Row("I8", "int8", "int8", "INT8", "|i1", 8)
+    U64 = Row("U64", "uint64", "uint64", "UINT64", "<u8", 64)
+    U32 = Row("U32", "uint32", "uint32", "UINT32", "<u4", 32)
+    U16 = Row("U16", "uint16", "uint16", "UINT16", "<u2", 16)
+    U8 = Row("U8", "uint8", "uint8", "UINT8", "|u1", 8)
+    BOOL = Row("BOOL", "bool", "bool", "BOOL", "|b1", 8)
+    C64 = Row("C64", "complex64", "complex64", "COMPLEX64", "<c8", 64)
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one element."""
+        return self.value.bits // 8
+
+    @property
+    def numpy(self) -> np.dtype:
+        """The little-endian numpy dtype."""
+        return _numpy_dtype(self)
+
+    @property
+    def torch(self) -> torch.dtype:
+        """The torch dtype.
+
+        Raises:
+            AttributeError: the installed torch is older than this dtype.
+        """
+        import torch
+
+        dtype = getattr(torch, self.value.torch)
+        if not isinstance(dtype, torch.dtype):
+            raise AttributeError(self.value.torch)
+        return dtype
+
+    def nbytes(self, shape: tuple[int, ...]) -> int:
+        """Bytes of a dense tensor of `shape`; exact for any integers."""
+        count = 1
+        for extent in shape:
+            count *= extent
+        return count * self.itemsize
+
+
+def by_name(column: str, name: str) -> DType | None:
+    """Return the dtype whose `column` ("safetensors", "numpy", "torch", "onnx") is `name`."""
+    return _BY[column].get(name)
+
+
+_BY: dict[str, dict[str, DType]] = {
+    column: {name: dtype for dtype in DType if (name := getattr(dtype.value, column))}
+    for column in ("safetensors", "numpy", "torch", "onnx")
+}
+
+
+@cache
+def _numpy_dtype(dtype: DType) -> np.dtype:
+    import numpy as np
+
+    if dtype.value.extension:
+        import ml_dtypes
+
+        return np.dtype(getattr(ml_dtypes, dtype.value.numpy))
+    return np.dtype(dtype.value.numpy).newbyteorder("<")

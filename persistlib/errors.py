@@ -1,0 +1,346 @@
+"""The one error family: every fault is a `Finding` with a code, a location, a reason and a remedy.
+
+A validator collects findings and reports them; a loader raises the error that carries them. `Code`
+is the only list of codes: an error's class, its title and the table in `docs/errors.md` derive
+from it. Nobody needs to read English to tell faults apart.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import asdict, dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+class PersistlibError(Exception):
+    """Some finding of severity "error" stands in the way.
+
+    Attributes:
+        findings: every finding collected before giving up; the first is the reason for the class.
+    """
+
+    def __init__(self, findings: tuple[Finding, ...]) -> None:
+        super().__init__(findings)
+        self.findings = findings
+
+    @property
+    def finding(self) -> Finding:
+        """The finding that decided."""
+        return self.findings[0]
+
+    @property
+    def code(self) -> str:
+        """The stable code of the deciding finding, such as "PL120"."""
+        return self.finding.code
+
+    @property
+    def location(self) -> str:
+        """Where the fault lies: a path, a tensor, a manifest field."""
+        return self.finding.location
+
+    @property
+    def reason(self) -> str:
+        """What was seen and what was expected."""
+        return self.finding.message
+
+    @property
+    def remedy(self) -> str:
+        """What to do about it."""
+        return self.finding.remedy
+
+    def __str__(self) -> str:
+        more = len(self.findings) - 1
+        return f"{self.finding}" + (f" (and {more} more)" if more else "")
+
+    def __reduce__(self) -> tuple[type[PersistlibError], tuple[tuple[Finding, ...]]]:
+        return type(self), (self.findings,)
+
+
+class ManifestError(PersistlibError):
+    """The manifest is not one that this release can read."""
+
+
+class IntegrityError(PersistlibError):
+    """Bytes differ from the digest, size or list that was recorded for them."""
+
+
+class CompatibilityError(PersistlibError):
+    """This environment, or the asked-for target, cannot hold the model."""
+
+
+class ArchitectureError(PersistlibError):
+    """The module cannot be rebuilt from a recipe, or is not what the recipe builds."""
+
+
+class ModelError(PersistlibError):
+    """The module given to `save` is in a state that a file cannot hold."""
+
+
+class TargetError(PersistlibError):
+    """The place to write to, or to read from, cannot be used; what stood there stands unchanged."""
+
+
+class LockedError(TargetError):
+    """Another writer holds the target, or a dead one left its lock."""
+
+
+class DurabilityError(TargetError):
+    """The new version is in place, but whether it survives a power cut is unknown."""
+
+
+class FormatError(PersistlibError):
+    """A file is not a well-formed member of its format, or uses what is never read."""
+
+
+class LossError(PersistlibError):
+    """A conversion would lose something that the caller did not allow to be lost."""
+
+
+class ExportError(PersistlibError):
+    """No graph could be made from the module, or it could not be proved to be the same function."""
+
+
+class SessionError(PersistlibError):
+    """A runtime session could not be made, or cannot run what it was given."""
+
+
+class TrainingError(PersistlibError):
+    """Fine-tuning cannot start or go on."""
+
+
+class MissingExtra(PersistlibError):  # noqa: N818 - names the cure, as `pip install` spells it
+    """A package of an optional extra is not installed."""
+
+
+class UsageError(PersistlibError):
+    """The call itself cannot mean anything: an argument is unknown, contradictory or missing."""
+
+
+class PersistlibWarning(UserWarning):
+    """A finding that does not stop the work.
+
+    Attributes:
+        finding: the finding as data.
+    """
+
+    def __init__(self, finding: Finding) -> None:
+        super().__init__(finding)
+        self.finding = finding
+
+    def __str__(self) -> str:
+        return str(self.finding)
+
+
+class Code(Enum):
+    """Every code: its stable identifier, the error class that carries it, and its title.
+
+    Identifiers are never reused. Ranges: 1 manifest and integrity, 2 compatibility, 3 architecture
+    and model, 4 targets, 5 formats, 6 graphs, 7 sessions, 8 training and data, 9 calls.
+    """
+
+    MANIFEST_SYNTAX = ("PL101", ManifestError, "the manifest is not strict JSON")
+    MANIFEST_CANONICAL = ("PL102", ManifestError, "the manifest is not in canonical form")
+    MANIFEST_DIGEST = ("PL103", IntegrityError, "the manifest differs from its own digest")
+    MANIFEST_MAJOR = ("PL104", ManifestError, "the manifest is of another major version")
+    MANIFEST_UNKNOWN = ("PL105", ManifestError, "the manifest has a field that must be understood")
+    MANIFEST_FIELD = ("PL106", ManifestError, "a manifest field is missing or malformed")
+    MANIFEST_IDENTITY = ("PL107", IntegrityError, "a derived identity differs from its parts")
+    FILE_MISSING = ("PL110", IntegrityError, "a file of the bundle is missing")
+    FILE_UNLISTED = ("PL111", IntegrityError, "a file that the manifest does not list")
+    FILE_SIZE = ("PL112", IntegrityError, "a file has another size than recorded")
+    FILE_KIND = ("PL113", IntegrityError, "not a regular file, or a link where none is followed")
+    FILE_DIGEST = ("PL114", IntegrityError, "a file's bytes differ from their digest")
+    HEADER_DIGEST = ("PL115", IntegrityError, "a weights header differs from its digest")
+    HEADER_MISMATCH = ("PL116", IntegrityError, "header and manifest disagree about a tensor")
+    TENSOR_DIGEST = ("PL117", IntegrityError, "a tensor's bytes differ from its digest")
+    BEHAVIOUR = ("PL118", IntegrityError, "recomputed outputs differ from the stored ones")
+    DOCUMENT_MISSING = ("PL119", IntegrityError, "a listed document is missing")
+
+    PYTHON_VERSION = ("PL201", CompatibilityError, "this Python is outside the required range")
+    PACKAGE_VERSION = ("PL202", CompatibilityError, "a package is outside the required range")
+    PACKAGE_ABSENT = ("PL203", CompatibilityError, "a required package is not installed")
+    PACKAGE_DRIFT = ("PL204", CompatibilityError, "another version than the one that saved")
+    STRUCTURE_DRIFT = ("PL205", CompatibilityError, "the rebuilt structure differs from the saved")
+    SOURCE_DRIFT = ("PL206", CompatibilityError, "the builder's source has changed since the save")
+    GRAPH_VERSION = ("PL207", CompatibilityError, "the graph needs a newer runtime")
+    STATUS = ("PL208", CompatibilityError, "the model was withdrawn or superseded")
+
+    NO_ARCHITECTURE = ("PL301", ArchitectureError, "no recipe rebuilds this module")
+    LOOKALIKE = ("PL302", ArchitectureError, "the module differs from what its recipe builds")
+    UNTRUSTED = ("PL303", ArchitectureError, "the builder's module is not trusted")
+    UNKNOWN_BUILDER = ("PL304", ArchitectureError, "the builder does not exist")
+    BUILDER_FAILED = ("PL305", ArchitectureError, "the builder raised")
+    BAD_RECIPE = ("PL306", ArchitectureError, "a recipe or edit cannot be carried out")
+    BEHAVIOUR_UNTRIED = ("PL307", ArchitectureError, "the rebuilt module was not run")
+    TENSOR_MISMATCH = ("PL308", ArchitectureError, "rebuilt module and weights disagree")
+    LEFT_ON_META = ("PL309", ArchitectureError, "a tensor was left without values")
+    MODEL_META = ("PL320", ModelError, "a tensor is on the meta device")
+    MODEL_WRAPPED = ("PL321", ModelError, "the module is a wrapper around the model")
+    MODEL_LAYOUT = ("PL322", ModelError, "a tensor is sparse")
+    MODEL_QUANTISED = ("PL323", ModelError, "a tensor is quantised")
+    MODEL_UNINITIALISED = ("PL324", ModelError, "a lazy module was never run")
+    MODEL_EMPTY = ("PL325", ModelError, "the module has no tensors")
+    MODEL_DTYPE = ("PL326", ModelError, "a tensor's dtype has no place in the file")
+    MODEL_NAMES = ("PL327", ModelError, "tensor names that cannot stand side by side")
+    MODEL_SUBCLASS = ("PL328", ModelError, "a tensor is of a special class")
+    MODEL_STATE = ("PL329", ModelError, "the module keeps state that a file cannot hold")
+    MODEL_OVERLAP = ("PL330", ModelError, "tensors share part of their memory")
+
+    TARGET_EXISTS = ("PL401", TargetError, "something already stands there")
+    TARGET_FOREIGN = ("PL402", TargetError, "what stands there is not all persistlib's")
+    TARGET_KIND = ("PL403", TargetError, "the target is a link, or not a directory")
+    TARGET_WRITE = ("PL404", TargetError, "writing failed; the old version is untouched")
+    TARGET_PERMISSION = ("PL405", TargetError, "no permission to write there")
+    TARGET_SPACE = ("PL406", TargetError, "no space left; the old version is untouched")
+    LOCK_HELD = ("PL407", LockedError, "another writer is at work there")
+    LOCK_STALE = ("PL408", LockedError, "a writer elsewhere left its lock")
+    LOCK_TAKEN_OVER = ("PL409", LockedError, "the lock of a dead writer was removed")
+    DURABILITY = ("PL410", DurabilityError, "the new version is in place; durability is unknown")
+    NOT_A_BUNDLE = ("PL411", TargetError, "not a bundle")
+    SOURCE_MISSING = ("PL412", TargetError, "nothing stands there")
+    SOURCE_READ = ("PL413", TargetError, "reading failed")
+    NAME_UNSAFE = ("PL414", TargetError, "a file name that does not stay in its folder")
+
+    FORMAT_UNKNOWN = ("PL501", FormatError, "not a format that persistlib knows")
+    FORMAT_HEADER = ("PL502", FormatError, "a header breaks its format's rules")
+    FORMAT_TRUNCATED = ("PL503", FormatError, "the file is shorter or longer than it says")
+    FORMAT_NAME = ("PL504", FormatError, "a tensor name that no format can carry")
+    FORMAT_DTYPE = ("PL505", FormatError, "a dtype that the format or persistlib cannot hold")
+    FORMAT_SHAPE = ("PL506", FormatError, "a shape that does not fit its bytes")
+    FORMAT_LIMIT = ("PL507", FormatError, "larger than a well-meant file would be")
+    FORMAT_UNSAFE = ("PL508", FormatError, "refers to code or to what lies outside the file")
+    FORMAT_VALUE = ("PL509", FormatError, "bytes that are no value of their dtype")
+    LOSS = ("PL520", LossError, "the conversion would lose something")
+    READBACK = ("PL521", FormatError, "what was written does not read back the same")
+
+    EXPORT_FAILED = ("PL601", ExportError, "the module could not be exported")
+    EXPORT_MISMATCH = ("PL602", ExportError, "the graph computes something else than the module")
+    EXPORT_DEGENERATE = ("PL603", ExportError, "the outputs prove nothing")
+    EXPORT_INPUTS = ("PL604", ExportError, "neither example inputs nor an interface were given")
+    GRAPH_INVALID = ("PL605", FormatError, "the graph breaks the rules of its format")
+    GRAPH_UNSAFE = ("PL606", FormatError, "the graph refers to what is never used")
+    GRAPH_ABSENT = ("PL607", SessionError, "the bundle has no graph")
+
+    SESSION_FAILED = ("PL701", SessionError, "the runtime refused the graph")
+    SESSION_INPUT = ("PL702", SessionError, "an input has the wrong name, dtype or shape")
+    PROVIDER_UNKNOWN = ("PL703", SessionError, "no such execution provider")
+    PROVIDER_ABSENT = ("PL704", SessionError, "this build lacks the execution provider")
+    PROVIDER_UNUSED = ("PL705", SessionError, "the required provider was not used")
+    RUN_FAILED = ("PL706", SessionError, "the runtime failed while running")
+    IMAGE_UNREADABLE = ("PL707", SessionError, "an image cannot be read")
+    PREPROCESSING = ("PL708", SessionError, "the bundle does not say how inputs are prepared")
+
+    DATA_MISSING = ("PL801", TrainingError, "the data set is not there")
+    DATA_INVALID = ("PL802", TrainingError, "the data set cannot be trained on")
+    LOSS_NOT_FINITE = ("PL803", TrainingError, "the loss is not finite")
+    PATTERN_UNMATCHED = ("PL804", TrainingError, "a pattern matches nothing")
+    NOTHING_TO_TRAIN = ("PL805", TrainingError, "every parameter is frozen")
+    HEAD_UNKNOWN = ("PL806", TrainingError, "the model's last layer cannot be told")
+    WEIGHTS_MISMATCH = ("PL807", TrainingError, "the weights do not fit the model")
+
+    USAGE = ("PL901", UsageError, "an argument is not understood")
+    EXTRA_MISSING = ("PL902", MissingExtra, "an optional package is not installed")
+
+    def __init__(self, identifier: str, family: type[PersistlibError], title: str) -> None:
+        self.identifier = identifier
+        self.family = family
+        self.title = title
+
+
+class Severity(str, Enum):
+    """How much a finding matters; only an error stops the work."""
+
+    NOTE = "note"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+def printable(text: str) -> str:
+    r"""Return `text` with every control, format and unpaired character escaped, on one line.
+
+    Names come from files: a terminal must never be driven by one.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One fault as data.
+
+    Attributes:
+        code: stable identifier from `Code`.
+        severity: "note", "warning" or "error".
+        location: the path, tensor or field it is about.
+        message: what was seen, what was expected; one printable line.
+        remedy: what to do, a command where one helps; may be empty.
+    """
+
+    code: str
+    severity: str
+    location: str
+    message: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        tail = f" | {self.remedy}" if self.remedy else ""
+        return f"{self.code} {self.location}: {self.message}{tail}"
+
+    def to_dict(self) -> dict[str, str]:
+        """Return the finding as the command line's JSON spells it."""
+        return asdict(self)
+
+
+def finding(
+    code: Code,
+    location: object,
+    reason: str,
+    remedy: str = "",
+    severity: Severity = Severity.ERROR,
+) -> Finding:
+    """Return a finding whose texts are safe to print on one line."""
+    return Finding(
+        code.identifier, severity.value, printable(str(location)), printable(reason), remedy
+    )
+
+
+def error(code: Code, location: object, reason: str, remedy: str = "") -> PersistlibError:
+    """Return the error of the code's own class, ready to be raised."""
+    return code.family((finding(code, location, reason, remedy),))
+
+
+def error_of(findings: Iterable[Finding]) -> PersistlibError:
+    """Return one error for all findings of severity "error", in the class of the first.
+
+    Raises:
+        ValueError: there is no such finding (a programming fault).
+    """
+    faults = tuple(f for f in findings if f.severity == Severity.ERROR.value)
+    if not faults:
+        raise ValueError("no finding of severity error")
+    return family_of(faults[0].code)(faults)
+
+
+def family_of(identifier: str) -> type[PersistlibError]:
+    """Return the error class of a code's identifier."""
+    return _FAMILY[identifier]
+
+
+_FAMILY = {code.identifier: code.family for code in Code}
+
+
+def warn(code: Code, location: object, reason: str, remedy: str = "") -> None:
+    """Warn the caller's caller with a finding."""
+    warnings.warn(
+        PersistlibWarning(finding(code, location, reason, remedy, Severity.WARNING)), stacklevel=3
+    )
+
+
+def missing_extra(package: str, extra: str, purpose: str) -> PersistlibError:
+    """Return the error that names the extra to install."""
+    return error(
+        Code.EXTRA_MISSING, package, f"{purpose} needs it", f"pip install 'persistlib[{extra}]'"
+    )

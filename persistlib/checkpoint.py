@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from typing_extensions import Self
+
 from persistlib.digests import TensorRow, digest_all, weights_identity
 from persistlib.errors import Code, error
 
@@ -94,7 +96,7 @@ class CheckpointReader(ABC):
     def __iter__(self) -> Iterator[Entry]:
         return iter(self.entries)
 
-    def __enter__(self) -> CheckpointReader:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

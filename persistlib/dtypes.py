@@ -84,9 +84,7 @@ class DType(Enum):
         """
         import torch
 
-        dtype = getattr(torch, self.value.torch)
-        if not isinstance(dtype, torch.dtype):
-            raise AttributeError(self.value.torch)
+        dtype: torch.dtype = getattr(torch, self.value.torch)
         return dtype
 
     def nbytes(self, shape: tuple[int, ...]) -> int:

@@ -1,1 +1,1 @@
-"""."""
+"""The manifest: schema, strict reading, canonical writing, upgrades."""

@@ -1,0 +1,162 @@
+"""Strict JSON in, canonical JSON out.
+
+Laws: `parse(encode(value)) == value`, and `encode(parse(data)) == data` for every canonical `data`.
+
+The canonical form is UTF-8 with keys sorted by code point, the separators `,` and `:`, no ASCII
+escaping, integers within plus or minus 2**63, floats by Python's `repr`, no negative zero, and a
+final newline. A reader that accepts only canonical bytes leaves no byte free to differ.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+from persistlib.errors import Code, error
+
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+# A manifest of 100,000 tensors is about 20 MB; larger ones are not well meant.
+SIZE_LIMIT = 64 << 20
+DEPTH_LIMIT = 64
+INTEGER_LIMIT = 1 << 63
+_DIGITS_LIMIT = 20  # of 2**63 with its sign
+
+JSONObject = dict[str, Any]
+
+
+def encode(value: object) -> bytes:
+    """Return the canonical bytes of a JSON value.
+
+    Raises:
+        ManifestError: the value is outside what the canonical form can say.
+    """
+    try:
+        _check(value, ())
+    except _NotCanonicalError as fault:
+        raise error(
+            Code.MANIFEST_FIELD, "manifest", str(fault), "give plain JSON values"
+        ) from fault
+    text = json.dumps(
+        value, ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":")
+    )
+    return text.encode() + b"\n"
+
+
+def parse(data: bytes, location: object) -> JSONObject:
+    """Return the JSON object that `data` holds, canonical or not.
+
+    Args:
+        data: the whole file.
+        location: what to name in an error.
+
+    Raises:
+        ManifestError: too large or deep, not UTF-8, a byte order mark, a name twice in one object,
+            a number outside the canonical range, or anything that is no JSON object.
+    """
+
+    def refuse(reason: str, cause: Exception | None = None) -> NoReturn:
+        raise error(
+            Code.MANIFEST_SYNTAX, location, reason, "fetch the file again from where it came"
+        ) from cause
+
+    if len(data) > SIZE_LIMIT:
+        refuse(f"{len(data)} bytes, at most {SIZE_LIMIT} are read")
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as fault:
+        refuse(f"not UTF-8 at byte {fault.start}", fault)
+    if text.startswith("\ufeff"):
+        refuse("begins with a byte order mark")
+    try:
+        value = json.loads(
+            text,
+            object_pairs_hook=_object,
+            parse_int=_integer,
+            parse_float=_float,
+            parse_constant=_constant,
+        )
+        _check(value, ())
+    except json.JSONDecodeError as fault:
+        refuse(f"no JSON: {fault.msg} at character {fault.pos}", fault)
+    except _NotCanonicalError as fault:
+        refuse(str(fault), fault)
+    except RecursionError as fault:
+        refuse(f"nested deeper than {DEPTH_LIMIT}", fault)
+    if not isinstance(value, dict):
+        refuse("not a JSON object")
+    return value
+
+
+class _NotCanonicalError(ValueError):
+    """A value that the canonical form cannot hold."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> JSONObject:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise _NotCanonicalError(f"the name {twice!r} stands twice in one object")
+    return result
+
+
+def _integer(text: str) -> int:
+    if len(text) > _DIGITS_LIMIT:
+        raise _NotCanonicalError(f"an integer of {len(text)} digits")
+    return int(text)
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise _NotCanonicalError(f"the number {text[:40]} is not finite")
+    return value
+
+
+def _constant(text: str) -> NoReturn:
+    raise _NotCanonicalError(f"{text} is no JSON value")
+
+
+def _check(value: object, path: tuple[str | int, ...]) -> None:
+    """Raise where a value cannot be said canonically, naming the place."""
+    if len(path) > DEPTH_LIMIT:
+        raise _NotCanonicalError(f"nested deeper than {DEPTH_LIMIT}")
+    if value is None or type(value) is bool:
+        return
+    if isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            _check(item, (*path, index))
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            _check_text(name, path)
+            _check(item, (*path, name))
+    elif type(value) is int:
+        if not -INTEGER_LIMIT <= value <= INTEGER_LIMIT:
+            raise _NotCanonicalError(f"{_place(path)}: an integer beyond 2**63")
+    elif type(value) is float:
+        _check_float(value, path)
+    else:
+        _check_text(value, path)
+
+
+def _check_float(value: float, path: tuple[str | int, ...]) -> None:
+    if not math.isfinite(value):
+        raise _NotCanonicalError(f"{_place(path)}: {value} is not finite")
+    if value == 0 and math.copysign(1, value) < 0:
+        raise _NotCanonicalError(f"{_place(path)}: negative zero")
+
+
+def _check_text(text: object, path: tuple[str | int, ...]) -> None:
+    if type(text) is not str:
+        raise _NotCanonicalError(f"{_place(path)}: a {type(text).__name__} is no JSON value")
+    try:
+        text.encode()
+    except UnicodeEncodeError as fault:
+        raise _NotCanonicalError(f"{_place(path)}: an unpaired surrogate") from fault
+
+
+def _place(path: tuple[str | int, ...]) -> str:
+    return ".".join(str(part) for part in path) or "the value"

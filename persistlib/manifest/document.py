@@ -17,7 +17,7 @@ from persistlib.digests import PREFIX, TensorRow, digest, weights_identity
 from persistlib.dtypes import DType
 from persistlib.errors import Code, Finding, error, error_of, finding
 from persistlib.manifest import upgrades
-from persistlib.manifest.canonical import JSONObject, encode, parse
+from persistlib.canonical import JSONObject, encode, parse
 from persistlib.manifest.schema import MAJOR, VERSION, Manifest
 
 if TYPE_CHECKING:

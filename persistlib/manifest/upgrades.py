@@ -13,7 +13,7 @@ from persistlib.manifest.schema import VERSION
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from persistlib.manifest.canonical import JSONObject
+    from persistlib.canonical import JSONObject
 
 
 class Step(NamedTuple):

@@ -45,25 +45,27 @@ def encode(value: object) -> bytes:
     return text.encode() + b"\n"
 
 
-def parse(data: bytes, location: object) -> JSONObject:
+def parse(
+    data: bytes, location: object, *, code: Code = Code.MANIFEST_SYNTAX, limit: int = SIZE_LIMIT
+) -> JSONObject:
     """Return the JSON object that `data` holds, canonical or not.
 
     Args:
         data: the whole file.
         location: what to name in an error.
+        code: the code of every refusal.
+        limit: the most bytes that are read.
 
     Raises:
-        ManifestError: too large or deep, not UTF-8, a byte order mark, a name twice in one object,
+        PersistlibError: of the code's class: too large or deep, not UTF-8, a byte order mark, a name twice in one object,
             a number outside the canonical range, or anything that is no JSON object.
     """
 
     def refuse(reason: str, cause: Exception | None = None) -> NoReturn:
-        raise error(
-            Code.MANIFEST_SYNTAX, location, reason, "fetch the file again from where it came"
-        ) from cause
+        raise error(code, location, reason, "fetch the file again from where it came") from cause
 
-    if len(data) > SIZE_LIMIT:
-        refuse(f"{len(data)} bytes, at most {SIZE_LIMIT} are read")
+    if len(data) > limit:
+        refuse(f"{len(data)} bytes, at most {limit} are read")
     try:
         text = data.decode()
     except UnicodeDecodeError as fault:

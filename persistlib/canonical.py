@@ -57,8 +57,8 @@ def parse(
         limit: the most bytes that are read.
 
     Raises:
-        PersistlibError: of the code's class: too large or deep, not UTF-8, a byte order mark, a name twice in one object,
-            a number outside the canonical range, or anything that is no JSON object.
+        PersistlibError: of the code's class: too large or deep, not UTF-8, a byte order mark, a
+            name twice in one object, a number outside the canonical range, or no JSON object.
     """
 
     def refuse(reason: str, cause: Exception | None = None) -> NoReturn:

@@ -1,0 +1,259 @@
+"""Safetensors: https://github.com/huggingface/safetensors#format, read by stricter rules.
+
+Law: `open_file(write(x)) == x` for names, dtypes, shapes, bytes, aliases and metadata; the entries
+stand in the file's own order (element size falling, then name), so the same tensors give the same
+bytes.
+
+Ties are written once, under the smallest name; the other names stand in `__metadata__` as
+`alias -> name`, which is what `safetensors.torch.save_model` writes and `load_model` reads.
+
+Today's readers accept names that stand twice, shapes beyond any memory, unknown fields and white
+space before the header; none of these is read here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+from persistlib import publish
+from persistlib.canonical import parse
+from persistlib.checkpoint import CheckpointReader, Entry
+from persistlib.digests import encode_name
+from persistlib.dtypes import DType, by_name
+from persistlib.errors import Code, error
+from persistlib.files import StrPath, map_private, read_all, read_fault
+
+if TYPE_CHECKING:
+    from collections.abc import Container, Iterable, Mapping
+
+# Bytes; of 100,000 tensors it is about 10 MB. The library allows 100 MB, which took it 21 s to open.
+HEADER_LIMIT = 16 << 20
+RANK_LIMIT = 64
+_PREFIX = 8
+_ALIGNMENT = 64
+_METADATA = "__metadata__"
+_FORMAT = "format"  # the Hub's key for the framework; its value is never a tensor's name
+_FIELDS = {"dtype", "shape", "data_offsets"}
+_BOOLEANS = b"\0\1"
+
+
+class Header(NamedTuple):
+    """What the first bytes of a file say.
+
+    Attributes:
+        entries: the tensors in the order of their bytes.
+        spans: begin and end of each tensor's bytes, from the start of the file.
+        metadata: the string map, ties not among it.
+        aliases: second names of tied tensors.
+        length: bytes of the length field and the header together.
+    """
+
+    entries: tuple[Entry, ...]
+    spans: Mapping[str, tuple[int, int]]
+    metadata: Mapping[str, str]
+    aliases: Mapping[str, str]
+    length: int
+
+
+class SafetensorsReader(CheckpointReader):
+    """An open safetensors file over bytes that are already in memory or mapped.
+
+    Attributes:
+        header: what the header says.
+    """
+
+    def __init__(self, header: Header, data: memoryview, location: StrPath) -> None:
+        super().__init__(header.entries, header.aliases, header.metadata)
+        self.header = header
+        self._data = data
+        self._location = location
+
+    def read_bytes(self, name: str) -> memoryview:
+        """Return a view of an entry's bytes.
+
+        Raises:
+            FormatError: a boolean that is neither 0 nor 1.
+        """
+        begin, end = self.header.spans[name]
+        view = self._data[begin:end]
+        if self.tensors[name].dtype is DType.BOOL and bytes(view).translate(None, _BOOLEANS):
+            raise error(
+                Code.FORMAT_VALUE, f"{self._location}: {name}", "a boolean that is neither 0 nor 1"
+            )
+        return view
+
+
+def open_file(path: StrPath, *, mapped: bool = True) -> SafetensorsReader:
+    """Return a reader of the file at `path`; no tensor is read yet.
+
+    Args:
+        path: a safetensors file.
+        mapped: whether tensors are views of a private mapping, or of a private copy.
+
+    Raises:
+        FormatError: the file breaks a rule of the format.
+        TargetError: the file cannot be read.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            header = read_header(fd, os.fstat(fd).st_size, path)
+            data = map_private(fd, os.fstat(fd).st_size, mapped=mapped)
+        finally:
+            os.close(fd)
+    except OSError as fault:
+        raise read_fault(fault, path) from fault
+    except EOFError as fault:
+        raise error(Code.FORMAT_TRUNCATED, path, "the file shrank while it was read") from fault
+    return SafetensorsReader(header, data, path)
+
+
+def read_header(fd: int, size: int, location: StrPath) -> Header:
+    """Return the header of an open file of `size` bytes.
+
+    Raises:
+        FormatError: the header breaks a rule of the format.
+        OSError: reading failed.
+    """
+    prefix = read_all(fd, _PREFIX)
+    length = int.from_bytes(prefix, "little")
+    if len(prefix) < _PREFIX or length > size - _PREFIX:
+        _refuse(Code.FORMAT_TRUNCATED, location, f"{size} bytes are less than its header says")
+    if length > HEADER_LIMIT:
+        _refuse(Code.FORMAT_LIMIT, location, f"a header of {length} bytes")
+    return parse_header(read_all(fd, _PREFIX + length), size, location)
+
+
+def parse_header(data: bytes, size: int, location: StrPath) -> Header:
+    """Return what a header says about a file of `size` bytes.
+
+    Args:
+        data: the length field and the header, exactly.
+        size: bytes of the whole file.
+        location: what to name in an error.
+
+    Raises:
+        FormatError: the header breaks a rule of the format.
+    """
+    text = data[_PREFIX:].rstrip(b" ")
+    if not text.startswith(b"{"):
+        _refuse(Code.FORMAT_HEADER, location, "the header does not begin with a brace")
+    raw = parse(text, location, code=Code.FORMAT_HEADER, limit=HEADER_LIMIT)
+    metadata = raw.pop(_METADATA, {})
+    if not isinstance(metadata, dict) or any(type(v) is not str for v in metadata.values()):
+        _refuse(Code.FORMAT_HEADER, location, "__metadata__ is no map from string to string")
+    placed = sorted(
+        (_entry(name, record, f"{location}: {name}") for name, record in raw.items()),
+        key=lambda item: item[1],
+    )
+    end = len(data)
+    spans: dict[str, tuple[int, int]] = {}
+    for entry, (begin, stop) in placed:
+        if begin + len(data) != end:
+            _refuse(Code.FORMAT_HEADER, f"{location}: {entry.name}", "a hole or overlap before it")
+        spans[entry.name] = (end, stop + len(data))
+        end = stop + len(data)
+    if end != size:
+        _refuse(Code.FORMAT_TRUNCATED, location, f"{size} bytes, its header describes {end}")
+    aliases = {a: n for a, n in metadata.items() if _is_tie(a, n, spans)}
+    rest = {key: value for key, value in metadata.items() if key not in aliases}
+    return Header(tuple(entry for entry, _ in placed), spans, rest, aliases, len(data))
+
+
+def _entry(name: str, record: Any, where: str) -> tuple[Entry, tuple[int, int]]:
+    """Return a tensor and the begin and end of its bytes, or refuse its record."""
+    encode_name(name)
+    if not isinstance(record, dict) or set(record) != _FIELDS:
+        _refuse(Code.FORMAT_HEADER, where, f"its fields are not {', '.join(sorted(_FIELDS))}")
+    dtype = by_name("safetensors", record["dtype"]) if type(record["dtype"]) is str else None
+    if dtype is None:
+        _refuse(Code.FORMAT_DTYPE, where, f"the dtype {record['dtype']!r} is not known")
+    shape, offsets = record["shape"], record["data_offsets"]
+    if not _are_counts(shape) or len(shape) > RANK_LIMIT:
+        _refuse(Code.FORMAT_SHAPE, where, "a malformed shape")
+    if not _are_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        _refuse(Code.FORMAT_HEADER, where, "malformed data_offsets")
+    entry = Entry(name, dtype, tuple(shape))
+    if any(extent >= 1 << 63 for extent in shape) or entry.nbytes != offsets[1] - offsets[0]:
+        _refuse(
+            Code.FORMAT_SHAPE, where, f"{offsets[1] - offsets[0]} bytes do not fit its dtype, shape"
+        )
+    if entry.nbytes == 0 and _span(shape) >= 1 << 63:
+        _refuse(Code.FORMAT_SHAPE, where, "an empty tensor of impossible extents")
+    return entry, (offsets[0], offsets[1])
+
+
+def _is_tie(key: str, value: str, names: Container[str]) -> bool:
+    return key != _FORMAT and value in names and key not in names
+
+
+def _span(shape: Iterable[int]) -> int:
+    product = 1
+    for extent in shape:
+        product *= max(extent, 1)
+    return product
+
+
+def _are_counts(value: object) -> bool:
+    return isinstance(value, list) and all(type(v) is int and v >= 0 for v in value)
+
+
+def _refuse(code: Code, where: StrPath, reason: str) -> NoReturn:
+    raise error(code, where, reason, "fetch the file again from where it came")
+
+
+def write(checkpoint: CheckpointReader, path: StrPath) -> None:
+    """Write a checkpoint as one safetensors file, whole and durable.
+
+    Raises:
+        FormatError: a name cannot be carried, or metadata collides with an alias.
+        TargetError: writing failed; what stood at `path` stands unchanged.
+    """
+    order = data_order(checkpoint.entries)
+    with publish.file(path) as out:
+        out.write(render_header(order, checkpoint.metadata, checkpoint.aliases))
+        for entry in order:
+            out.write(checkpoint.read_bytes(entry.name))
+
+
+def data_order(entries: Iterable[Entry]) -> tuple[Entry, ...]:
+    """Return the entries in the order of their bytes: element size falling, then name."""
+    return tuple(sorted(entries, key=lambda e: (-e.dtype.itemsize, encode_name(e.name))))
+
+
+def render_header(
+    order: Iterable[Entry], metadata: Mapping[str, str], aliases: Mapping[str, str]
+) -> bytes:
+    """Return the length field and the header, padded so that the data begins aligned.
+
+    Args:
+        order: the entries in the order of their bytes.
+        metadata: the string map.
+        aliases: second names of tied tensors.
+
+    Raises:
+        FormatError: a key of the metadata is an alias or would be read as one.
+    """
+    header: dict[str, Any] = {}
+    offset = 0
+    for entry in order:
+        header[entry.name] = {
+            "dtype": entry.dtype.value.safetensors,
+            "shape": list(entry.shape),
+            "data_offsets": [offset, offset + entry.nbytes],
+        }
+        offset += entry.nbytes
+    for key, value in metadata.items():
+        if key in aliases or _is_tie(key, value, header):
+            raise error(
+                Code.FORMAT_NAME, key, "a metadata key that would read as a tied tensor", "drop it"
+            )
+    strings = dict(sorted([*metadata.items(), *aliases.items()]))
+    document = ({_METADATA: strings} if strings else {}) | header
+    text = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-(_PREFIX + len(text)) % _ALIGNMENT)
+    if len(text) > HEADER_LIMIT:
+        raise error(Code.FORMAT_LIMIT, _METADATA, f"a header of {len(text)} bytes")
+    return len(text).to_bytes(_PREFIX, "little") + text

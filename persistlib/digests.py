@@ -19,7 +19,9 @@ from blake3 import blake3
 from persistlib.errors import Code, error
 
 if TYPE_CHECKING:
-    from collections.abc import Buffer, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
+
+    from typing_extensions import Buffer
 
     from persistlib.dtypes import DType
 

@@ -110,8 +110,11 @@ _BY: dict[str, dict[str, DType]] = {
 def _numpy_dtype(dtype: DType) -> np.dtype:
     import numpy as np
 
+    made: np.dtype
     if dtype.value.extension:
         import ml_dtypes
 
-        return np.dtype(getattr(ml_dtypes, dtype.value.numpy))
-    return np.dtype(dtype.value.numpy).newbyteorder("<")
+        made = np.dtype(getattr(ml_dtypes, dtype.value.numpy))
+    else:
+        made = np.dtype(dtype.value.numpy).newbyteorder("<")
+    return made

@@ -75,8 +75,8 @@ class Folder:
             IntegrityError: it is missing, or no regular file.
         """
         location = os.path.join(self.path, name)
-        if fault := name_fault(name):
-            raise error(Code.NAME_UNSAFE, location, fault, "do not use this bundle")
+        if flaw := name_fault(name):
+            raise error(Code.NAME_UNSAFE, location, flaw, "do not use this bundle")
         flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
         try:
             fd = os.open(name, flags, dir_fd=self.fd)

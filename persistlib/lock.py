@@ -17,14 +17,14 @@ from persistlib.errors import Code, error, warn
 from persistlib.files import is_remote, read_all
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
 _SIZE_LIMIT = 4096
 
 
 @contextlib.contextmanager
-def locked(folder_fd: int, name: str, target: str) -> Iterator[None]:
+def locked(folder_fd: int, name: str, target: str) -> Generator[None]:
     """Hold the lock `name` in a folder while the block runs.
 
     Args:

@@ -29,7 +29,9 @@ from persistlib.files import Folder, StrPath, read_fault
 from persistlib.lock import locked
 
 if TYPE_CHECKING:
-    from collections.abc import Buffer, Callable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Sequence
+
+    from typing_extensions import Buffer
 
 _RENAME_EXCHANGE = 2  # linux/fs.h
 _CANNOT_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM}
@@ -79,7 +81,7 @@ class NewFolder:
         self.fd = fd
 
     @contextlib.contextmanager
-    def create(self, name: str) -> Iterator[OutFile]:
+    def create(self, name: str) -> Generator[OutFile]:
         """Yield a new file `name`, made durable on leaving."""
         fd = os.open(name, _WRITE_FLAGS, 0o666, dir_fd=self.fd)
         try:
@@ -135,7 +137,7 @@ def write_fault(fault: OSError, location: StrPath) -> PersistlibError:
 @contextlib.contextmanager
 def folder(
     path: StrPath, *, overwrite: bool, foreign: Callable[[Folder], Sequence[str]]
-) -> Iterator[NewFolder]:
+) -> Generator[NewFolder]:
     """Yield a new folder that takes the place of `path` on leaving, whole and durable.
 
     Args:
@@ -182,7 +184,7 @@ def folder(
 
 
 @contextlib.contextmanager
-def file(path: StrPath, *, overwrite: bool = True) -> Iterator[OutFile]:
+def file(path: StrPath, *, overwrite: bool = True) -> Generator[OutFile]:
     """Yield a new file that takes the place of `path` on leaving, whole and durable.
 
     Raises:
@@ -423,7 +425,7 @@ def _remove(parent_fd: int, name: str) -> None:
 
 
 @contextlib.contextmanager
-def _translated(path: str) -> Iterator[None]:
+def _translated(path: str) -> Generator[None]:
     try:
         yield
     except OSError as fault:

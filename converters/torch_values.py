@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from persistlib.dtypes import DType
+from persistlib.dtypes import DType, by_name
 
-# The typed storages of torch, by the name of their dtype; those that persistlib cannot keep too,
-# so that such a tensor can stand unused beside the weights, and is refused by its own name.
+# The typed storages of torch, by the name of their dtype.
 STORAGES = {
     "float64": "DoubleStorage",
     "float32": "FloatStorage",
@@ -24,23 +23,28 @@ STORAGES = {
     "uint8": "ByteStorage",
     "bool": "BoolStorage",
     "complex64": "ComplexFloatStorage",
-    "complex128": "ComplexDoubleStorage",
-    "qint32": "QInt32Storage",
-    "qint8": "QInt8Storage",
-    "quint8": "QUInt8Storage",
-    "quint4x2": "QUInt4x2Storage",
-    "quint2x4": "QUInt2x4Storage",
+}
+# Those that persistlib cannot keep, with the bytes of an element: such a tensor may stand unused
+# beside the weights, and is refused by its own name otherwise.
+_FOREIGN = {
+    "complex128": ("ComplexDoubleStorage", 16),
+    "qint32": ("QInt32Storage", 4),
+    "qint8": ("QInt8Storage", 1),
+    "quint8": ("QUInt8Storage", 1),
+    "quint4x2": ("QUInt4x2Storage", 1),
+    "quint2x4": ("QUInt2x4Storage", 1),
 }
 UNTYPED = ("torch.storage.UntypedStorage", "torch.storage._UntypedStorage", "torch.UntypedStorage")
 # Storage class -> dtype name; empty for bare bytes. CUDA's stood in files of torch 0.x.
+_TYPED = STORAGES | {dtype: kind for dtype, (kind, _) in _FOREIGN.items()}
 STORAGE_DTYPES = (
-    {f"torch.{kind}": dtype for dtype, kind in STORAGES.items()}
-    | {f"torch.cuda.{kind}": dtype for dtype, kind in STORAGES.items()}
+    {f"torch.{kind}": dtype for dtype, kind in _TYPED.items()}
+    | {f"torch.cuda.{kind}": dtype for dtype, kind in _TYPED.items()}
     | dict.fromkeys(UNTYPED, "")
 )
 DTYPES = frozenset(
     {f"torch.{dtype.value.torch}" for dtype in DType}
-    | {f"torch.{dtype}" for dtype in STORAGES}
+    | {f"torch.{dtype}" for dtype in _FOREIGN}
     | {"torch.complex32", "torch.float4_e2m1fn_x2"}
 )
 
@@ -75,6 +79,12 @@ class Storage:
     start: int
     length: int
 
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element."""
+        known = by_name("torch", self.dtype)
+        return known.itemsize if known else _FOREIGN.get(self.dtype, ("", 1))[1]
+
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
@@ -102,10 +112,6 @@ class Mapping:
     """A dict, as its pairs in order: no key is hashed, so none can be made to collide."""
 
     items: list[tuple[object, object]] = field(default_factory=list)
-
-    def get(self, key: str) -> object:
-        """Return the last value of a key, or None."""
-        return next((value for name, value in reversed(self.items) if name == key), None)
 
 
 @dataclass(eq=False, slots=True)

@@ -53,14 +53,14 @@ class Record(NamedTuple):
     Attributes:
         start: offset of the first byte in the file.
         size: bytes.
-        crc: expected CRC-32.
+        crc: expected CRC-32; None in a file that keeps none.
         is_stored: whether the bytes stand there as they are; no other record is ever read.
     """
 
     start: int
     size: int
-    crc: int
-    is_stored: bool
+    crc: int | None
+    is_stored: bool = True
 
 
 class _Member(NamedTuple):
@@ -83,23 +83,11 @@ def audit(data: memoryview, location: str) -> dict[str, Record]:
         FormatError: the archive breaks a rule, or could be read in two ways.
     """
     try:
-        start, stop, count = _end(data)
-        members = _directory(data, start, stop, count)
-        root = _root(members)
-        records: dict[str, Record] = {}
-        begins = [*sorted(member.offset for member in members), start]
-        if begins[0] != 0:
-            raise _BentError("bytes before the first record")
-        follow = dict(pairwise(begins))
-        if len(follow) != len(members):
-            raise _BentError("two records begin at one place")
-        for member in members:
-            records[member.name[len(root) :]] = _record(data, member, follow[member.offset], root)
+        return _records(data)
     except struct.error as fault:
         raise error(Code.FORMAT_TRUNCATED, location, "the archive is cut off", _REMEDY) from fault
     except _BentError as fault:
         raise error(Code.FORMAT_HEADER, location, str(fault), _REMEDY) from fault
-    return records
 
 
 def content(data: memoryview, record: Record, name: str, code: Code, location: str) -> memoryview:
@@ -120,11 +108,27 @@ def content(data: memoryview, record: Record, name: str, code: Code, location: s
         reason = f"the record {name} is compressed"
         raise error(Code.FORMAT_HEADER, location, reason, _REMEDY)
     view = data[record.start : record.start + record.size]
-    if (found := zlib.crc32(view)) != record.crc:
+    if record.crc is not None and (found := zlib.crc32(view)) != record.crc:
         unsaid = " (saved with set_crc32_options(False)?)" if record.crc == 0 else ""
         reason = f"the record {name} has CRC-32 {found:08x}, not {record.crc:08x}{unsaid}"
         raise error(code, location, reason, "fetch or save the file again")
     return view
+
+
+def _records(data: memoryview) -> dict[str, Record]:
+    start, stop, count = _end(data)
+    members = _directory(data, start, stop, count)
+    root = _root(members)
+    begins = [*sorted(member.offset for member in members), start]
+    if begins[0] != 0:
+        raise _BentError("bytes before the first record")
+    follow = dict(pairwise(begins))
+    if len(follow) != len(members):
+        raise _BentError("two records begin at one place")
+    return {
+        member.name[len(root) :]: _record(data, member, follow[member.offset], root)
+        for member in members
+    }
 
 
 def _end(data: memoryview) -> tuple[int, int, int]:

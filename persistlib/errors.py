@@ -244,6 +244,9 @@ class Code(Enum):
 
     USAGE = ("PL901", UsageError, "an argument is not understood")
     EXTRA_MISSING = ("PL902", MissingExtra, "an optional package is not installed")
+    INTERRUPTED = ("PL903", PersistlibError, "interrupted")
+    NO_MEMORY = ("PL904", PersistlibError, "not enough memory")
+    INTERNAL = ("PL905", PersistlibError, "a fault of persistlib's own")
 
     def __init__(self, identifier: str, family: type[PersistlibError], title: str) -> None:
         self.identifier = identifier

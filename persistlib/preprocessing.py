@@ -83,7 +83,9 @@ class ImagePreprocessing:
             record["interpolation"] = self.interpolation
         if self.crop is not None:
             record["crop"] = [*self.crop]
-        return record | {"mean": [*self.mean], "std": [*self.std]}
+        record["mean"] = [*self.mean]
+        record["std"] = [*self.std]
+        return record
 
 
 def parse(record: Mapping[str, JsonValue]) -> ImagePreprocessing:
@@ -236,14 +238,19 @@ def _prepare(pixels: Pixels, record: ImagePreprocessing, where: str) -> NDArray[
     method = Image.Resampling[record.interpolation.upper()]
     if pixels.dtype == np.uint8:
         image = Image.fromarray(pixels).convert("RGB" if record.channels == 3 else "L")
-        planes = np.atleast_3d(np.asarray(image.resize(resized[::-1], method))).transpose(2, 0, 1)
+        planes = np.atleast_3d(
+            np.asarray(image.resize((resized.width, resized.height), method))
+        ).transpose(2, 0, 1)
     else:
         values = _with_channels(pixels.astype(np.float32), record.channels)
         images = (Image.fromarray(plane) for plane in values)
-        planes = np.stack([np.asarray(im.resize(resized[::-1], method)) for im in images])
+        planes = np.stack(
+            [np.asarray(im.resize((resized.width, resized.height), method)) for im in images]
+        )
     planes = _centre(planes, record.size or resized, where)
     column = (record.channels, 1, 1)
-    result = planes.astype(np.float32) / np.float32(record.scale)
+    result: NDArray[np.float32] = planes.astype(np.float32)
+    result /= np.float32(record.scale)
     result -= np.array(record.mean, np.float32).reshape(column)
     result /= np.array(record.std, np.float32).reshape(column)
     return result
@@ -260,12 +267,11 @@ def _resized(given: Size, resize: int | Size | None) -> Size:
 
 def _with_channels(values: NDArray[np.float32], channels: int) -> NDArray[np.float32]:
     """Return numbers of (height, width[, 3]) as (channels, height, width)."""
-    if values.ndim == 2:
-        return np.stack([values] * channels)
-    if channels == 1:
-        grey: NDArray[np.float32] = values @ _LUMA
-        return grey[None]
-    return np.moveaxis(values, 2, 0).copy()
+    if values.ndim == 3:
+        planes = (values @ _LUMA)[None] if channels == 1 else np.moveaxis(values, 2, 0)
+    else:
+        planes = np.broadcast_to(values, (channels, *values.shape))
+    return np.ascontiguousarray(planes, np.float32)
 
 
 def _centre(planes: Pixels, crop: Size, where: str) -> Pixels:

@@ -1,0 +1,252 @@
+"""From a module to the bytes of an ONNX file that holds its whole state_dict.
+
+Laws: every tensor of `model.state_dict()` stands in the file under its own name, bit for bit; the
+same module exported twice gives the same bytes; nothing of the exporting machine stands in them.
+
+State that the graph does not use (auxiliary heads, second names of tied tensors, counters) stands
+as initializers that nothing refers to; ONNX Runtime drops those when a session is made.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import onnx
+
+from persistlib.dtypes import DType, by_name
+from persistlib.errors import Code, error
+from persistlib.export.capture import capture
+from persistlib.export.naming import settle_names, strip_notes
+from persistlib.export.state import aliases_of, dtype_of, state_of
+from persistlib.manifest.schema import TensorSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    import torch
+
+    from persistlib.export.state import StateTensor
+
+MODEL = "model.onnx"
+DATA = "model.onnx.data"
+ALIASES = "persistlib.aliases"
+COMPLEX = "persistlib.complex"
+# protobuf ends at 2 GiB; what is not the state (constants, the graph) needs room beside it.
+EXTERNAL_ABOVE = 1_500_000_000
+_EXTERNAL_TENSOR = 1024  # bytes; smaller ones stay in the file, as onnx's own writer does
+_ALIGNMENT = 4096  # of a tensor in the data file: the page size, so that it can be mapped
+
+
+@dataclass(frozen=True, slots=True)
+class ExportedFile:
+    """A file of the graph: its plain name and its bytes."""
+
+    name: str
+    data: memoryview | bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """A module as ONNX, not yet proved (`proof.prove`).
+
+    Attributes:
+        files: the model first, then its external data when there is such.
+        ir_version: as read back from the bytes.
+        opsets: domain to version, as read back from the bytes.
+        inputs: what goes in; a free first axis is "batch".
+        outputs: what comes out.
+        names: asked-for input and output names to the graph's, where the state has that name.
+        precision: the coarsest float dtype of the state, which is what it computes in.
+        examples: the inputs that it was traced with, on the host.
+    """
+
+    files: tuple[ExportedFile, ...]
+    ir_version: int
+    opsets: Mapping[str, int]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    names: Mapping[str, str]
+    precision: str
+    examples: tuple[torch.Tensor, ...]
+
+    @property
+    def external(self) -> dict[str, memoryview]:
+        """The external data files by name."""
+        return {file.name: memoryview(file.data) for file in self.files[1:]}
+
+
+def export(
+    model: torch.nn.Module,
+    example_inputs: tuple[torch.Tensor, ...],
+    *,
+    input_names: tuple[str, ...],
+    output_names: tuple[str, ...] | None = None,
+    opset: int | None = None,
+    dynamic_batch: bool = True,
+    metadata: Mapping[str, str] | None = None,
+    external_above: int = EXTERNAL_ABOVE,
+) -> Exported:
+    """Return the module as ONNX, exported in evaluation mode.
+
+    Args:
+        model: left as it is, training flags and buffers included.
+        example_inputs: positional forward arguments.
+        input_names: one for each of them.
+        output_names: one for each output tensor; by default its key, field or position.
+        opset: version of the default operator set; by default torch's choice. What was really
+            written is in `opsets`.
+        dynamic_batch: whether the first axis is free.
+        metadata: strings to put into the file beside the aliases.
+        external_above: bytes of state above which it goes to a second file.
+
+    Raises:
+        ExportError: torch cannot export it, the batch is not free, or a tensor of the state does
+            not stand in the file bit for bit.
+    """
+    _require_names(input_names, example_inputs, "input_names")
+    for name, tensor in zip(input_names, example_inputs, strict=True):
+        dtype_of(tensor, name)
+    state = state_of(model)
+    captured = capture(
+        model, example_inputs, state, opset=opset, dynamic_batch=dynamic_batch
+    )
+    wanted = output_names or captured.outputs
+    _require_names(wanted, captured.outputs, "output_names")
+    proto = captured.proto
+    strip_notes(proto)
+    settle_names(proto.graph, state, input_names, wanted)
+    del proto.graph.input[captured.inputs :]
+    onnx.helper.set_model_props(proto, dict(sorted(_notes(state, metadata or {}).items())))
+    _require_free_batch(proto, captured.examples, dynamic_batch=dynamic_batch)
+    data = _put_back(proto.graph, state, external_above)
+    files = (ExportedFile(MODEL, proto.SerializeToString(deterministic=True)), *data)
+    asked = zip((*input_names, *wanted), (*proto.graph.input, *proto.graph.output), strict=True)
+    names = {name: value.name for name, value in asked if name != value.name}
+    del proto, captured.proto.graph.initializer[:]
+    return _read_back(files, state, names, captured.examples)
+
+
+def _require_names(names: Sequence[str], values: Sequence[object], argument: str) -> None:
+    if len(names) != len(values) or len(set(names)) != len(names) or not all(names):
+        reason = f"{len(names)} names for {len(values)} tensors, or one is empty or stands twice"
+        raise error(Code.USAGE, argument, reason, "give each tensor its own name")
+
+
+def _notes(state: Mapping[str, StateTensor], metadata: Mapping[str, str]) -> dict[str, str]:
+    notes = dict(metadata)
+    if aliases := aliases_of(state):
+        notes[ALIASES] = json.dumps(aliases, sort_keys=True)
+    if views := sorted(name for name, tensor in state.items() if tensor.is_complex):
+        notes[COMPLEX] = json.dumps(views)
+    return notes
+
+
+def _require_free_batch(
+    proto: onnx.ModelProto, examples: Sequence[torch.Tensor], *, dynamic_batch: bool
+) -> None:
+    """Raise where torch fixed the batch to the example's although it was to be free."""
+    first = next((i for i, tensor in enumerate(examples) if tensor.dim()), None)
+    if not dynamic_batch or first is None:
+        return
+    value = proto.graph.input[first]
+    if not value.type.tensor_type.shape.dim[0].dim_param:
+        reason = f"the module fixes the batch to the example's {examples[first].shape[0]}"
+        remedy = "compute shapes from the input's own in forward, or export a fixed batch"
+        raise error(Code.EXPORT_FAILED, value.name, reason, remedy)
+
+
+def _put_back(
+    graph: onnx.GraphProto, state: Mapping[str, StateTensor], external_above: int
+) -> tuple[ExportedFile, ...]:
+    """Add the whole state to the graph's initializers; return the data file, if it takes one."""
+    aliases = aliases_of(state)
+    is_external = sum(tensor.nbytes for tensor in state.values()) > external_above
+    places: dict[str, int] = {}
+    end = 0
+    for name in sorted(state, key=lambda name: (name in aliases, name)):
+        entry, kept = state[name], aliases.get(name, name)
+        tensor = graph.initializer.add(name=name, dims=entry.shape)
+        tensor.data_type = onnx.TensorProto.DataType.Value(entry.dtype.value.onnx)
+        if not is_external or entry.nbytes < _EXTERNAL_TENSOR:
+            tensor.raw_data = bytes(entry.data)
+            continue
+        if kept not in places:
+            places[kept] = -(-end // _ALIGNMENT) * _ALIGNMENT
+            end = places[kept] + entry.nbytes
+        onnx.external_data_helper.set_external_data(tensor, DATA, places[kept], entry.nbytes)
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+    if not places:
+        return ()
+    buffer = memoryview(mmap.mmap(-1, end))
+    for name, offset in places.items():
+        buffer[offset : offset + state[name].nbytes] = state[name].data
+    return (ExportedFile(DATA, buffer),)
+
+
+def _read_back(
+    files: tuple[ExportedFile, ...],
+    state: Mapping[str, StateTensor],
+    names: Mapping[str, str],
+    examples: tuple[torch.Tensor, ...],
+) -> Exported:
+    """Return what the written bytes say, after comparing every tensor of the state with them."""
+    proto = onnx.ModelProto.FromString(files[0].data)
+    data = memoryview(files[1].data) if len(files) > 1 else memoryview(b"")
+    stored = {tensor.name: tensor for tensor in proto.graph.initializer}
+    for name, entry in state.items():
+        fault = _difference(stored.get(name), entry, data)
+        if fault:
+            raise error(
+                Code.EXPORT_FAILED, name, fault, "report this: the graph must hold the whole state"
+            )
+    return Exported(
+        files=files,
+        ir_version=proto.ir_version,
+        opsets={opset.domain: opset.version for opset in proto.opset_import},
+        inputs=_specs(proto.graph.input),
+        outputs=_specs(proto.graph.output),
+        names=names,
+        precision=_precision(state),
+        examples=tuple(tensor.detach().cpu() for tensor in examples),
+    )
+
+
+def _difference(
+    tensor: onnx.TensorProto | None, entry: StateTensor, data: memoryview
+) -> str | None:
+    if tensor is None:
+        return "not in the written file"
+    if tuple(tensor.dims) != entry.shape:
+        return f"written with shape {tuple(tensor.dims)}, it is {entry.shape}"
+    if onnx.TensorProto.DataType.Name(tensor.data_type) != entry.dtype.value.onnx:
+        return f"written as {onnx.TensorProto.DataType.Name(tensor.data_type)}"
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        place = {item.key: item.value for item in tensor.external_data}
+        stored = data[(start := int(place["offset"])) : start + int(place["length"])]
+    else:
+        stored = memoryview(tensor.raw_data)
+    return None if stored == entry.data else "written with other bytes"
+
+
+def _specs(values: Iterable[onnx.ValueInfoProto]) -> tuple[TensorSpec, ...]:
+    specs: list[TensorSpec] = []
+    for value in values:
+        kind = value.type.tensor_type
+        spelled = onnx.TensorProto.DataType.Name(kind.elem_type)
+        if (dtype := by_name("onnx", spelled)) is None:
+            raise error(Code.EXPORT_FAILED, value.name, f"{spelled} is no dtype of ours", "cast it")
+        shape = tuple(
+            dim.dim_value if dim.HasField("dim_value") else dim.dim_param or f"{value.name}_{axis}"
+            for axis, dim in enumerate(kind.shape.dim)
+        )
+        specs.append(TensorSpec(name=value.name, dtype=dtype.name, shape=shape))
+    return tuple(specs)
+
+
+def _precision(state: Mapping[str, StateTensor]) -> str:
+    floats = [entry.dtype for entry in state.values() if entry.dtype.name[0] in "FB"]
+    used = [dtype for dtype in floats if dtype is not DType.BOOL]
+    return min(used, key=lambda dtype: dtype.itemsize, default=DType.F32).name

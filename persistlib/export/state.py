@@ -1,0 +1,95 @@
+"""The module's state as the graph holds it: bytes under their own names.
+
+Law: `state_of(model)[name].data` are the bytes of `model.state_dict()[name]`, row-major and
+little-endian; a complex tensor stands as its real view, whose bytes are the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from persistlib.dtypes import DType, by_name
+from persistlib.errors import Code, error
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_COMPLEX_PARTS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class StateTensor:
+    """One tensor of the state.
+
+    Attributes:
+        dtype: element type in the graph; F32 for a complex tensor.
+        shape: extents in the graph; a complex tensor has a last one of 2.
+        tensor: its values, wherever they lie.
+        is_complex: whether the graph holds the real view of it.
+    """
+
+    dtype: DType
+    shape: tuple[int, ...]
+    tensor: torch.Tensor
+    is_complex: bool
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the dense tensor."""
+        return self.dtype.nbytes(self.shape)
+
+    @property
+    def data(self) -> memoryview:
+        """The bytes, a view of the tensor's own memory where that is dense and on the host."""
+        dense = self.tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
+        return memoryview(dense.reshape(-1).view(torch.uint8).numpy())
+
+
+def state_of(model: torch.nn.Module) -> dict[str, StateTensor]:
+    """Return every tensor of the state_dict by name, second names of tied tensors included.
+
+    Raises:
+        ExportError: a tensor's dtype has no place in a graph.
+    """
+    state: dict[str, StateTensor] = {}
+    for name, value in model.state_dict().items():
+        if isinstance(value, torch.Tensor):
+            state[name] = _state_tensor(name, value)
+    return state
+
+
+def dtype_of(tensor: torch.Tensor, name: str) -> DType:
+    """Return the table's row of a tensor's dtype.
+
+    Raises:
+        ExportError: the table has none.
+    """
+    dtype = by_name("torch", str(tensor.dtype).removeprefix("torch."))
+    if dtype is None:
+        raise error(Code.EXPORT_FAILED, name, f"{tensor.dtype} has no place in a graph", "cast it")
+    return dtype
+
+
+def aliases_of(state: Mapping[str, StateTensor]) -> dict[str, str]:
+    """Return the second names of tied tensors, each to the smallest name."""
+    first: dict[object, str] = {}
+    aliases: dict[str, str] = {}
+    for name in sorted(state):
+        tensor = state[name].tensor
+        if tensor.numel() == 0:
+            continue
+        place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        if (kept := first.setdefault(place, name)) != name:
+            aliases[name] = kept
+    return aliases
+
+
+def _state_tensor(name: str, tensor: torch.Tensor) -> StateTensor:
+    dtype = dtype_of(tensor, name)
+    shape = tuple(tensor.shape)
+    if dtype is DType.C64:
+        return StateTensor(DType.F32, (*shape, _COMPLEX_PARTS), tensor, is_complex=True)
+    return StateTensor(dtype, shape, tensor, is_complex=False)

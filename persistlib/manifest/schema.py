@@ -51,7 +51,8 @@ TensorName = Annotated[str, AfterValidator(_tensor_name)]
 Builder = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")]
 Count = Annotated[int, Field(ge=0)]
 Shape = tuple[Count, ...]
-Timestamp = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")]
+Timestamp = Annotated[str, Field(pattern=r"^[0-9]{4}(-[0-9]{2}){2}T[0-9]{2}(:[0-9]{2}){2}Z$")]
+Version = Annotated[str, Field(pattern=r"^[0-9]{1,4}\.[0-9]{1,4}$")]
 Arguments = dict[str, JsonValue]
 
 
@@ -62,7 +63,12 @@ class Section(BaseModel):
 
 
 class Writer(Section):
-    """Which program wrote the manifest."""
+    """Which program wrote the manifest.
+
+    Attributes:
+        name: the program's name.
+        version: its version.
+    """
 
     name: str
     version: str
@@ -88,20 +94,22 @@ class Edit(Section):
     """One change to what the builder builds, carried out in order.
 
     Attributes:
-        op: replace, insert or remove a submodule; set a plain attribute.
-        path: dotted path of the submodule; of the owner for `set` (empty: the root).
-        builder: what builds the submodule, for replace and insert.
+        op: replace, insert, remove or share a submodule; set a plain attribute; parametrize.
+        path: dotted path of the submodule; of the owner of an attribute (empty: the root).
+        builder: what builds the submodule or parametrizes, for replace, insert and parametrize.
         arguments: its arguments.
-        attribute: the attribute's name, for set.
-        value: the attribute's value, for set.
+        attribute: the attribute's name, for set, parametrize, and for removing an attribute.
+        value: the attribute's value, for set; the path of the shared module, for share.
+        index: place among its siblings, for insert; null puts it last.
     """
 
-    op: Literal["replace", "insert", "remove", "set"]
+    op: Literal["replace", "insert", "remove", "share", "set", "parametrize"]
     path: str
     builder: Builder | None = None
     arguments: Arguments = {}
     attribute: str | None = None
     value: JsonValue = None
+    index: Count | None = None
 
 
 class Architecture(Section):
@@ -125,7 +133,13 @@ class Architecture(Section):
 
 
 class TensorSpec(Section):
-    """An input or output: its name, dtype, and extents, a free one given by its name."""
+    """An input or output.
+
+    Attributes:
+        name: of the forward argument, or of the output.
+        dtype: element type.
+        shape: extents; a free one is given by a name, such as batch.
+    """
 
     name: str
     dtype: DTypeName
@@ -189,7 +203,12 @@ class TensorRecord(Section):
 
 
 class Base(Section):
-    """The full bundle that a delta stands on: its weights identity and a sibling's name."""
+    """The full bundle that a delta stands on.
+
+    Attributes:
+        identity: its weights identity.
+        hint: the name of a folder beside this one where it may be found.
+    """
 
     identity: Identity
     hint: FileName | None = None
@@ -240,14 +259,14 @@ class State(Section):
         frozen_modules_in_eval: paths of modules kept in evaluation by `persistlib.freeze`.
         unsaved_buffers: non-persistent buffers and tensor attributes by dotted name.
         files: safetensors files holding those that building does not make.
-        dim_order: for a tensor not row-major in memory, its dimensions from outermost to innermost.
+        strides: of tensors that are dense but not row-major in memory, such as channels-last ones.
     """
 
     training: tuple[str, ...] = ()
     frozen_modules_in_eval: tuple[str, ...] = ()
     unsaved_buffers: dict[TensorName, UnsavedTensor] = {}
     files: tuple[FileEntry, ...] = ()
-    dim_order: dict[TensorName, tuple[Count, ...]] = {}
+    strides: dict[TensorName, tuple[Count, ...]] = {}
 
 
 class Data(Section):
@@ -269,7 +288,17 @@ class Data(Section):
 
 
 class Training(Section):
-    """How the weights came about."""
+    """How the weights came about.
+
+    Attributes:
+        strategy: what was trained, how and on what precision.
+        seed: of every random choice.
+        epochs: how many were trained.
+        optimizer: its name and settings.
+        data: what it was trained on.
+        metrics: of the weights that were saved, on the held-out split.
+        history: a record for each epoch.
+    """
 
     strategy: dict[str, JsonValue] = {}
     seed: int | None = None
@@ -281,7 +310,14 @@ class Training(Section):
 
 
 class Environment(Section):
-    """Where it was saved."""
+    """Where it was saved.
+
+    Attributes:
+        python: version.
+        platform: operating system and machine.
+        packages: versions of the packages that matter.
+        accelerator: the device it was trained or saved on, when not the CPU.
+    """
 
     python: str
     platform: str
@@ -312,7 +348,12 @@ class Graph(Section):
 
 
 class Examples(Section):
-    """Stored inputs and outputs, and how closely outputs must be met."""
+    """Stored inputs and outputs, and how closely outputs must be met.
+
+    Attributes:
+        files: one safetensors file of tensors named `input.NAME` and `output.NAME`.
+        tolerance: relative to the output's scale, by runtime.
+    """
 
     files: Annotated[tuple[FileEntry, ...], Field(min_length=1)]
     tolerance: dict[str, float] = {}
@@ -338,11 +379,31 @@ class Manifest(Section):
     """A bundle's manifest, schema 1.0.
 
     Attributes:
-        unknown: waived fields that a newer minor version wrote, as (path, value); written back.
-        upgraded_from: the version that the file was in, when upgrade steps ran.
+        manifest_version: major.minor of the schema.
+        writer: which program wrote it.
+        bundle_id: what the model is; see "Two digests".
+        digest: of every other byte of the manifest; see "Two digests".
+        created: when, in UTC.
+        name: for people.
+        license: SPDX identifier of the weights' licence.
+        status: whether the model may be used.
+        architecture: how to rebuild the module.
+        interface: what goes in, what comes out, and what it means.
+        weights: where the tensors are and what they are.
+        state: what the module remembers besides its state_dict.
+        training: how the weights came about.
+        evaluations: results of `evaluate`, oldest first.
+        resume: what an interrupted training goes on from.
+        environment: where it was saved.
+        requires: version ranges by package, `python` among them, without which it cannot be used.
+        graphs: ONNX graphs of the model.
+        examples: stored inputs and outputs.
+        lineage: ancestors, nearest first.
+        documents: files for people, outside the verified set; nothing is read from them.
+        extensions: others' fields, by reverse-DNS name; always waived.
     """
 
-    manifest_version: Annotated[str, Field(pattern=r"^\d{1,4}\.\d{1,4}$")] = VERSION
+    manifest_version: Version = VERSION
     writer: Writer
     bundle_id: Identity
     digest: Identity

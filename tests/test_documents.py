@@ -1,0 +1,54 @@
+"""The pages made from the code are what the code says."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from persistlib.canonical import encode, parse
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def generator() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("page", ["errors.md", "manifest.md"])
+def test_a_page_made_from_the_code_is_current(page: str) -> None:
+    made = generator().PAGES[page]()
+    assert (DOCS / page).read_text(encoding="utf-8") == made, "run `make docs` and commit the pages"
+
+
+def test_the_published_schema_is_current() -> None:
+    made = generator().PAGES["manifest.schema.json"]()
+    published = (DOCS / "manifest.schema.json").read_bytes()
+    assert parse(published, "published") == parse(made.encode(), "made"), "run `make docs`"
+
+
+def test_the_canonical_lines_of_the_manifest_page_are_canonical() -> None:
+    page = (DOCS / "manifest.md").read_text(encoding="utf-8")
+    lines = re.findall(r"```json canonical\n(.*?)```", page, re.DOTALL)
+    assert lines
+    for line in lines:
+        assert encode(parse(line.encode(), "page")).decode() == line
+
+
+def test_every_link_between_pages_leads_somewhere() -> None:
+    root = DOCS.parent
+    pages = [*root.glob("*.md"), *DOCS.glob("*.md"), *root.glob("fixtures/**/*.md")]
+    for page in pages:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.relative_to(root)} -> {target}"

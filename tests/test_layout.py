@@ -1,0 +1,272 @@
+"""The layout of docs/architecture.md, held by reading the sources."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import persistlib
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # pip's own copy: a dependency for one test is too much
+    from pip._vendor import tomli as tomllib
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parents[1]
+
+# Who may import whom: a part imports its own layer and those before it.
+LAYERS: tuple[tuple[str, ...], ...] = (
+    ("errors",),
+    ("canonical", "digests", "dtypes", "files", "images", "lock", "place", "publish"),
+    ("checkpoint", "manifest"),
+    ("formats",),
+    (
+        *("architecture", "bundle", "card", "compat", "conversion", "environment", "examples"),
+        *("preprocessing", "verification", "writing"),
+    ),
+    ("export", "runtime", "training"),
+    ("api",),
+    ("",),
+    ("cli",),
+)
+CONVERTERS_IMPORT = {*LAYERS[0], *LAYERS[1], "checkpoint", "converters"}
+# The lazy root names the parts as strings and imports none of them.
+ROOT_IMPORTS: set[str] = set()
+HEAVY = {"torch", "torchvision", "onnx", "onnxruntime", "onnxscript", "sklearn", "PIL", "rich"}
+# Of what comes with extras; the parts that cannot do anything without torch import it at once.
+NEED_TORCH = {"architecture", "examples", "export", "training"}
+EXTRAS = {"torch", "torchvision", "onnxscript", "accelerate", "sklearn", "tensorboard", "keras"}
+BANNED_WORDS = {"util", "utils", "helper", "helpers", "common", "manager", "misc", "handle"}
+# A statement or a header counts as one line, so 40 written lines are some 30 of these.
+MODULE_LINES = 250
+FUNCTION_LINES = 35
+
+
+def sources(*folders: str) -> list[Path]:
+    """Return the Python files of some folders; the link to the converters is not followed."""
+    return [
+        Path(folder) / name
+        for top in folders
+        for folder, _, names in os.walk(ROOT / top)
+        for name in sorted(names)
+        if name.endswith(".py")
+    ]
+
+
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    if parts[0] == "converters":
+        parts = ("persistlib", *parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in sources("persistlib", "converters")}
+
+
+def imported(path: Path, *, for_types: bool = True) -> Iterator[str]:
+    """Yield the modules that a file imports anywhere in it."""
+    waiting: list[ast.AST] = [parsed(path)]
+    while waiting:
+        node = waiting.pop()
+        if is_for_types(node) and not for_types:
+            continue
+        waiting.extend(ast.iter_child_nodes(node))
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                yield whole if whole in MODULES else node.module
+
+
+def is_for_types(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+
+
+def part(module: str) -> str:
+    """Return the part of persistlib that a module belongs to; empty for the root."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def layer(of: str) -> int:
+    return next(index for index, parts in enumerate(LAYERS) if of in parts)
+
+
+def test_every_part_has_a_layer() -> None:
+    known = {name for parts in LAYERS for name in parts} | {"", "converters"}
+    assert {part(module) for module in MODULES} <= known
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_one_way(module: str) -> None:
+    for other in imported(MODULES[module]):
+        if other.split(".")[0] != "persistlib":
+            assert other.split(".")[0] != "converters"
+            continue
+        here, there = part(module), part(other)
+        if there == "converters" and here != "converters":
+            continue  # the next test's matter
+        if here == "converters":
+            assert there in CONVERTERS_IMPORT, f"{module} imports {other}"
+        elif here == "":
+            assert there in ROOT_IMPORTS, f"{module} imports {other}"
+        else:
+            assert layer(there) <= layer(here), f"{module} imports {other}"
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    waiting = {
+        name: (set(imported(path, for_types=False)) & MODULES.keys()) - {name}
+        for name, path in MODULES.items()
+    }
+    while ready := [name for name, needs in waiting.items() if not needs & waiting.keys()]:
+        for name in ready:
+            del waiting[name]
+    assert not waiting
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_converters_are_named_in_the_table_of_formats_alone(module: str) -> None:
+    if part(module) in ("converters", "formats"):
+        return
+    used = imported(MODULES[module], for_types=False)
+    assert "converters" not in {part(other) for other in used if other in MODULES}
+    for node in ast.walk(parsed(MODULES[module])):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            assert not re.match(r"(persistlib\.)?converters\.\w", node.value), module
+
+
+def test_no_public_name_is_a_submodule() -> None:
+    submodules = {part(module) for module in MODULES}
+    public = set(getattr(persistlib, "__all__", ())) - {"errors"}
+    assert not public & submodules
+    for name in dir(persistlib):
+        assert hasattr(persistlib, name), name
+
+
+def in_child(code: str) -> str:
+    """Return what a fresh interpreter prints."""
+    child = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert child.returncode == 0, child.stderr
+    return child.stdout
+
+
+@pytest.mark.parametrize("module", ["persistlib", "persistlib.errors", "persistlib.cli.main"])
+def test_importing_loads_nothing_heavy(module: str) -> None:
+    loaded = in_child(
+        f"import sys, {module}; print(*{{name.split('.')[0] for name in sys.modules}})"
+    )
+    assert not set(loaded.split()) & (HEAVY | {"numpy", "pydantic"})
+
+
+def imports_at_once(path: Path) -> Iterator[str]:
+    """Yield what importing a module imports: outside functions and type checking."""
+    waiting: list[ast.AST] = [parsed(path)]
+    while waiting:
+        node = waiting.pop()
+        match node:
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.Lambda():
+                continue
+            case ast.If() if is_for_types(node):
+                continue
+            case ast.Import():
+                yield from (alias.name.split(".")[0] for alias in node.names)
+            case ast.ImportFrom():
+                yield (node.module or "").split(".")[0]
+            case _:
+                waiting.extend(ast.iter_child_nodes(node))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_what_works_without_torch_imports_it_nowhere(module: str) -> None:
+    if part(module) in NEED_TORCH:
+        return
+    assert not set(imports_at_once(MODULES[module])) & EXTRAS
+
+
+def project() -> dict[str, Any]:
+    with open(ROOT / "pyproject.toml", "rb") as file:
+        return tomllib.load(file)
+
+
+def test_the_package_list_is_the_folders() -> None:
+    packages = {name for name, path in MODULES.items() if path.name == "__init__.py"}
+    assert set(project()["tool"]["setuptools"]["packages"]) == packages
+
+
+def test_the_version_stands_in_one_place() -> None:
+    from importlib.metadata import version
+
+    assert project()["project"]["version"] == version("persistlib")
+
+
+def test_converters_are_reached_through_a_link() -> None:
+    link = ROOT / "persistlib" / "converters"
+    assert link.is_symlink()
+    assert os.readlink(link) == "../converters"
+    assert (ROOT / "converters" / "__init__.py").is_file()
+
+
+@pytest.mark.parametrize("path", sources("persistlib", "converters", "tests", "benchmarks"))
+def test_names_say_what_a_module_is_for(path: Path) -> None:
+    assert not set(path.stem.split("_")) & BANNED_WORDS
+
+
+def code_lines(node: ast.AST) -> int:
+    """Count the lines that code takes in one plain layout: no comment, docstring or blank line."""
+    for child in ast.walk(node):
+        match child:
+            case (
+                ast.Module(body=[ast.Expr(value=ast.Constant()), *rest])
+                | ast.ClassDef(body=[ast.Expr(value=ast.Constant()), *rest])
+                | ast.FunctionDef(body=[ast.Expr(value=ast.Constant()), *rest])
+            ):
+                child.body = rest or [ast.Pass()]
+            case _:
+                continue
+    return sum(1 for line in ast.unparse(node).splitlines() if line.strip())
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_modules_and_functions_are_short(module: str) -> None:
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    assert code_lines(tree) <= MODULE_LINES
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            node.decorator_list.clear()  # a command's options are data
+            assert code_lines(node) <= FUNCTION_LINES, f"{module}.{node.name}"
+            assert len(node.args.posonlyargs) + len(node.args.args) <= 6, f"{module}.{node.name}"
+
+
+def tracked() -> list[Path]:
+    listing = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if listing.returncode != 0:
+        pytest.skip("not a git checkout")
+    return [ROOT / name for name in listing.stdout.split("\0") if name]
+
+
+def test_no_file_names_a_place_on_somebodys_machine() -> None:
+    place = re.compile(rb"(?<![\w.:/-])/(?:home|root|work|Users|opt|mnt)/[\w.-]+")
+    for path in tracked():
+        if path.is_file():
+            assert not (found := place.findall(path.read_bytes())), f"{path}: {found}"

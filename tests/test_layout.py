@@ -36,6 +36,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         *("preprocessing", "verification", "writing"),
     ),
     ("export", "runtime", "training"),
+    ("loading", "saving"),
     ("api",),
     ("",),
     ("cli",),
@@ -45,7 +46,7 @@ CONVERTERS_IMPORT = {*LAYERS[0], *LAYERS[1], "checkpoint", "converters"}
 ROOT_IMPORTS: set[str] = set()
 HEAVY = {"torch", "torchvision", "onnx", "onnxruntime", "onnxscript", "sklearn", "PIL", "rich"}
 # Of what comes with extras; the parts that cannot do anything without torch import it at once.
-NEED_TORCH = {"architecture", "examples", "export", "training"}
+NEED_TORCH = {"architecture", "examples", "export", "saving", "training"}
 EXTRAS = {"torch", "torchvision", "onnxscript", "accelerate", "sklearn", "tensorboard", "keras"}
 BANNED_WORDS = {"util", "utils", "helper", "helpers", "common", "manager", "misc", "handle"}
 # A statement or a header counts as one line, so 40 written lines are some 30 of these.

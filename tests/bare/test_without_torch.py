@@ -1,0 +1,190 @@
+"""The wheel without extras, in an environment that has no torch, far from the source tree.
+
+`make bare` builds the wheel, installs it, lets `prepare.py` save a bundle where torch is, and runs
+these with `PERSISTLIB_BARE` naming the folder. An import blocker would prove less: what is not
+installed cannot be found by accident.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import persistlib
+from persistlib.errors import IntegrityError, MissingExtra
+
+PREPARED = Path(os.environ["PERSISTLIB_BARE"])
+BUNDLE = PREPARED / "bundle"
+SCRIPT = Path(sysconfig.get_path("scripts")) / "persistlib"
+
+
+def run(*words: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [SCRIPT, *map(str, words)], capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def answer(*words: object) -> dict[str, Any]:
+    """Return the envelope of a verb that must succeed."""
+    done = run(*words, "--json")
+    assert done.returncode in (0, 3), done.stdout + done.stderr
+    envelope: dict[str, Any] = json.loads(done.stdout)
+    assert envelope["schema"] == "persistlib.cli/1"
+    assert envelope["ok"] is True
+    return envelope
+
+
+def loaded(code: str) -> set[str]:
+    """Return the top-level modules that a fresh interpreter has after running some code."""
+    code += "\nimport sys; print(*{name.split('.')[0] for name in sys.modules})"
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code], capture_output=True, text=True, timeout=120, check=True
+    )
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize("package", ["torch", "torchvision", "onnxscript", "sklearn", "accelerate"])
+def test_no_extra_is_installed(package: str) -> None:
+    assert importlib.util.find_spec(package) is None
+
+
+def test_the_installed_package_is_the_one_under_test() -> None:
+    assert persistlib.__file__ is not None
+    assert Path(sys.prefix).resolve() in Path(persistlib.__file__).resolve().parents
+
+
+def test_the_wheel_is_whole() -> None:
+    package = Path(persistlib.__file__ or "").parent
+    assert (package / "py.typed").is_file()
+    assert list((package / "architecture").glob("*.xz"))
+    assert not (package / "converters").is_symlink()
+    assert importlib.import_module("persistlib.converters.safetensors_file")
+    assert importlib.util.find_spec("converters") is None
+
+
+def test_importing_loads_nothing_heavy() -> None:
+    assert not loaded("import persistlib") & {"onnx", "onnxruntime", "numpy", "pydantic", "rich"}
+
+
+def test_every_public_name_can_be_looked_up() -> None:
+    for name in dir(persistlib):
+        assert getattr(persistlib, name) is not None
+
+
+def test_inspect_reads_the_manifest_and_loads_no_runtime() -> None:
+    summary = persistlib.inspect(BUNDLE)
+    assert summary.manifest.name == "bare"
+    assert "onnxruntime" not in loaded(f"import persistlib; persistlib.inspect({str(BUNDLE)!r})")
+    assert answer("inspect", BUNDLE)["data"]
+
+
+def test_verify_compares_every_byte() -> None:
+    assert persistlib.verify(BUNDLE).ok
+    assert answer("verify", BUNDLE)["ok"]
+
+
+def test_a_flipped_byte_is_refused_with_the_tensors_name(tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(BUNDLE, broken)
+    weights = broken / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    report = persistlib.verify(broken)
+    assert not report.ok
+    names = {tensor.name for tensor in persistlib.inspect(BUNDLE).manifest.weights.tensors}
+    assert report.findings[0].location.rpartition(": ")[2] in names
+    done = run("verify", broken)
+    assert done.returncode == 1
+    assert report.findings[0].code in done.stdout + done.stderr
+
+
+def test_check_says_that_the_model_runs_here() -> None:
+    report = persistlib.check(BUNDLE)
+    assert report.ok, report.findings
+    assert answer("check", BUNDLE)["data"]["verdict"] == report.verdict
+
+
+@pytest.mark.parametrize("name", ["out.safetensors", "out.pt"])
+def test_a_bundle_converts_and_comes_back_the_same(tmp_path: Path, name: str) -> None:
+    answer("convert", BUNDLE, tmp_path / name, "--allow-loss", "all")
+    answer("convert", tmp_path / name, tmp_path / "back.safetensors", "--allow-loss", "all")
+    stored, back = load_file(BUNDLE / "model.safetensors"), load_file(tmp_path / "back.safetensors")
+    assert stored.keys() == back.keys()
+    for tensor, values in stored.items():
+        assert values.tobytes() == back[tensor].tobytes()
+
+
+def test_a_checkpoint_of_torch_is_read_without_it(tmp_path: Path) -> None:
+    persistlib.convert(PREPARED / "checkpoint.pt", tmp_path / "out.safetensors", allow_loss=["all"])
+    stored, read = load_file(BUNDLE / "model.safetensors"), load_file(tmp_path / "out.safetensors")
+    assert {k: v.tobytes() for k, v in stored.items()} == {k: v.tobytes() for k, v in read.items()}
+
+
+def test_onnx_runtime_gives_the_outputs_that_torch_gave() -> None:
+    manifest = persistlib.inspect(BUNDLE).manifest
+    assert manifest.examples is not None
+    stored = load_file(BUNDLE / manifest.examples.files[0].path)
+    inputs = {k.partition(".")[2]: v for k, v in stored.items() if k.startswith("input.")}
+    session = persistlib.load(BUNDLE, runtime="onnxruntime")
+    outputs = session.run(inputs)
+    for name, found in outputs.items():
+        wanted = stored[f"output.{name}"]
+        assert wanted.std() > 1e-3
+        assert np.abs(found - wanted).max() <= 1e-4 * np.abs(wanted).max()
+
+
+def test_behaviour_is_verified_in_the_runtime_that_is_here() -> None:
+    report = persistlib.verify(BUNDLE, behaviour=True)
+    assert report.ok, report.findings
+
+
+def test_an_image_gets_a_class_name() -> None:
+    (prediction,) = answer("run", BUNDLE, PREPARED / "image.png")["data"]["predictions"]
+    assert prediction["label"] in {"ant", "bee", "cat", "dog"}
+    assert 0 < prediction["probability"] <= 1
+
+
+def test_what_needs_torch_says_how_to_get_it() -> None:
+    with pytest.raises(MissingExtra) as caught:
+        persistlib.load(BUNDLE, runtime="torch")
+    assert caught.value.code == "PL902"
+    assert "persistlib[torch]" in caught.value.remedy
+    assert "\n" not in str(caught.value)
+    for call in (
+        lambda: persistlib.build("torchvision.models:resnet18"),
+        lambda: persistlib.save(None, "nowhere"),
+        lambda: persistlib.freeze(None, "*"),
+    ):
+        with pytest.raises(MissingExtra):
+            call()
+
+
+def test_the_command_line_says_so_in_one_line() -> None:
+    done = run("run", BUNDLE, PREPARED / "image.png", "--runtime", "torch")
+    assert done.returncode == 1
+    (line,) = [line for line in (done.stdout + done.stderr).splitlines() if "PL902" in line]
+    assert "persistlib[torch]" in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr, line
+
+
+def test_a_broken_bundle_never_becomes_a_session(tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(BUNDLE, broken)
+    graph = broken / "model.onnx"
+    data = bytearray(graph.read_bytes())
+    data[len(data) // 2] ^= 1
+    graph.write_bytes(data)
+    with pytest.raises(IntegrityError):
+        persistlib.load(broken, runtime="onnxruntime")

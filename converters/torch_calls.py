@@ -49,7 +49,8 @@ def _tensor(arguments: Arguments) -> Tensor | None:
     match arguments:
         case (Storage() as storage, int(offset), tuple(shape), tuple(strides)):
             return _view(storage, storage.dtype, (offset,), (shape, strides))
-    return None
+        case _:
+            return None
 
 
 def _tensor_v2(arguments: Arguments) -> Tensor | None:
@@ -58,7 +59,8 @@ def _tensor_v2(arguments: Arguments) -> Tensor | None:
             lazy = _is_lazy(rest)
             found = _view(storage, storage.dtype, (offset,), (shape, strides), is_lazy=bool(lazy))
             return None if lazy is None else found
-    return None
+        case _:
+            return None
 
 
 def _tensor_v3(arguments: Arguments) -> Tensor | None:
@@ -77,7 +79,8 @@ def _tensor_v3(arguments: Arguments) -> Tensor | None:
             name = dtype.removeprefix("torch.")
             found = _view(storage, name, (offset,), (shape, strides), is_lazy=bool(lazy))
             return None if lazy is None else found
-    return None
+        case _:
+            return None
 
 
 def _view(
@@ -110,14 +113,16 @@ def _is_lazy(rest: list[object]) -> bool | None:
             return False
         case [Mapping() as metadata] if all(k in ("conj", "neg") for k, _ in metadata.items):
             return any(value is not False for _, value in metadata.items)
-    return None
+        case _:
+            return None
 
 
 def _parameter(arguments: Arguments) -> Tensor | None:
     match arguments:
         case (Tensor() as tensor, *rest) if len(rest) <= 3:
             return tensor
-    return None
+        case _:
+            return None
 
 
 def _typed(arguments: Arguments) -> Tensor | None:
@@ -126,7 +131,8 @@ def _typed(arguments: Arguments) -> Tensor | None:
         case (Global(function), Global(kind), tuple(inner), _) if kind in _PLAIN_TYPES:
             rebuild = _REBUILDS.get(function)
             return None if rebuild is None else rebuild(inner)
-    return None
+        case _:
+            return None
 
 
 def _ordered(arguments: Arguments) -> Mapping | None:
@@ -137,14 +143,16 @@ def _ordered(arguments: Arguments) -> Mapping | None:
         case (list(pairs),):
             items = [(p[0], p[1]) for p in pairs if type(p) in (list, tuple) and len(p) == 2]
             return Mapping(items) if len(items) == len(pairs) else None
-    return None
+        case _:
+            return None
 
 
 def _size(arguments: Arguments) -> tuple[int, ...] | None:
     match arguments:
         case (tuple(extents),):
             return _naturals(extents)
-    return None
+        case _:
+            return None
 
 
 def _first(arguments: Arguments) -> object:
@@ -157,7 +165,8 @@ def _bytes(arguments: Arguments) -> Inert | None:
     match arguments:
         case () | (Inert(),) | (str(), str()):
             return _INERT
-    return None
+        case _:
+            return None
 
 
 def _inert(arguments: Arguments) -> Inert | None:

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 __all__ = ["TorchReader", "open_file", "write"]
 
-_PICKLE, _CONSTANTS, _ORDER = "data.pkl", "constants.pkl", "byteorder"
+_PICKLE, _CONSTANTS, _ORDER, _VERSION = "data.pkl", "constants.pkl", "byteorder", "version"
+_VERSIONS = {str(number).encode() for number in range(1, 11)}  # caffe2/serialize/versions.h
 _ZIP, _PROTO = b"PK\3\4", 0x80
 _TAR, _TAR_AT = b"ustar", 257
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
@@ -164,6 +165,8 @@ def _archive(data: memoryview, location: str) -> _Source:
     def read(name: str) -> memoryview:
         return content(data, records[name], name, Code.FILE_DIGEST, f"{location}: {name}")
 
+    if _VERSION in records and bytes(read(_VERSION)).rstrip(b"\n") not in _VERSIONS:
+        raise _unknown(location, "an archive of a version that is not 1 to 10")
     order = bytes(read(_ORDER)) if _ORDER in records else b"little"
     if order not in (b"little", b"big"):
         raise error(Code.FORMAT_HEADER, location, f"the byte order {order[:16]!r}")

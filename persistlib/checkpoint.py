@@ -129,6 +129,19 @@ class MemoryCheckpoint(CheckpointReader):
         return self.buffers[name]
 
 
+def check_booleans(view: memoryview, location: object) -> memoryview:
+    """Return the bytes of a BOOL tensor, every one of which is 0 or 1.
+
+    Raises:
+        FormatError: some byte is no boolean.
+    """
+    if bytes(view).translate(None, b"\0\1"):
+        raise error(
+            Code.FORMAT_VALUE, location, "a boolean that is neither 0 nor 1", "write it again"
+        )
+    return view
+
+
 def tensor_rows(checkpoint: CheckpointReader) -> tuple[TensorRow, ...]:
     """Return a row for each entry and each alias: every tensor is read and hashed once."""
     names = [entry.name for entry in checkpoint.entries]

@@ -178,6 +178,7 @@ class Code(Enum):
     BEHAVIOUR_UNTRIED = ("PL307", ArchitectureError, "the rebuilt module was not run")
     TENSOR_MISMATCH = ("PL308", ArchitectureError, "rebuilt module and weights disagree")
     LEFT_ON_META = ("PL309", ArchitectureError, "a tensor was left without values")
+    BUILT_REALLY = ("PL310", ArchitectureError, "the module was built with values first")
     MODEL_META = ("PL320", ModelError, "a tensor is on the meta device")
     MODEL_WRAPPED = ("PL321", ModelError, "the module is a wrapper around the model")
     MODEL_LAYOUT = ("PL322", ModelError, "a tensor is sparse")
@@ -336,10 +337,15 @@ _FAMILY = {code.identifier: code.family for code in Code}
 
 
 def warn(code: Code, location: object, reason: str, remedy: str = "") -> None:
-    """Warn the caller's caller with a finding."""
-    warnings.warn(
-        PersistlibWarning(finding(code, location, reason, remedy, Severity.WARNING)), stacklevel=3
-    )
+    """Warn of a finding that does not stop the work."""
+    tell((finding(code, location, reason, remedy, Severity.WARNING),))
+
+
+def tell(findings: Iterable[Finding]) -> None:
+    """Warn of every finding of severity "warning"."""
+    for item in findings:
+        if item.severity == Severity.WARNING.value:
+            warnings.warn(PersistlibWarning(item), stacklevel=4)
 
 
 def missing_extra(package: str, extra: str, purpose: str) -> PersistlibError:

@@ -14,21 +14,24 @@ import sys
 import unicodedata
 from typing import TYPE_CHECKING
 
-from typing_extensions import Self
-
 from persistlib.errors import Code, error
 
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from typing_extensions import Self
+
 StrPath = str | os.PathLike[str]
 
 # Reserved by Windows whatever the extension; refused everywhere so that a bundle can travel.
-_RESERVED = {"con", "prn", "aux", "nul"} | {f"{p}{n}" for p in ("com", "lpt") for n in range(10)}
+_RESERVED = {"con", "prn", "aux", "nul", "conin$", "conout$"} | {
+    f"{port}{digit}" for port in ("com", "lpt") for digit in "0123456789¹²³"
+}
 _FORBIDDEN = frozenset('<>:"/\\|?*')
 _NAME_LIMIT = 255
 # In place changes by another machine can tear a mapping of these; a private copy is made instead.
-_REMOTE = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "lustre", "afs", "gpfs", "beegfs"}
+_REMOTE = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "virtiofs", "vboxsf", "prl_fs", "ceph"}
+_REMOTE |= {"lustre", "afs", "gpfs", "beegfs", "ocfs2", "gfs2"}
 _CHUNK = 1 << 30
 
 
@@ -40,7 +43,7 @@ def name_fault(name: str) -> str | None:
         return "begins with a dot, or ends with a dot or a space"
     if not name.isprintable() or _FORBIDDEN & set(name):
         return "holds a separator, a colon, a wildcard or a control character"
-    if name.split(".", maxsplit=1)[0].casefold() in _RESERVED:
+    if name.split(".", maxsplit=1)[0].rstrip(" ").casefold() in _RESERVED:
         return "reserved by Windows"
     if unicodedata.normalize("NFC", name) != name:
         return "not in Unicode normal form C"
@@ -60,8 +63,15 @@ class Folder:
         self.fd = fd
 
     def names(self) -> list[str]:
-        """Return the names of everything in it, sorted."""
-        return sorted(os.listdir(self.fd))
+        """Return the names of everything in it, sorted.
+
+        Raises:
+            TargetError: the disk fails.
+        """
+        try:
+            return sorted(os.listdir(self.fd))
+        except OSError as fault:
+            raise read_fault(fault, self.path) from fault
 
     def open(self, name: str, *, follow: bool = True) -> int:
         """Return a descriptor of the regular file `name`.
@@ -89,6 +99,8 @@ class Folder:
                 raise error(
                     Code.FILE_KIND, location, "a link, which is not followed here", "copy the file"
                 ) from fault
+            if fault.errno in {errno.ENXIO, errno.ENODEV}:
+                raise error(Code.FILE_KIND, location, "not a regular file", "remove it") from fault
             raise read_fault(fault, location) from fault
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
@@ -112,11 +124,7 @@ class Folder:
 
     def is_current(self) -> bool:
         """Return whether the path still names this very directory."""
-        try:
-            there = os.stat(self.path)
-        except OSError:
-            return False
-        return os.path.samestat(there, os.fstat(self.fd))
+        return leads_to(self.path, self.fd, follow=True)
 
     def close(self) -> None:
         """Close the descriptor; idempotent."""
@@ -134,6 +142,15 @@ class Folder:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def leads_to(name: str, fd: int, *, folder_fd: int | None = None, follow: bool = False) -> bool:
+    """Return whether a name leads to the very file or folder that is open."""
+    try:
+        there = os.stat(name, dir_fd=folder_fd, follow_symlinks=follow)
+    except OSError:
+        return False
+    return os.path.samestat(there, os.fstat(fd))
 
 
 def read_all(fd: int, limit: int) -> bytes:
@@ -165,7 +182,8 @@ def map_private(fd: int, size: int, *, mapped: bool = True) -> memoryview:
         raise EOFError
     if mapped and not is_remote(fd):
         return memoryview(mmap.mmap(fd, size, access=mmap.ACCESS_COPY))
-    view = memoryview(mmap.mmap(-1, size))
+    # Not the default, which is shared with forked children.
+    view = memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
     done = 0
     while done < size:
         count = os.preadv(fd, [view[done : done + _CHUNK]], done)
@@ -188,7 +206,7 @@ def is_remote(fd: int) -> bool:
     try:
         with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as lines:
             fields = (line.split(" ") for line in lines)
-            kinds = [f[f.index("-") + 1] for f in fields if f[2] == wanted]
+            kinds = [f[f.index("-") + 1] for f in fields if f[2] == wanted and "-" in f]
     except OSError:
         return False
     return any(kind in _REMOTE or kind.startswith("fuse") for kind in kinds)

@@ -5,10 +5,10 @@ the context manager returns, the new one survives a power cut.
 
 A folder is written as a hidden sibling, every file and then the folder is fsynced, and it is
 published: a plain rename where nothing stood, `renameat2(RENAME_EXCHANGE)` where an old version
-stands; the parent is fsynced last and the old version swept. Where the file system cannot exchange,
-the old version steps aside and the new one takes its place; `open_folder` mends the gap between the
-two renames. A failed fsync is never retried: the kernel may have dropped the pages and would report
-success (https://lwn.net/Articles/752063/).
+stands; the parent is fsynced last and the old version swept, unless somebody reads it still. Where
+the file system cannot exchange, the old version steps aside and the new one takes its place;
+`open_folder` mends the gap between the two renames. A failed fsync is never retried: the kernel may
+have dropped the pages and would report success (https://lwn.net/Articles/752063/).
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ import ctypes
 import errno
 import functools
 import os
-import secrets
 import stat
 import sys
 import time
 from typing import TYPE_CHECKING
 
-from persistlib.errors import Code, LockedError, PersistlibError, error
-from persistlib.files import Folder, StrPath, read_fault
-from persistlib.lock import locked
+from persistlib.errors import Code, PersistlibError, PersistlibWarning, error
+from persistlib.files import Folder, StrPath, leads_to, name_fault, read_fault
+from persistlib.lock import locked, pin
+from persistlib.place import FOLDER_FLAGS, Place, close, make_parents, sync, sync_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
@@ -37,12 +37,20 @@ _RENAME_EXCHANGE = 2  # linux/fs.h
 _CANNOT_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM}
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
+_REMEDIES = {
+    errno.EBUSY: (Code.TARGET_KIND, "it is a mount point or in use: name a folder in it"),
+    errno.ENAMETOOLONG: (Code.TARGET_WRITE, "choose a shorter name"),
+    errno.ENOTDIR: (Code.TARGET_KIND, "a part of the path is a file: name another folder"),
+    errno.ELOOP: (Code.TARGET_KIND, "a part of the path is a link to itself: name another folder"),
+}
 # One write call moves at most about 2 GiB on Linux; smaller pieces let hashing keep up.
 _PIECE = 64 << 20
-# How long a reader waits for a writer that is between two renames.
+# How long a reader goes on when every look meets a writer between two renames, and how often
+# nothing must be seen to stand there before it is believed.
 _GAP_SECONDS = 5.0
-_FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-_WRITE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
+_GAP_PAUSE = 0.0005
+_ABSENCES = 3
+_WRITE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 class OutFile:
@@ -82,46 +90,19 @@ class NewFolder:
 
     @contextlib.contextmanager
     def create(self, name: str) -> Generator[OutFile]:
-        """Yield a new file `name`, made durable on leaving."""
+        """Yield a new file `name`, made durable on leaving.
+
+        Raises:
+            TargetError: the name is one that no reader would open.
+        """
+        if fault := name_fault(name):
+            raise error(Code.NAME_UNSAFE, name, fault, "give the file a plain name")
         fd = os.open(name, _WRITE_FLAGS, 0o666, dir_fd=self.fd)
         try:
             yield OutFile(fd)
-            _sync(fd)
+            sync(fd)
         finally:
-            os.close(fd)
-
-
-class _Site:
-    """The parent folder of a target and the names that belong to the target there."""
-
-    def __init__(self, path: StrPath) -> None:
-        self.path = os.fspath(path)
-        absolute = os.path.abspath(self.path)
-        self.parent, self.name = os.path.split(absolute)
-        if not self.name:
-            raise error(Code.TARGET_KIND, self.path, "the root folder", "name a folder in it")
-        self.lock = f".{self.name}.lock"
-        self.fd = -1
-
-    def open(self) -> None:
-        self.fd = os.open(self.parent, _FOLDER_FLAGS)
-
-    def close(self) -> None:
-        os.close(self.fd)
-
-    def fresh(self, kind: str) -> str:
-        return f".{self.name}.{kind}-{secrets.token_hex(8)}"
-
-    def leftovers(self, *kinds: str) -> list[str]:
-        prefixes = tuple(f".{self.name}.{kind}-" for kind in kinds)
-        return sorted(name for name in os.listdir(self.fd) if name.startswith(prefixes))
-
-    def mode(self) -> int | None:
-        """Return the target's own mode, or None where nothing stands."""
-        try:
-            return os.lstat(self.name, dir_fd=self.fd).st_mode
-        except FileNotFoundError:
-            return None
+            close(fd)
 
 
 def write_fault(fault: OSError, location: StrPath) -> PersistlibError:
@@ -131,7 +112,10 @@ def write_fault(fault: OSError, location: StrPath) -> PersistlibError:
         return error(Code.TARGET_SPACE, location, reason, "free some space and save again")
     if fault.errno in _NO_PERMISSION:
         return error(Code.TARGET_PERMISSION, location, reason, "choose a folder you may write to")
-    return error(Code.TARGET_WRITE, location, reason, "check the disk and save again")
+    code, remedy = _REMEDIES.get(
+        fault.errno or 0, (Code.TARGET_WRITE, "check the disk and save again")
+    )
+    return error(code, location, reason, remedy)
 
 
 @contextlib.contextmanager
@@ -139,6 +123,8 @@ def folder(
     path: StrPath, *, overwrite: bool, foreign: Callable[[Folder], Sequence[str]]
 ) -> Generator[NewFolder]:
     """Yield a new folder that takes the place of `path` on leaving, whole and durable.
+
+    It has the umask's modes, or the mode of the folder that it replaces.
 
     Args:
         path: where it will stand; missing parents are made.
@@ -151,194 +137,240 @@ def folder(
         LockedError: another writer is at work there.
         DurabilityError: the new version is in place, but the last fsync failed.
     """
-    site = _Site(path)
-    with _translated(site.path):
-        _make_parents(site.parent)
-        site.open()
-    try:
-        with locked(site.fd, site.lock, site.path):
-            with _translated(site.path):
-                _undo_gap(site)
-                _check_target(site, overwrite=overwrite, foreign=foreign)
-                _sweep(site, site.leftovers("new", "old"))
-                staged = site.fresh("new")
-                os.mkdir(staged, 0o777, dir_fd=site.fd)
-            replaced = None
-            try:
-                with _translated(site.path):
-                    fd = os.open(staged, _FOLDER_FLAGS, dir_fd=site.fd)
-                    try:
-                        yield NewFolder(fd)
-                        _sync(fd)
-                    finally:
-                        os.close(fd)
-                    replaced = _publish(site, staged)
-            except BaseException:
-                if replaced is None:
-                    _sweep(site, [staged])
-                raise
-            _make_durable(site)
-            _sweep(site, [replaced])
-    finally:
-        site.close()
+    with _held(path) as place:
+        place.undo_gap()
+        _check_folder(place, overwrite=overwrite, foreign=foreign)
+        place.sweep_leftovers()
+        staged = place.fresh()
+        fd = -1
+        try:
+            os.mkdir(staged, 0o777, dir_fd=place.fd)
+            fd = os.open(staged, FOLDER_FLAGS | os.O_NOFOLLOW, dir_fd=place.fd)
+            yield NewFolder(fd)
+            # Writing takes time: look again before anything that came meanwhile is swept.
+            mode = _check_folder(place, overwrite=overwrite, foreign=foreign)
+            _keep_mode(fd, mode)
+            sync_folder(fd)
+            replaced = _publish(place, staged)
+        except BaseException:
+            if not place.holds(fd):
+                place.sweep(staged)
+            raise
+        finally:
+            close(fd)
+        _make_durable(place)
+        place.sweep(replaced)
 
 
 @contextlib.contextmanager
 def file(path: StrPath, *, overwrite: bool = True) -> Generator[OutFile]:
     """Yield a new file that takes the place of `path` on leaving, whole and durable.
 
+    It has the umask's mode, or the mode of the file that it replaces.
+
     Raises:
         TargetError: a link or a folder stands there, or writing fails; what stood there stands
             unchanged and nothing new is left.
+        LockedError: another writer is at work there.
         DurabilityError: the new file is in place, but the last fsync failed.
     """
-    site = _Site(path)
-    with _translated(site.path):
-        _make_parents(site.parent)
-        site.open()
-    try:
-        mode = site.mode()
-        if mode is not None and not stat.S_ISREG(mode):
-            raise error(
-                Code.TARGET_KIND, site.path, "not a regular file, or a link", "name another file"
-            )
-        if mode is not None and not overwrite:
-            raise error(Code.TARGET_EXISTS, site.path, "a file stands there", "pass overwrite=True")
-        staged = site.fresh("new")
-        published = False
+    with _held(path) as place:
+        _check_file(place, overwrite=overwrite)
+        place.sweep_leftovers()
+        staged = place.fresh()
+        fd = -1
         try:
-            with _translated(site.path):
-                fd = os.open(staged, _WRITE_FLAGS, 0o666, dir_fd=site.fd)
-                try:
-                    yield OutFile(fd)
-                    _sync(fd)
-                finally:
-                    os.close(fd)
-                os.rename(staged, site.name, src_dir_fd=site.fd, dst_dir_fd=site.fd)
-                published = True
+            fd = os.open(staged, _WRITE_FLAGS, 0o666, dir_fd=place.fd)
+            yield OutFile(fd)
+            _keep_mode(fd, _check_file(place, overwrite=overwrite))
+            sync(fd)
+            place.rename(staged, place.name)
         except BaseException:
-            if not published:
-                _sweep(site, [staged])
+            if not place.holds(fd):
+                place.sweep(staged)
             raise
-        _make_durable(site)
-    finally:
-        site.close()
+        finally:
+            close(fd)
+        _make_durable(place)
 
 
 def open_folder(path: StrPath) -> Folder:
-    """Return the folder at `path`; a gap that a killed writer left is mended first.
+    """Return the folder at `path`, pinned: no writer sweeps it while it is open.
+
+    Where a writer is between two renames, or was killed there, the version that stepped aside is
+    put back, or read where it is.
 
     Raises:
         TargetError: nothing stands there, or no folder, or it cannot be read.
     """
+    location = os.fspath(path)
     deadline = time.monotonic() + _GAP_SECONDS
-    while (fd := _open_directory(path)) is None:
-        aside = _mend(path)
-        if aside:
-            with contextlib.suppress(OSError):
-                return Folder(path, os.open(aside, _FOLDER_FLAGS))
-        if aside is None or time.monotonic() > deadline:
-            raise error(Code.SOURCE_MISSING, path, "nothing stands there", "check the path")
-        time.sleep(0.001)
-    return Folder(path, fd)
+    absences = 0
+    while absences < _ABSENCES and time.monotonic() < deadline:
+        if (fd := _open_pinned(location)) is not None:
+            return Folder(location, fd)
+        try:
+            place = Place(os.path.realpath(location))
+            place.open()
+        except (OSError, ValueError, PersistlibError):
+            break
+        try:
+            names = os.listdir(place.fd)
+            aside = place.leftovers("old", among=names)
+            if aside and place.name not in names:
+                fd = None if _mend(place) else _open_pinned(aside[-1], place.fd)
+                if fd is not None:
+                    return Folder(location, fd)
+            absences += not aside and place.name not in names
+        except OSError as fault:
+            raise read_fault(fault, location) from fault
+        finally:
+            place.close()
+        time.sleep(_GAP_PAUSE)
+    raise error(Code.SOURCE_MISSING, location, "nothing stands there", "check the path")
 
 
-def _open_directory(path: StrPath) -> int | None:
-    """Return a descriptor of the folder, or None where nothing stands."""
+def _open_pinned(name: str, folder_fd: int | None = None) -> int | None:
+    """Return a descriptor of the folder, or None where nothing stands, or not any longer.
+
+    The pin counts once the name is seen to lead to the pinned folder still: a writer sweeps only
+    what has lost its name.
+    """
     try:
-        return os.open(path, _FOLDER_FLAGS)
+        fd = os.open(name, FOLDER_FLAGS, dir_fd=folder_fd)
     except FileNotFoundError:
         return None
     except NotADirectoryError as fault:
         raise error(
-            Code.NOT_A_BUNDLE, path, "not a folder", "name the folder that save made"
+            Code.NOT_A_BUNDLE, name, "not a folder", "name the folder that save made"
         ) from fault
+    except ValueError as fault:
+        raise error(Code.NAME_UNSAFE, ascii(name), str(fault), "check the path") from fault
     except OSError as fault:
-        raise read_fault(fault, path) from fault
+        raise read_fault(fault, name) from fault
+    pin(fd)
+    if leads_to(name, fd, folder_fd=folder_fd, follow=folder_fd is None):
+        return fd
+    close(fd)
+    return None
 
 
-def _mend(path: StrPath) -> str | None:
-    """Mend the gap of a writer that was killed between two renames.
-
-    Returns:
-        None when there is no gap; the path of the old version where it cannot be put back; an empty
-        string when trying again may find the target.
-    """
+def _mend(place: Place) -> bool:
+    """Put back what stepped aside, unless its writer is at work or may be, or it cannot be done."""
     try:
-        site = _Site(path)
-        site.open()
-    except (OSError, PersistlibError):
-        return None
+        with locked(place.fd, place.lock, place.path):
+            place.undo_gap()
+    except (OSError, PersistlibError, PersistlibWarning):
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _held(path: StrPath) -> Generator[Place]:
+    """Yield the place of a target with its lock held; a fault of the system becomes ours."""
+    place = Place(path)
     try:
-        if not site.leftovers("old"):
-            return None
-        with locked(site.fd, site.lock, site.path):
-            _undo_gap(site)
-    except LockedError:
-        return ""
-    except (OSError, PersistlibError):
-        old = site.leftovers("old")
-        return os.path.join(site.parent, old[-1]) if old else ""
+        make_parents(place.parent)
+        place.open()
+        with locked(place.fd, place.lock, place.path):
+            yield place
+    except OSError as fault:
+        raise write_fault(fault, place.path) from fault
     finally:
-        site.close()
-    return ""
+        place.close()
 
 
-def _undo_gap(site: _Site) -> None:
-    """Put an old version back that stepped aside for a new one which never came."""
-    old = site.leftovers("old")
-    if site.mode() is None and old:
-        os.rename(old[-1], site.name, src_dir_fd=site.fd, dst_dir_fd=site.fd)
-        _sync(site.fd)
-
-
-def _check_target(
-    site: _Site, *, overwrite: bool, foreign: Callable[[Folder], Sequence[str]]
-) -> None:
-    mode = site.mode()
+def _check_folder(
+    place: Place, *, overwrite: bool, foreign: Callable[[Folder], Sequence[str]]
+) -> int | None:
+    """Return the mode of the folder that would be replaced, None where nothing stands."""
+    mode = place.mode()
     if mode is None:
-        return
+        return None
     if not stat.S_ISDIR(mode):
         kind = "a link" if stat.S_ISLNK(mode) else "not a folder"
-        raise error(Code.TARGET_KIND, site.path, f"{kind} stands there", "name another folder")
-    fd = os.open(site.name, _FOLDER_FLAGS | os.O_NOFOLLOW, dir_fd=site.fd)
-    with Folder(site.path, fd) as old:
+        raise error(Code.TARGET_KIND, place.path, f"{kind} stands there", "name another folder")
+    fd = os.open(place.name, FOLDER_FLAGS | os.O_NOFOLLOW, dir_fd=place.fd)
+    with Folder(place.path, fd) as old:
+        _check_replaceable(place, fd)
         if not old.names():
-            return
+            return mode
         if not overwrite:
             raise error(
                 Code.TARGET_EXISTS,
-                site.path,
+                place.path,
                 "a folder that is not empty stands there",
                 "pass overwrite=True (--overwrite) or name another folder",
             )
         if strange := foreign(old):
             raise error(
                 Code.TARGET_FOREIGN,
-                site.path,
+                place.path,
                 f"overwriting would delete {', '.join(strange[:5])}",
                 "move what is yours out of the folder, or name another",
             )
+    return mode
 
 
-def _publish(site: _Site, staged: str) -> str:
+def _check_replaceable(place: Place, fd: int) -> None:
+    """Refuse a folder whose name, or whose content, could not be taken away later."""
+    there = os.fstat(fd)
+    if there.st_dev != os.fstat(place.fd).st_dev:
+        raise error(
+            Code.TARGET_KIND, place.path, "a mount point stands there", "name a folder in it"
+        )
+    if leads_to(os.curdir, fd):
+        raise error(
+            Code.TARGET_KIND,
+            place.path,
+            "it is the current folder, which cannot be replaced from within",
+            "change to its parent, or name a folder in it",
+        )
+    if not os.access(place.name, os.W_OK | os.X_OK, dir_fd=place.fd, effective_ids=True):
+        raise error(
+            Code.TARGET_PERMISSION,
+            place.path,
+            "the folder there is read-only",
+            "chmod u+wx it, or name another folder",
+        )
+
+
+def _check_file(place: Place, *, overwrite: bool) -> int | None:
+    """Return the mode of the file that would be replaced, None where nothing stands."""
+    mode = place.mode()
+    if mode is not None and not stat.S_ISREG(mode):
+        raise error(
+            Code.TARGET_KIND, place.path, "not a regular file, or a link", "name another file"
+        )
+    if mode is not None and not overwrite:
+        raise error(Code.TARGET_EXISTS, place.path, "a file stands there", "pass overwrite=True")
+    return mode
+
+
+def _keep_mode(fd: int, replaced: int | None) -> None:
+    """Give the new version the mode of the one that it replaces: what was private stays so."""
+    if replaced is not None and stat.S_IMODE(replaced) != stat.S_IMODE(os.fstat(fd).st_mode):
+        os.fchmod(fd, stat.S_IMODE(replaced))
+
+
+def _publish(place: Place, staged: str) -> str:
     """Put the staged folder in the target's place; return the name that is left to sweep."""
-    if site.mode() is None:
-        os.rename(staged, site.name, src_dir_fd=site.fd, dst_dir_fd=site.fd)
+    if place.mode() is None:
+        place.rename(staged, place.name)
         return staged
     try:
-        exchange(site.fd, staged, site.name)
+        exchange(place.fd, staged, place.name)
     except OSError as fault:
         if fault.errno not in _CANNOT_EXCHANGE:
             raise
     else:
         return staged
-    aside = site.fresh("old")
-    os.rename(site.name, aside, src_dir_fd=site.fd, dst_dir_fd=site.fd)
+    aside = place.aside()
+    place.rename(place.name, aside)
     try:
-        os.rename(staged, site.name, src_dir_fd=site.fd, dst_dir_fd=site.fd)
+        place.rename(staged, place.name)
     except BaseException:
-        os.rename(aside, site.name, src_dir_fd=site.fd, dst_dir_fd=site.fd)
+        place.rename(aside, place.name)
         raise
     return aside
 
@@ -362,71 +394,13 @@ def _libc() -> ctypes.CDLL | None:
     return ctypes.CDLL(None, use_errno=True) if sys.platform.startswith("linux") else None
 
 
-def _sync(fd: int) -> None:
-    """Return when the file's content is on the medium."""
-    if sys.platform == "darwin":
-        import fcntl
-
-        fcntl.fcntl(fd, fcntl.F_FULLFSYNC)  # fsync(2) there stops at the drive's own cache
-    else:
-        os.fsync(fd)
-
-
-def _make_durable(site: _Site) -> None:
+def _make_durable(place: Place) -> None:
     try:
-        _sync(site.fd)
+        sync_folder(place.fd)
     except OSError as fault:
         raise error(
             Code.DURABILITY,
-            site.path,
+            place.path,
             f"the new version is in place, but fsync of its parent failed: {fault.strerror}",
             "check the disk, then save again or copy the bundle elsewhere",
         ) from fault
-
-
-def _make_parents(path: str) -> None:
-    """Make a folder and its missing parents, each durable in its own parent."""
-    missing: list[str] = []
-    while not os.path.isdir(path):
-        missing.append(path)
-        path = os.path.dirname(path)
-    for made in reversed(missing):
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(made)
-        fd = os.open(os.path.dirname(made), _FOLDER_FLAGS)
-        try:
-            _sync(fd)
-        finally:
-            os.close(fd)
-
-
-def _sweep(site: _Site, names: Sequence[str]) -> None:
-    """Delete what is no longer needed; what cannot be deleted is swept by the next save."""
-    for name in names:
-        with contextlib.suppress(OSError):
-            _remove(site.fd, name)
-
-
-def _remove(parent_fd: int, name: str) -> None:
-    """Delete a file, a link, or a folder with what is in it; links are never followed."""
-    try:
-        fd = os.open(name, _FOLDER_FLAGS | os.O_NOFOLLOW, dir_fd=parent_fd)
-    except FileNotFoundError:
-        return
-    except OSError:
-        os.unlink(name, dir_fd=parent_fd)
-        return
-    try:
-        for inner in os.listdir(fd):
-            _remove(fd, inner)
-    finally:
-        os.close(fd)
-    os.rmdir(name, dir_fd=parent_fd)
-
-
-@contextlib.contextmanager
-def _translated(path: str) -> Generator[None]:
-    try:
-        yield
-    except OSError as fault:
-        raise write_fault(fault, path) from fault

@@ -11,19 +11,15 @@ before.
 
 from __future__ import annotations
 
-import difflib
 import functools
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, NamedTuple
 
-from persistlib.errors import Code, error
+from persistlib.patterns import select
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
     from torch import nn
 
-Patterns = str | tuple[str, ...] | list[str]
+    from persistlib.patterns import Patterns
 
 
 class Frozen(NamedTuple):
@@ -38,40 +34,6 @@ class Frozen(NamedTuple):
     parameters: tuple[str, ...]
     modules: tuple[str, ...]
     buffers: tuple[str, ...]
-
-
-def matches(patterns: Patterns, name: str) -> bool:
-    """Return whether a dotted name is selected.
-
-    A pattern is a glob over the whole name, or names a module and with it all below; a leading `!`
-    takes back; the last pattern that matches decides.
-    """
-    selected = False
-    for pattern in _as_tuple(patterns):
-        bare = pattern.removeprefix("!")
-        if fnmatchcase(name, bare) or fnmatchcase(name, f"{bare}.*"):
-            selected = bare == pattern
-    return selected
-
-
-def select(patterns: Patterns, names: Iterable[str]) -> tuple[str, ...]:
-    """Return the selected names in their order.
-
-    Raises:
-        TrainingError: a pattern matches no name at all.
-    """
-    known = tuple(names)
-    for pattern in _as_tuple(patterns):
-        bare = pattern.removeprefix("!")
-        if not any(matches(bare, name) for name in known):
-            near = difflib.get_close_matches(bare, _prefixes(known), 1)
-            raise error(
-                Code.PATTERN_UNMATCHED,
-                pattern,
-                "matches no tensor of the model",
-                f"did you mean {near[0]}?" if near else f"names begin with {_first(known)}",
-            )
-    return tuple(name for name in known if matches(patterns, name))
 
 
 def freeze(model: nn.Module, patterns: Patterns) -> Frozen:
@@ -151,21 +113,3 @@ def _train_children_only(module: nn.Module, mode: bool = True) -> nn.Module:
     for child in module.children():
         child.train(mode)
     return module
-
-
-def _as_tuple(patterns: Patterns | Sequence[str]) -> tuple[str, ...]:
-    return (patterns,) if isinstance(patterns, str) else tuple(patterns)
-
-
-def _prefixes(names: Iterable[str]) -> list[str]:
-    prefixes: dict[str, None] = {}
-    for name in names:
-        parts = name.split(".")
-        for count in range(1, len(parts) + 1):
-            stem = ".".join(parts[:count])
-            prefixes[stem] = prefixes[f"{stem}.*"] = None
-    return list(prefixes)
-
-
-def _first(names: Sequence[str]) -> str:
-    return ", ".join(dict.fromkeys(name.split(".")[0] for name in names)) or "nothing"

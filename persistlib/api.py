@@ -1,0 +1,488 @@
+"""The public functions: each composes what the other modules do."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import ValidationError
+
+from persistlib.bundle import Bundle, reading
+from persistlib.canonical import encode
+from persistlib.compat import Report, check_manifest, parse_target
+from persistlib.conversion import ConversionReport, convert_weights, is_folder
+from persistlib.errors import (
+    Code,
+    Finding,
+    PersistlibError,
+    Severity,
+    TargetError,
+    error,
+    missing_extra,
+)
+from persistlib.formats import by_name, by_suffix
+from persistlib.installed import is_importable
+from persistlib.manifest.schema import Interface, Lineage, Manifest, Section, Training
+from persistlib.verification import FileState, verify_files
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+    import torch
+    from torch import nn
+
+    from persistlib.architecture.freezing import Frozen
+    from persistlib.files import StrPath
+    from persistlib.manifest.schema import Architecture
+    from persistlib.patterns import Patterns
+    from persistlib.runtime.session import Session
+    from persistlib.training.loop import FinetuneResult
+
+_Section = TypeVar("_Section", bound=Section)
+
+SHARD_BYTES = 5_000_000_000
+_RUNTIMES = ("torch", "onnxruntime")
+
+
+def build(
+    builder: str,
+    *,
+    weights: str | os.PathLike[str] | None = None,
+    edits: Sequence[Any] = (),
+    trust: Collection[str] = (),
+    **arguments: Any,
+) -> nn.Module:
+    """Build a module by name and remember how, so that it can be saved and rebuilt.
+
+    Args:
+        builder: `package.module:callable`, such as "torchvision.models:resnet50".
+        weights: None for fresh values; a name that the builder knows, such as "DEFAULT"; or the
+            path of a checkpoint whose tensors fit by name, shape and dtype.
+        edits: changes after building, as in the manifest.
+        trust: packages beyond torchvision.models and torch.nn that may be imported.
+        **arguments: the builder's own.
+
+    Raises:
+        ArchitectureError: the builder is unknown, not trusted, or raised; or the weights differ.
+    """
+    _require_torch("building a model")
+    from persistlib.architecture import recipe
+
+    return recipe.build(builder, weights=weights, edits=edits, trust=trust, **arguments)
+
+
+def save(
+    model: nn.Module,
+    path: StrPath,
+    *,
+    architecture: Architecture | Mapping[str, Any] | str | None = None,
+    example_inputs: Any = None,
+    interface: Interface | Mapping[str, Any] | None = None,
+    training: Training | Mapping[str, Any] | None = None,
+    lineage: Sequence[Lineage | Mapping[str, Any]] = (),
+    name: str | None = None,
+    license: str | None = None,
+    onnx: bool = False,
+    sha256: bool = False,
+    shard_bytes: int = SHARD_BYTES,
+    overwrite: bool = False,
+) -> Manifest:
+    """Save a module as a bundle: weights, manifest, and what is needed to open it anywhere.
+
+    After a crash at any moment `path` is the whole old bundle or the whole new one; when this
+    returns, the new one survives a power cut. The module and the random state are untouched.
+
+    Args:
+        model: any module; its architecture is found when `architecture` is not given.
+        path: the folder to make.
+        architecture: a builder's name or a recipe, when the module was built by other means.
+        example_inputs: a tensor, a sequence of tensors in the order of forward's arguments, or a
+            mapping by name; stored with the outputs, and compared by `verify(behaviour=True)`.
+        interface: inputs, outputs, preprocessing, labels, as far as known.
+        training: how the weights came about.
+        lineage: what it was made from.
+        name: the model's name.
+        license: SPDX identifier.
+        onnx: whether an ONNX graph is made too, proved to compute the same.
+        sha256: whether every file's SHA-256 is recorded beside its BLAKE3.
+        shard_bytes: weights above this many bytes are written as shards.
+        overwrite: whether an old bundle at `path` is replaced.
+
+    Returns:
+        The manifest that was written.
+
+    Raises:
+        ModelError: the module is in a state that a file cannot hold.
+        ArchitectureError: no recipe rebuilds the module, or what it rebuilds differs.
+        ExportError: no graph could be made or proved; nothing was written.
+        TargetError: `path` cannot be written; what stood there stands unchanged.
+    """
+    _require_torch("saving a module")
+    from persistlib import examples, saving
+
+    given = _as(Interface, interface) or Interface()
+    shown = None
+    if example_inputs is not None:
+        inputs = examples.name_inputs(model, example_inputs)
+        shown = examples.Examples(inputs, examples.run(model, inputs))
+        given = examples.describe_interface(given, shown)
+    plan = saving.Plan(
+        interface=given,
+        examples=shown,
+        training=_as(Training, training),
+        lineage=tuple(made for item in lineage if (made := _as(Lineage, item)) is not None),
+        name=name,
+        license=license,
+        sha256=sha256,
+        shard_bytes=shard_bytes,
+    )
+    return saving.save_module(
+        model, path, plan, architecture=architecture, onnx=onnx, overwrite=overwrite
+    )
+
+
+def load(
+    path: StrPath,
+    *,
+    runtime: str = "torch",
+    device: str | torch.device = "cpu",
+    train: bool | None = None,
+    only: Patterns | None = None,
+    mmap: bool = True,
+    verify: bool = True,
+    strict: bool = True,
+    trust: Collection[str] = (),
+    providers: Sequence[Any] | None = None,
+    require: str | None = None,
+    threads: int | None = None,
+) -> nn.Module | dict[str, torch.Tensor] | Session:
+    """Open a bundle, every byte that is used compared with its digest.
+
+    Args:
+        path: the folder that `save` made.
+        runtime: "torch" for a module, "onnxruntime" for a session that needs no torch.
+        device: where the module's tensors go.
+        train: None restores every module's mode as saved; True or False calls `train(...)`.
+        only: patterns of tensor names; then a dict of just those tensors is returned.
+        mmap: whether tensors lie in a private mapping of the file, in which later changes made in
+            place by others may show, or in a private copy (always so on remote file systems).
+        verify: whether digests are compared.
+        strict: whether a module configured otherwise than the saved one is an error or a warning.
+        trust: packages beyond torchvision.models and torch.nn that may be imported.
+        providers: ONNX Runtime execution providers in order, such as ["CUDA", "CPU"].
+        require: the provider that must be used.
+        threads: how many threads ONNX Runtime may use for one operator.
+
+    Returns:
+        A module, a dict of tensors with `only`, or a session with `runtime="onnxruntime"`.
+
+    Raises:
+        ManifestError: the manifest cannot be read by this release.
+        CompatibilityError: this environment cannot hold the model.
+        IntegrityError: a byte differs from what was saved.
+        ArchitectureError: the module cannot be rebuilt here.
+        SessionError: the runtime refuses the graph or a provider.
+    """
+    if runtime not in _RUNTIMES:
+        raise error(Code.USAGE, f"runtime={runtime!r}", "is no runtime", "use torch or onnxruntime")
+    from persistlib import loading
+
+    how = loading.Reading(mmap, verify)
+
+    def work(bundle: Bundle) -> Any:
+        loading.require_compatible(bundle.manifest, runtime)
+        if runtime == "onnxruntime":
+            return loading.load_session(
+                bundle, how, providers=providers, require=require, threads=threads
+            )
+        if only is not None:
+            tensors = loading.load_tensors(bundle, only, how)
+            return {name: tensor.to(device) for name, tensor in tensors.items()}
+        return loading.load_module(bundle, how, strict=strict, trust=trust)
+
+    if runtime == "torch":
+        _require_torch("loading a module")
+    result = reading(path, work)
+    if runtime == "torch" and only is None:
+        model: nn.Module = result.to(device)
+        return model if train is None else model.train(train)
+    return result
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What `verify` found.
+
+    Attributes:
+        files: each file that the manifest vouches for, and whether it is intact.
+        findings: every fault.
+    """
+
+    files: tuple[FileState, ...]
+    findings: tuple[Finding, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether no fault was found."""
+        return all(f.severity != Severity.ERROR.value for f in self.findings)
+
+
+def verify(path: StrPath, *, behaviour: bool = False, trust: Collection[str] = ()) -> VerifyReport:
+    """Compare every byte of every file of a bundle with its manifest.
+
+    Args:
+        path: the folder that `save` made.
+        behaviour: whether the stored example outputs are also computed again and compared, in every
+            runtime that is installed here.
+        trust: packages that may be imported to rebuild the module.
+
+    Raises:
+        TargetError: nothing stands at `path`, or no bundle.
+    """
+
+    def work(bundle: Bundle) -> VerifyReport:
+        result = verify_files(bundle)
+        findings = result.findings
+        if behaviour and VerifyReport((), findings).ok:
+            from persistlib.behaviour import behaviour_findings
+
+            findings += behaviour_findings(bundle, trust=trust)
+        return VerifyReport(result.files, findings)
+
+    try:
+        return reading(path, work)
+    except TargetError:
+        raise
+    except PersistlibError as fault:
+        return VerifyReport((), fault.findings)
+
+
+def check(source: StrPath, target: str | None = None) -> Report:
+    """Say, from the manifest alone, whether a bundle loads and runs here or on a target.
+
+    Args:
+        source: the folder that `save` made.
+        target: pinned versions such as "torch==2.6,python==3.10"; None for this environment.
+
+    Raises:
+        TargetError: nothing stands at `source`, or no bundle.
+        UsageError: the target is no list of pinned versions.
+    """
+    described = parse_target(target)
+    try:
+        return reading(source, lambda bundle: check_manifest(bundle.manifest, described))
+    except TargetError:
+        raise
+    except PersistlibError as fault:
+        return Report("refused", fault.findings)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a bundle is, from its manifest.
+
+    Attributes:
+        path: the folder.
+        manifest: its manifest.
+        size: bytes of all files that the manifest vouches for.
+        parameters: elements of all parameters.
+        trainable: elements of those that train.
+        findings: the compatibility check's.
+    """
+
+    path: str
+    manifest: Manifest
+    size: int
+    parameters: int
+    trainable: int
+    findings: tuple[Finding, ...]
+
+
+def inspect(path: StrPath) -> Summary:
+    """Return what a bundle is; its weights are not read.
+
+    Raises:
+        TargetError: nothing stands at `path`, or no bundle.
+        ManifestError: the manifest cannot be read by this release.
+        IntegrityError: the manifest differs from its digest.
+    """
+    return reading(path, _summary)
+
+
+def _summary(bundle: Bundle) -> Summary:
+    manifest = bundle.manifest
+    sizes = {
+        record.name: (_elements(record.shape), record.frozen)
+        for record in manifest.weights.tensors
+        if record.role == "parameter"
+    }
+    return Summary(
+        path=bundle.path,
+        manifest=manifest,
+        size=bundle.size(),
+        parameters=sum(count for count, _ in sizes.values()),
+        trainable=sum(count for count, frozen in sizes.values() if not frozen),
+        findings=check_manifest(manifest, parse_target(None)).findings,
+    )
+
+
+def _elements(shape: tuple[int, ...]) -> int:
+    product = 1
+    for extent in shape:
+        product *= extent
+    return product
+
+
+def convert(
+    source: StrPath,
+    destination: StrPath,
+    *,
+    to: str | None = None,
+    allow_loss: Collection[str] = (),
+    only: Patterns | None = None,
+    trust: Collection[str] = (),
+    verify: bool = True,
+    overwrite: bool = False,
+) -> ConversionReport:
+    """Write a bundle or a weights file in another format.
+
+    Args:
+        source: a bundle, a safetensors file or a PyTorch checkpoint.
+        destination: the file to write.
+        to: "safetensors", "torch" or "onnx"; by default what the destination's ending says.
+        allow_loss: what may be lost, by the first word of the loss, or "all".
+        only: patterns of tensor names to write.
+        trust: packages that may be imported to rebuild the module for a graph.
+        verify: whether the written file is read back and compared.
+        overwrite: whether a file at `destination` is replaced.
+
+    Raises:
+        LossError: the format does not keep something that was not allowed to be lost.
+        PersistlibError: reading or writing failed; no file is left.
+    """
+    target = by_name(to) if to is not None else by_suffix(destination)
+    if os.path.lexists(destination) and not overwrite:
+        raise error(
+            Code.TARGET_EXISTS, destination, "something stands there", "pass overwrite=True"
+        )
+    if target.name == "onnx":
+        if not is_folder(source):
+            raise error(
+                Code.USAGE, source, "a weights file has no architecture", "convert a bundle"
+            )
+        from persistlib.graphs import convert_graph
+
+        return reading(source, lambda bundle: convert_graph(bundle, destination, trust=trust))
+    return convert_weights(
+        source, destination, target, only=only, allow_loss=allow_loss, verify=verify
+    )
+
+
+def finetune(
+    model: nn.Module,
+    train: Any,
+    valid: Any = None,
+    *,
+    epochs: int,
+    lr: float,
+    freeze: Patterns = (),
+    seed: int = 0,
+    out: StrPath | None = None,
+    name: str | None = None,
+    license: str | None = None,
+    onnx: bool = False,
+    overwrite: bool = False,
+    **settings: Any,
+) -> FinetuneResult:
+    """Train a model in place on labelled samples, and save it when `out` is given.
+
+    Args:
+        model: trained in place; ends in evaluation mode.
+        train: (inputs, labels) as arrays or tensors, a data set of such pairs, or a DataLoader.
+        valid: held-out samples in the same forms.
+        epochs: how often all training samples are gone through.
+        lr: learning rate at the start.
+        freeze: globs over dotted names; `["*", "!fc.*"]` trains `fc` alone. What is frozen stays
+            bit for bit, BatchNorm statistics included.
+        seed: of the order of samples and of dropout; the same seed gives the same weights.
+        out: the bundle to save.
+        name: as `save`.
+        license: as `save`.
+        onnx: as `save`.
+        overwrite: as `save`.
+        **settings: as `persistlib.training.loop.finetune`: keep, batch_size, optimizer, loss,
+            metrics, device, interface, progress and more.
+
+    Returns:
+        The model, its history and metrics, and what the manifest says of the run.
+
+    Raises:
+        TrainingError: the samples, patterns or numbers cannot be trained with, or the loss is not
+            finite.
+        PersistlibError: saving failed, as `save`.
+    """
+    _require_torch("fine-tuning")
+    from persistlib.training import loop
+
+    lineage = origin(model)
+    result = loop.finetune(
+        model, train, valid, freeze=freeze, epochs=epochs, lr=lr, seed=seed, **settings
+    )
+    if out is not None:
+        save(
+            model,
+            out,
+            example_inputs=result.example_inputs,
+            interface=result.interface,
+            training=result.training,
+            lineage=lineage,
+            name=name,
+            license=license,
+            onnx=onnx,
+            overwrite=overwrite,
+        )
+    return result
+
+
+def origin(model: nn.Module) -> tuple[Lineage, ...]:
+    """Return where a model's weights came from, when `build` or `load` made it."""
+    lineage = vars(model).get("_persistlib_origin")
+    return (lineage,) if isinstance(lineage, Lineage) else ()
+
+
+def freeze(model: nn.Module, patterns: Patterns) -> Frozen:
+    """Freeze parameters and the statistics of their modules; see `architecture.freezing.freeze`."""
+    _require_torch("freezing a model")
+    from persistlib.architecture import freezing
+
+    return freezing.freeze(model, patterns)
+
+
+def unfreeze(model: nn.Module, patterns: Patterns) -> tuple[str, ...]:
+    """Let parameters train again; see `architecture.freezing.unfreeze`."""
+    _require_torch("unfreezing a model")
+    from persistlib.architecture import freezing
+
+    return freezing.unfreeze(model, patterns)
+
+
+def _as(kind: type[_Section], value: _Section | Mapping[str, Any] | None) -> _Section | None:
+    """Return a manifest section given as itself or as plain JSON.
+
+    Raises:
+        UsageError: the value does not fit the section.
+    """
+    if value is None or isinstance(value, kind):
+        return value
+    try:
+        return kind.model_validate_json(encode(value))
+    except ValidationError as fault:
+        first = fault.errors(include_url=False, include_context=False)[0]
+        where = ".".join(str(part) for part in (kind.__name__.lower(), *first["loc"]))
+        raise error(Code.USAGE, where, first["msg"], "see docs/manifest.md") from fault
+
+
+def _require_torch(purpose: str) -> None:
+    if not is_importable("torch"):
+        raise missing_extra("torch", "torch", purpose)

@@ -1,0 +1,180 @@
+"""Example inputs and outputs: naming them, running the model on them, comparing them again.
+
+A model is run in evaluation, without gradients, and the caller's random state, training flags and
+gradient mode are as before afterwards.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from persistlib.architecture.isolation import isolated
+from persistlib.architecture.module_state import (
+    dtype_of,
+    kept_in_eval,
+    restore_training,
+    training_toggles,
+)
+from persistlib.errors import Code, error
+from persistlib.manifest.schema import Interface, TensorSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from torch import nn
+
+BATCH = "batch"
+_DRAWN_BATCH = 2
+_DRAWN_EXTENT = 8  # of free extents other than the batch, in inputs drawn from an interface
+
+
+class Examples(NamedTuple):
+    """Inputs by forward argument, and what the model makes of them."""
+
+    inputs: Mapping[str, torch.Tensor]
+    outputs: Mapping[str, torch.Tensor]
+
+
+def name_inputs(model: nn.Module, example_inputs: Any) -> dict[str, torch.Tensor]:
+    """Return example inputs by the name of the forward argument that takes each.
+
+    Args:
+        model: whose forward takes them.
+        example_inputs: a tensor, a sequence of tensors in order, or a mapping by name.
+
+    Raises:
+        UsageError: they are no tensors, or more than forward takes.
+    """
+    if isinstance(example_inputs, torch.Tensor):
+        example_inputs = (example_inputs,)
+    if isinstance(example_inputs, dict):
+        named = dict(example_inputs)
+    else:
+        names = _argument_names(model, len(example_inputs))
+        named = dict(zip(names, example_inputs, strict=True))
+    for name, value in named.items():
+        if not isinstance(value, torch.Tensor):
+            raise error(
+                Code.USAGE,
+                f"example_inputs.{name}",
+                f"is a {type(value).__name__}",
+                "give tensors",
+            )
+    return named
+
+
+def _argument_names(model: nn.Module, count: int) -> list[str]:
+    parameters = inspect.signature(model.forward).parameters.values()
+    kinds = inspect.Parameter
+    names = [
+        p.name for p in parameters if p.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)
+    ][:count]
+    if any(p.kind is kinds.VAR_POSITIONAL for p in parameters):
+        names += [f"input_{n}" for n in range(len(names), count)]
+    if len(names) < count:
+        raise error(
+            Code.USAGE,
+            "example_inputs",
+            f"{count} tensors, but forward takes {len(names)}",
+            "give one tensor for each argument of forward",
+        )
+    return names
+
+
+def draw_inputs(interface: Interface, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Return random inputs that fit an interface, from a seed of their own."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn: dict[str, torch.Tensor] = {}
+    for spec in interface.inputs:
+        shape = [_extent(extent, axis) for axis, extent in enumerate(spec.shape)]
+        dtype: torch.dtype = getattr(torch, _torch_name(spec.dtype))
+        if dtype.is_floating_point or dtype.is_complex:
+            drawn[spec.name] = torch.randn(shape, generator=generator).to(dtype)
+        else:
+            drawn[spec.name] = torch.randint(0, 2, shape, generator=generator).to(dtype)
+    return drawn
+
+
+def _torch_name(dtype: str) -> str:
+    from persistlib.dtypes import DType
+
+    return DType[dtype].value.torch
+
+
+def _extent(extent: int | str, axis: int) -> int:
+    if isinstance(extent, int):
+        return extent
+    return _DRAWN_BATCH if axis == 0 else _DRAWN_EXTENT
+
+
+def run(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the named outputs of a model in evaluation; nothing of the model or caller changes.
+
+    Raises:
+        UsageError: the model cannot be run on these inputs.
+    """
+    toggles, kept = training_toggles(model), kept_in_eval(model)
+    device = next(iter(model.parameters()), next(iter(model.buffers()), torch.empty(0))).device
+    values = [value.to(device) for value in inputs.values()]
+    try:
+        with isolated(), torch.no_grad():
+            for module in model.modules():
+                module.training = False
+            result = model(*values)
+    except Exception as fault:
+        raise error(
+            Code.USAGE,
+            "example_inputs",
+            f"the model raised {type(fault).__name__}: {str(fault).splitlines()[0:1]}",
+            "give inputs that the model takes",
+        ) from fault
+    finally:
+        restore_training(model, toggles, kept)
+    return dict(named_outputs(result))
+
+
+def named_outputs(value: Any, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the tensors in what a model returned, by key, field or position; others are left out.
+
+    A lone tensor is `output`.
+    """
+    if isinstance(value, torch.Tensor):
+        yield prefix or "output", value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from named_outputs(item, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(value, tuple) and hasattr(value, "_fields"):
+        yield from named_outputs(value._asdict(), prefix)  # type: ignore[attr-defined]
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from named_outputs(item, f"{prefix or 'output'}_{index}")
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        yield from named_outputs(fields, prefix)
+
+
+def describe_interface(interface: Interface, examples: Examples) -> Interface:
+    """Return the interface with inputs and outputs that it lacks taken from examples."""
+    sizes = {value.shape[0] for value in examples.inputs.values() if value.ndim}
+    batch = next(iter(sizes)) if len(sizes) == 1 else None
+
+    def specs(tensors: Mapping[str, torch.Tensor]) -> tuple[TensorSpec, ...]:
+        return tuple(_spec(name, tensor, batch) for name, tensor in tensors.items())
+
+    return interface.model_copy(
+        update={
+            "inputs": interface.inputs or specs(examples.inputs),
+            "outputs": interface.outputs or specs(examples.outputs),
+        }
+    )
+
+
+def _spec(name: str, tensor: torch.Tensor, batch: int | None) -> TensorSpec:
+    shape: tuple[int | str, ...] = tuple(tensor.shape)
+    if shape and shape[0] == batch:
+        shape = (BATCH, *shape[1:])
+    return TensorSpec(name=name, dtype=dtype_of(tensor).name, shape=shape)

@@ -1,0 +1,81 @@
+"""From a bundle to an ONNX file: the graph it holds, or one made and proved now."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from persistlib import publish
+from persistlib.conversion import ConversionReport
+from persistlib.errors import Code, error, missing_extra
+from persistlib.installed import is_importable
+from persistlib.loading import Reading, load_module
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from persistlib.bundle import Bundle
+    from persistlib.files import StrPath
+
+_READING = Reading(mapped=True, verify=True)
+
+
+def convert_graph(
+    bundle: Bundle, destination: StrPath, *, trust: Collection[str]
+) -> ConversionReport:
+    """Write a bundle's model as an ONNX file, its external data beside it when it has any.
+
+    Raises:
+        ExportError: no graph could be made or proved; nothing is written.
+        PersistlibError: the bundle differs from its manifest, or writing failed.
+    """
+    manifest = bundle.manifest
+    if manifest.graphs:
+        graph = manifest.graphs[0]
+        files = {entry.path: bundle.whole(entry) for entry in graph.files}
+        proof = dict(graph.proof)
+    else:
+        files, proof = _export(bundle, trust)
+    model, *external = files
+    for name in external:
+        beside = os.path.join(os.path.dirname(os.path.abspath(destination)), name)
+        with publish.file(beside) as out:
+            out.write(files[name])
+    with publish.file(destination) as out:
+        out.write(files[model])
+    weights = manifest.weights
+    return ConversionReport(
+        source=bundle.path,
+        destination=os.fspath(destination),
+        format="onnx",
+        tensors=len(weights.tensors) + len(weights.aliases),
+        identity=weights.identity,
+        proof=proof,
+    )
+
+
+def _export(
+    bundle: Bundle, trust: Collection[str]
+) -> tuple[dict[str, memoryview | bytes], dict[str, object]]:
+    if not is_importable("torch"):
+        raise missing_extra("torch", "torch", "making a graph")
+    from persistlib import examples
+    from persistlib.export.onnx_export import export
+    from persistlib.export.proof import prove
+
+    interface = bundle.manifest.interface
+    if not interface.inputs:
+        raise error(
+            Code.EXPORT_INPUTS,
+            bundle.path,
+            "the bundle does not say what goes into the model",
+            "save it with example_inputs= or interface=",
+        )
+    model = load_module(bundle, _READING, strict=True, trust=trust)
+    inputs = examples.draw_inputs(interface)
+    outputs = tuple(examples.run(model, inputs))
+    exported = export(
+        model, tuple(inputs.values()), input_names=tuple(inputs), output_names=outputs
+    )
+    proof = prove(model, exported)
+    return {file.name: file.data for file in exported.files}, proof

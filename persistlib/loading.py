@@ -1,0 +1,216 @@
+"""Loading a bundle: as a module, as tensors, or as a runtime session.
+
+The order is the law: manifest, verdict, headers, the digest of the very bytes that are used, and
+only then a tensor. While the digests are computed on all cores the module is rebuilt.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from persistlib.compat import Target, check_manifest
+from persistlib.dtypes import DType
+from persistlib.errors import Code, error, error_of, finding, tell, warn
+from persistlib.patterns import select
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+    import torch
+    from torch import nn
+
+    from persistlib.bundle import Bundle
+    from persistlib.manifest.schema import Manifest
+    from persistlib.patterns import Patterns
+    from persistlib.runtime.session import Session
+
+_SAME_VERSIONS = "load it with the versions it was saved with, or pass strict=False"
+
+
+class Reading(NamedTuple):
+    """How the bytes are read: mapped or copied, compared with their digests or not."""
+
+    mapped: bool
+    verify: bool
+
+
+def require_compatible(manifest: Manifest, runtime: str) -> None:
+    """Refuse what cannot be used here; warn once of what is degraded.
+
+    Raises:
+        CompatibilityError: the verdict is "refused".
+    """
+    report = check_manifest(manifest, Target(), runtime=runtime)
+    if not report.ok:
+        raise error_of(report.findings)
+    tell(report.findings)
+
+
+def load_tensors(bundle: Bundle, patterns: Patterns, reading: Reading) -> dict[str, torch.Tensor]:
+    """Return the selected tensors of the state_dict; only their bytes are read.
+
+    Raises:
+        PersistlibError: a pattern matches nothing, or the bytes differ from the manifest.
+    """
+    from persistlib.architecture.module_state import tensor_of, with_strides
+
+    manifest = bundle.manifest
+    records = {record.name: record for record in manifest.weights.tensors}
+    aliases = manifest.weights.aliases
+    chosen = select(patterns, [*records, *aliases])
+    stored = dict.fromkeys(aliases.get(name, name) for name in chosen)
+    views = bundle.tensors(stored, mapped=reading.mapped, verify=reading.verify)
+    tensors = {
+        name: with_strides(
+            tensor_of(view, DType[records[name].dtype], records[name].shape),
+            manifest.state.strides.get(name),
+        )
+        for name, view in views.items()
+    }
+    return {name: tensors[aliases.get(name, name)] for name in chosen}
+
+
+def load_module(
+    bundle: Bundle, reading: Reading, *, strict: bool, trust: Collection[str]
+) -> nn.Module:
+    """Return the module that was saved, on the CPU, every tensor compared with its digest.
+
+    Raises:
+        PersistlibError: it cannot be rebuilt here, or its bytes differ from the manifest.
+    """
+    from persistlib.architecture.module_state import assign, restore_training
+    from persistlib.architecture.skeleton import skeleton
+
+    manifest = bundle.manifest
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(bundle.tensors, mapped=reading.mapped, verify=reading.verify)
+        unsaved = pool.submit(bundle.unsaved, mapped=reading.mapped, verify=reading.verify)
+        model = skeleton(manifest.architecture, trust=trust)
+        views = future.result()
+    _check_structure(model, manifest, strict=strict)
+    assign(model, _state_tensors(manifest, views))
+    _restore_unsaved(model, manifest, unsaved.result(), strict=strict)
+    _refuse_meta(model)
+    restore_training(model, manifest.state.training, manifest.state.frozen_modules_in_eval)
+    return model
+
+
+def _state_tensors(manifest: Manifest, views: Mapping[str, memoryview]) -> dict[str, Any]:
+    """Return every tensor of the state_dict by every name, ties as one value."""
+    from persistlib.architecture.module_state import StateTensor, tensor_of, with_strides
+
+    made: dict[str, Any] = {}
+    for record in manifest.weights.tensors:
+        tensor = tensor_of(views[record.name], DType[record.dtype], record.shape)
+        tensor = with_strides(tensor, manifest.state.strides.get(record.name))
+        is_parameter = record.role == "parameter"
+        if is_parameter and not record.frozen:
+            tensor.requires_grad_()
+        made[record.name] = StateTensor(record.name, tensor, is_parameter)
+    return made | {alias: made[name] for alias, name in manifest.weights.aliases.items()}
+
+
+def _check_structure(model: nn.Module, manifest: Manifest, *, strict: bool) -> None:
+    """Notice that the rebuilt module is configured otherwise than the saved one was.
+
+    Under the very versions that saved it this is another model, and an error; under others, whose
+    modules may hold attributes that older ones lacked, it is a warning.
+    """
+    from persistlib.architecture.structure import structure_digest
+    from persistlib.installed import package_version
+
+    weights = manifest.weights
+    dtypes = {record.name: record.dtype for record in weights.tensors}
+    dtypes |= {alias: dtypes[name] for alias, name in weights.aliases.items() if name in dtypes}
+    if structure_digest(model, dtypes) == manifest.architecture.structure:
+        return
+    saved = manifest.environment.packages
+    same = all(package_version(p) == saved.get(p) for p in ("torch", "torchvision"))
+    reason = "what the recipe builds here is configured otherwise than what was saved"
+    if strict and same:
+        raise error(Code.STRUCTURE_DRIFT, manifest.architecture.builder, reason, _SAME_VERSIONS)
+    warn(
+        Code.STRUCTURE_DRIFT,
+        manifest.architecture.builder,
+        f"{reason} (with torch {saved.get('torch')})",
+        "persistlib verify --behaviour BUNDLE compares the outputs",
+    )
+
+
+def _restore_unsaved(
+    model: nn.Module, manifest: Manifest, views: Mapping[str, memoryview], *, strict: bool
+) -> None:
+    """Put back the tensors outside the state_dict; compare those that building makes."""
+    from persistlib.architecture.module_state import (
+        set_unsaved,
+        tensor_bytes,
+        tensor_of,
+        unsaved_tensors,
+    )
+    from persistlib.digests import digest
+
+    records = manifest.state.unsaved_buffers
+    made = dict(unsaved_tensors(model)) if records else {}
+    for name, record in records.items():
+        if record.file is not None:
+            set_unsaved(model, name, tensor_of(views[name], DType[record.dtype], record.shape))
+            continue
+        tensor = made.get(name)
+        if (
+            tensor is not None
+            and not tensor.is_meta
+            and digest(tensor_bytes(tensor)) == record.blake3
+        ):
+            continue
+        reason = "this buffer is no part of the weights, and is rebuilt with other values"
+        if strict:
+            raise error(Code.STRUCTURE_DRIFT, name, reason, _SAME_VERSIONS)
+        warn(Code.STRUCTURE_DRIFT, name, reason, _SAME_VERSIONS)
+
+
+def _refuse_meta(model: nn.Module) -> None:
+    from persistlib.architecture.module_state import left_on_meta
+
+    if empty := left_on_meta(model):
+        raise error_of(
+            finding(Code.LEFT_ON_META, name, "nothing gave it values", "report the architecture")
+            for name in empty
+        )
+
+
+def load_session(
+    bundle: Bundle,
+    reading: Reading,
+    *,
+    providers: Sequence[str] | None,
+    require: str | None,
+    threads: int | None,
+) -> Session:
+    """Return a runtime session over the bundle's graph, every byte compared with its digest.
+
+    Raises:
+        PersistlibError: there is no graph, its bytes differ, or the runtime refuses it.
+    """
+    from persistlib.runtime.session import open_session
+
+    manifest = bundle.manifest
+    if not manifest.graphs:
+        raise error(
+            Code.GRAPH_ABSENT,
+            bundle.path,
+            "it was saved without a graph",
+            "save it with onnx=True",
+        )
+    model, *external = manifest.graphs[0].files
+    return open_session(
+        bundle.whole(model, mapped=reading.mapped, verify=reading.verify),
+        external={
+            entry.path: bundle.whole(entry, mapped=reading.mapped, verify=reading.verify)
+            for entry in external
+        },
+        providers=providers,
+        require=require,
+        threads=threads,
+        interface=manifest.interface,
+    )

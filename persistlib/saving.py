@@ -1,0 +1,357 @@
+"""Saving a module as a bundle.
+
+What can fail is tried before the first byte is written: the module's state, its recipe, the graph
+and its proof. Then the files are written and hashed once, and published whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from persistlib import card, examples, installed, publish
+from persistlib.architecture.describe import describe
+from persistlib.architecture.module_state import (
+    TensorCheckpoint,
+    assign,
+    capture,
+    dtype_of,
+    same_bits,
+    state_tensors,
+    tensor_bytes,
+    unsaved_tensors,
+)
+from persistlib.architecture.skeleton import skeleton
+from persistlib.bundle import CARD, EXAMPLES, GRAPH, STATE, WEIGHTS
+from persistlib.digests import digest
+from persistlib.errors import Code, PersistlibError, error, tell
+from persistlib.manifest import document
+from persistlib.manifest.schema import Examples as ExamplesRecord
+from persistlib.manifest.schema import (
+    FileEntry,
+    Graph,
+    Interface,
+    Manifest,
+    State,
+    TensorRecord,
+    UnsavedTensor,
+    Weights,
+)
+from persistlib.writing import write_file, write_tensors
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import nn
+
+    from persistlib.architecture.describe import Description
+    from persistlib.architecture.module_state import ModuleState
+    from persistlib.examples import Examples
+    from persistlib.export.onnx_export import Exported
+    from persistlib.files import Folder, StrPath
+    from persistlib.manifest.schema import Architecture, Lineage, Training
+    from persistlib.publish import NewFolder
+    from persistlib.writing import Written
+
+_PACKAGES = ("torch", "torchvision", "numpy", "safetensors")
+_GRAPH_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+# The oldest releases that the loader is written for.
+REQUIRES = {"python": ">=3.10", "torch": ">=2.6"}
+# Of stored outputs, relative to their scale: another CPU or release sums in another order.
+_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What the caller asked to be saved with the weights.
+
+    Attributes:
+        interface: inputs, outputs, labels and preprocessing, as far as given.
+        examples: example inputs and outputs, when inputs were given.
+        training: how the weights came about.
+        lineage: ancestors.
+        name: the model's name.
+        license: SPDX identifier.
+        sha256: whether files also get that digest.
+        shard_bytes: the most bytes of tensors in one file.
+    """
+
+    interface: Interface
+    examples: Examples | None
+    training: Training | None
+    lineage: tuple[Lineage, ...]
+    name: str | None
+    license: str | None
+    sha256: bool
+    shard_bytes: int
+
+
+@dataclass(frozen=True)
+class Proved:
+    """A graph of the model and the proof that it computes the same."""
+
+    exported: Exported
+    proof: dict[str, Any]
+
+
+def save_module(
+    model: nn.Module,
+    path: StrPath,
+    plan: Plan,
+    *,
+    architecture: Architecture | dict[str, Any] | str | None,
+    onnx: bool,
+    overwrite: bool,
+) -> Manifest:
+    """Save a module as a bundle at `path` and return its manifest.
+
+    Raises:
+        PersistlibError: see `persistlib.save`.
+    """
+    state = capture(model)
+    inputs = _probe(plan)
+    description = describe(model, architecture=architecture, inputs=inputs)
+    tell((*state.findings, *description.findings))
+    unsaved = _unsaved(model, state, description)
+    graph = _export(model, plan) if onnx else None
+    previous = _previous_card(path) if overwrite else None
+    with publish.folder(path, overwrite=overwrite, foreign=foreign_files) as folder:
+        return _write(folder, state, plan, description.architecture, unsaved, graph, previous)
+
+
+def _probe(plan: Plan) -> tuple[torch.Tensor, ...] | None:
+    """Return what the rebuilt module is tried with, where the caller said what goes in."""
+    if plan.examples is not None:
+        return tuple(plan.examples.inputs.values())
+    if plan.interface.inputs:
+        return tuple(examples.draw_inputs(plan.interface).values())
+    return None
+
+
+def _unsaved(
+    model: nn.Module, state: ModuleState, description: Description
+) -> dict[str, tuple[torch.Tensor, bool]]:
+    """Return the tensors outside the state_dict, each with whether rebuilding makes it.
+
+    The module is rebuilt just as a load does it, so what is found equal here is equal there.
+    """
+    if not state.unsaved:
+        return {}
+    rebuilt = skeleton(description.architecture, trust=(type(model).__module__,))
+    assign(rebuilt, {item.name: item for item in state_tensors(model)})
+    made = dict(unsaved_tensors(rebuilt))
+    return {
+        name: (tensor.detach(), name in made and same_bits(tensor, made[name]))
+        for name, tensor in state.unsaved.items()
+    }
+
+
+def _export(model: nn.Module, plan: Plan) -> Proved:
+    """Return the model as a proved graph.
+
+    Raises:
+        ExportError: nothing says what goes in, or export or proof failed.
+    """
+    from persistlib.export.onnx_export import export
+    from persistlib.export.proof import prove
+
+    if plan.examples is not None:
+        inputs = dict(plan.examples.inputs)
+    elif plan.interface.inputs:
+        inputs = examples.draw_inputs(plan.interface)
+    else:
+        raise error(
+            Code.EXPORT_INPUTS,
+            "onnx=True",
+            "nothing says what goes into the model",
+            "pass example_inputs= or interface=",
+        )
+    outputs = plan.examples.outputs if plan.examples else examples.run(model, inputs)
+    exported = export(
+        model,
+        tuple(inputs.values()),
+        input_names=tuple(inputs),
+        output_names=tuple(outputs),
+    )
+    return Proved(exported, prove(model, exported))
+
+
+def foreign_files(folder: Folder) -> list[str]:
+    """Return the names in an old bundle that are not persistlib's to delete."""
+    names = set(folder.names())
+    own = {document.NAME, CARD, EXAMPLES, STATE, GRAPH}
+    with contextlib.suppress(PersistlibError):
+        data = folder.read(document.NAME, limit=1 << 26)
+        manifest = document.read(data)
+        own |= {entry.path for entry in manifest.verified_files()} | set(manifest.documents)
+        return sorted(names - own)
+    ours = names - own
+    return sorted(
+        n for n in ours if not n.startswith(f"{WEIGHTS}-") and n != f"{WEIGHTS}.safetensors"
+    )
+
+
+def _previous_card(path: StrPath) -> str | None:
+    try:
+        with open(os.path.join(path, CARD), encoding="utf-8") as handle:
+            return handle.read()
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _write(
+    folder: NewFolder,
+    state: ModuleState,
+    plan: Plan,
+    architecture: Architecture,
+    unsaved: Mapping[str, tuple[torch.Tensor, bool]],
+    graph: Proved | None,
+    previous: str | None,
+) -> Manifest:
+    stored = {item.name: item.tensor for item in state.tensors}
+    written = write_tensors(
+        folder,
+        TensorCheckpoint(stored, state.aliases),
+        stem=WEIGHTS,
+        limit=plan.shard_bytes,
+        sha256=plan.sha256,
+    )
+    weights = _weights(state, written)
+    draft = Manifest(
+        writer=installed.writer(),
+        bundle_id=document.UNSEALED,
+        digest=document.UNSEALED,
+        created=_now(),
+        name=plan.name,
+        license=plan.license,
+        architecture=architecture,
+        interface=plan.interface,
+        weights=weights,
+        state=_state(folder, state, unsaved, sha256=plan.sha256),
+        training=plan.training,
+        environment=installed.current(
+            (*_PACKAGES, *(_GRAPH_PACKAGES if graph else ())), _accelerator(stored.values())
+        ),
+        requires=REQUIRES,
+        graphs=(_graph(folder, graph, weights.identity, sha256=plan.sha256),) if graph else (),
+        examples=_examples(folder, plan),
+        lineage=plan.lineage,
+        documents=(CARD,),
+    )
+    with folder.create(CARD) as out:
+        out.write(card.render(draft, previous).encode())
+    manifest = document.seal(draft)
+    with folder.create(document.NAME) as out:
+        out.write(document.write(manifest))
+    return manifest
+
+
+def _weights(state: ModuleState, written: Written) -> Weights:
+    records = tuple(
+        TensorRecord(
+            name=item.name,
+            dtype=dtype_of(item.tensor).name,
+            shape=tuple(item.tensor.shape),
+            blake3=written.digests[item.name],
+            file=written.placed[item.name],
+            role="parameter" if item.is_parameter else "buffer",
+            frozen=item.frozen,
+        )
+        for item in state.tensors
+    )
+    draft = Weights(
+        identity=document.UNSEALED,
+        index=written.index,
+        files=written.files,
+        tensors=records,
+        aliases=dict(state.aliases),
+    )
+    return draft.model_copy(update={"identity": document.identity_of_weights(draft)})
+
+
+def _state(
+    folder: NewFolder,
+    state: ModuleState,
+    unsaved: Mapping[str, tuple[torch.Tensor, bool]],
+    *,
+    sha256: bool,
+) -> State:
+    kept = {name: tensor for name, (tensor, is_made) in unsaved.items() if not is_made}
+    files: tuple[FileEntry, ...] = ()
+    if kept:
+        stem = STATE.removesuffix(".safetensors")
+        files = write_tensors(
+            folder, TensorCheckpoint(kept, {}), stem=stem, limit=_NO_LIMIT, sha256=sha256
+        ).files
+    return State(
+        training=state.training,
+        frozen_modules_in_eval=state.kept_in_eval,
+        unsaved_buffers={
+            name: UnsavedTensor(
+                dtype=dtype_of(tensor).name,
+                shape=tuple(tensor.shape),
+                blake3=digest(tensor_bytes(tensor)),
+                file=None if is_made else 0,
+            )
+            for name, (tensor, is_made) in unsaved.items()
+        },
+        files=files,
+        strides=dict(state.strides),
+    )
+
+
+def _graph(folder: NewFolder, graph: Proved, identity: str, *, sha256: bool) -> Graph:
+    exported = graph.exported
+    files = tuple(write_file(folder, f.name, f.data, sha256=sha256) for f in exported.files)
+    return Graph(
+        files=files,
+        ir_version=exported.ir_version,
+        opsets=dict(exported.opsets),
+        weights_identity=identity,
+        precision=exported.precision,
+        proof=graph.proof,
+    )
+
+
+def _examples(folder: NewFolder, plan: Plan) -> ExamplesRecord | None:
+    if plan.examples is None:
+        return None
+    from persistlib.formats import FORMATS
+
+    tensors = {
+        f"{kind}.{name}": tensor.detach()
+        for kind, group in (("input", plan.examples.inputs), ("output", plan.examples.outputs))
+        for name, tensor in group.items()
+    }
+    data = FORMATS["safetensors"].module().render(TensorCheckpoint(tensors, {}))
+    entry = write_file(folder, EXAMPLES, data, sha256=plan.sha256)
+    tolerance = {
+        name: _TOLERANCE
+        for name, tensor in plan.examples.outputs.items()
+        if tensor.is_floating_point()
+    }
+    return ExamplesRecord(files=(entry,), tolerance=tolerance)
+
+
+def _accelerator(tensors: Any) -> str | None:
+    kinds = {tensor.device for tensor in tensors if tensor.device.type != "cpu"}
+    if not kinds:
+        return None
+    device = min(kinds, key=str)
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _now() -> str:
+    epoch = os.environ.get("SOURCE_DATE_EPOCH")
+    moment = (
+        datetime.fromtimestamp(int(epoch), timezone.utc) if epoch else datetime.now(timezone.utc)
+    )
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+_NO_LIMIT = 1 << 62

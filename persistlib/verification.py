@@ -1,0 +1,114 @@
+"""Comparing every byte of a bundle with its manifest; no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from persistlib.digests import digest_all
+from persistlib.errors import Code, Finding, PersistlibError, Severity, finding
+from persistlib.manifest import document
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from persistlib.bundle import Bundle
+    from persistlib.manifest.schema import FileEntry
+
+_REFETCH = "fetch the bundle again from where it came"
+
+
+class FileState(NamedTuple):
+    """What was found of one file: its name, recorded size in bytes, and whether it is intact."""
+
+    name: str
+    size: int
+    ok: bool
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What comparing every byte found.
+
+    Attributes:
+        files: every file that the manifest vouches for.
+        findings: every fault, also of files that it does not list.
+    """
+
+    files: tuple[FileState, ...]
+    findings: tuple[Finding, ...]
+
+
+def verify_files(bundle: Bundle) -> Verification:
+    """Compare every byte of every file with the manifest, and the folder with its list."""
+    manifest = bundle.manifest
+    states = [FileState(document.NAME, len(document.write(manifest)), ok=True)]
+    findings: list[Finding] = []
+    for entry in manifest.verified_files():
+        faults = tuple(_file_findings(bundle, entry))
+        states.append(FileState(entry.path, entry.size, ok=not faults))
+        findings.extend(faults)
+    return Verification(tuple(states), (*findings, *_listing_findings(bundle)))
+
+
+def _listing_findings(bundle: Bundle) -> Iterator[Finding]:
+    manifest = bundle.manifest
+    files = {document.NAME, *(entry.path for entry in manifest.verified_files())}
+    present = set(bundle.folder.names())
+    for name in sorted(set(manifest.documents) - present):
+        yield finding(
+            Code.DOCUMENT_MISSING,
+            os.path.join(bundle.path, name),
+            "the document is gone; the model is not affected",
+            severity=Severity.WARNING,
+        )
+    for name in sorted(present - files - set(manifest.documents)):
+        yield finding(
+            Code.FILE_UNLISTED,
+            os.path.join(bundle.path, name),
+            "the manifest does not list it",
+            "move it out of the bundle",
+        )
+
+
+def _file_findings(bundle: Bundle, entry: FileEntry) -> Iterator[Finding]:
+    """Yield what is wrong with one file, down to every wrong tensor."""
+    try:
+        if entry.blake3 is not None:
+            data = bundle.whole(entry)
+        else:
+            data = bundle.mapped(entry)
+            yield from _tensor_findings(bundle, entry)
+    except PersistlibError as fault:
+        yield from fault.findings
+        return
+    if entry.sha256 is not None and hashlib.sha256(data).hexdigest() != entry.sha256:
+        yield finding(
+            Code.FILE_DIGEST,
+            os.path.join(bundle.path, entry.path),
+            "its bytes differ from its SHA-256",
+            _REFETCH,
+        )
+
+
+def _tensor_findings(bundle: Bundle, entry: FileEntry) -> Iterator[Finding]:
+    views = bundle.views(entry)
+    recorded = bundle.recorded(entry)
+    for name in sorted(views.keys() - recorded.keys()):
+        yield finding(
+            Code.HEADER_MISMATCH,
+            os.path.join(bundle.path, f"{entry.path}: {name}"),
+            "the manifest does not list it",
+            _REFETCH,
+        )
+    digests = digest_all(list(views.values()))
+    for name, found in zip(views, digests, strict=True):
+        if name in recorded and found != recorded[name].blake3:
+            yield finding(
+                Code.TENSOR_DIGEST,
+                os.path.join(bundle.path, f"{entry.path}: {name}"),
+                "the tensor's bytes differ from its digest",
+                _REFETCH,
+            )

@@ -56,7 +56,7 @@ lint: .venv/installed
 
 # One thread a worker: with two workers on two cores, more threads only wait for one another.
 unit: .venv/installed
-	$(call timed,pytest,1080,OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not slow" $(PYTEST_ARGS))
+	$(call timed,pytest,1080,OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile -m "not slow" $(PYTEST_ARGS))
 
 # The wheel is built from the sdist, so both are known to be whole; it is tried from a folder that
 # has nothing of this tree in it.

@@ -6,16 +6,17 @@ were, whatever happened inside.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
-import warnings
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING
 
 import torch
 
+from persistlib.architecture.isolation import isolated
+from persistlib.examples import named_outputs
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
 # The exporter's libraries; each logs tracebacks and advice for faults that we report ourselves.
 _LOUD = ("torch", "onnxscript", "onnx_ir")
@@ -29,8 +30,7 @@ def evaluation(model: torch.nn.Module) -> Iterator[None]:
     The flags are set directly: a class's own `train` or `eval` may do more than that.
     """
     flags = [(module, module.training) for module in model.modules()]
-    cuda = list(range(torch.cuda.device_count())) if device_of(model).type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda), torch.no_grad():
+    with isolated(), torch.no_grad():
         try:
             for module, _ in flags:
                 module.training = False
@@ -42,7 +42,7 @@ def evaluation(model: torch.nn.Module) -> Iterator[None]:
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """Keep the exporter's warnings and log lines from the caller; faults still raise."""
+    """Keep the exporter's log lines from the caller; faults still raise."""
     names = [
         name
         for name in (*_LOUD, *logging.Logger.manager.loggerDict)
@@ -52,9 +52,7 @@ def silence() -> Iterator[None]:
     try:
         for name in names:
             logging.getLogger(name).setLevel(logging.CRITICAL + 1)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+        yield
     finally:
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
@@ -75,52 +73,8 @@ def call(model: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> Named:
     """
     device = device_of(model)
     copies = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    with evaluation(model), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with evaluation(model):
         outputs = torch.func.functional_call(
             model, copies, tuple(tensor.to(device) for tensor in inputs)
         )
-        return {name: tensor.detach().cpu() for name, tensor in flatten(outputs).items()}
-
-
-def flatten(outputs: object) -> Named:
-    """Return the tensors in a module's outputs under names that say where they stood.
-
-    A lone tensor is `output`; mapping keys and field names are themselves, positions are numbers,
-    and deeper ones are joined by dots. What is no tensor is left out.
-    """
-    if isinstance(outputs, torch.Tensor):
-        return {"output": outputs}
-    named: Named = {}
-    for path, tensor in _leaves(outputs, ()):
-        name = ".".join(path)
-        name = f"output_{name}" if name[:1].isdigit() else name
-        while name in named:
-            name += "_"
-        named[name] = tensor
-    return named
-
-
-def _leaves(value: object, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], torch.Tensor]]:
-    if isinstance(value, torch.Tensor):
-        yield path, value
-        return
-    for key, item in _members(value).items():
-        yield from _leaves(item, (*path, str(key)))
-
-
-def _members(value: object) -> Mapping[Any, Any]:
-    """Return what a container holds, by key, field or position; nothing for any other value."""
-    if hasattr(value, "items") and hasattr(value, "keys"):
-        return dict(value.items())
-    if _is_named_tuple(value):
-        return dict(zip(value._fields, value, strict=True))  # type: ignore[attr-defined]
-    if isinstance(value, (list, tuple)):
-        return dict(enumerate(value))
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-    return {}
-
-
-def _is_named_tuple(value: object) -> TypeGuard[tuple[Any, ...]]:
-    return isinstance(value, tuple) and hasattr(value, "_fields")
+        return {name: tensor.detach().cpu() for name, tensor in named_outputs(outputs)}

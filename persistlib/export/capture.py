@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from persistlib.errors import Code, error
-from persistlib.export.calling import call, device_of, evaluation, flatten, silence
+from persistlib.examples import named_outputs
+from persistlib.export.calling import call, device_of, evaluation, silence
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,7 +57,7 @@ class _Traced(torch.nn.Module):
         self.module = module
 
     def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return tuple(flatten(self.module(*inputs)).values())
+        return tuple(tensor for _, tensor in named_outputs(self.module(*inputs)))
 
 
 def capture(

@@ -110,9 +110,7 @@ def export(
     for name, tensor in zip(input_names, example_inputs, strict=True):
         dtype_of(tensor, name)
     state = state_of(model)
-    captured = capture(
-        model, example_inputs, state, opset=opset, dynamic_batch=dynamic_batch
-    )
+    captured = capture(model, example_inputs, state, opset=opset, dynamic_batch=dynamic_batch)
     wanted = output_names or captured.outputs
     _require_names(wanted, captured.outputs, "output_names")
     proto = captured.proto

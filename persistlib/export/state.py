@@ -7,8 +7,9 @@ little-endian; a complex tensor stands as its real view, whose bytes are the sam
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from persistlib.dtypes import DType, by_name
@@ -16,6 +17,8 @@ from persistlib.errors import Code, error
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from numpy.typing import NDArray
 
 _COMPLEX_PARTS = 2
 
@@ -44,8 +47,7 @@ class StateTensor:
     @property
     def data(self) -> memoryview:
         """The bytes, a view of the tensor's own memory where that is dense and on the host."""
-        dense = self.tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
-        return memoryview(dense.reshape(-1).view(torch.uint8).numpy())
+        return bytes_of(self.tensor)
 
 
 def state_of(model: torch.nn.Module) -> dict[str, StateTensor]:
@@ -71,6 +73,22 @@ def dtype_of(tensor: torch.Tensor, name: str) -> DType:
     if dtype is None:
         raise error(Code.EXPORT_FAILED, name, f"{tensor.dtype} has no place in a graph", "cast it")
     return dtype
+
+
+def bytes_of(tensor: torch.Tensor) -> memoryview:
+    """Return a tensor's row-major bytes, a view of its own memory where that is possible."""
+    dense = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
+    return memoryview(dense.reshape(-1).view(torch.uint8).numpy())
+
+
+def array_of(tensor: torch.Tensor, name: str) -> NDArray[Any]:
+    """Return a tensor as an array of the table's numpy dtype.
+
+    Raises:
+        ExportError: the table has no row for its dtype.
+    """
+    dtype = dtype_of(tensor, name)
+    return np.frombuffer(bytes_of(tensor), dtype.numpy).reshape(tuple(tensor.shape))
 
 
 def aliases_of(state: Mapping[str, StateTensor]) -> dict[str, str]:

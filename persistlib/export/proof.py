@@ -1,0 +1,203 @@
+"""The proof that a graph computes what the module computes, on the very bytes to be published.
+
+Laws: a graph whose outputs differ from the module's by more than the tolerance has no proof, and a
+module whose outputs would hide a difference has none either; the same module proved twice gives the
+same proof.
+"""
+
+from __future__ import annotations
+
+import math
+from importlib.metadata import version
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from persistlib.digests import PREFIX, digest
+from persistlib.dtypes import DType
+from persistlib.errors import Code, ExportError, SessionError
+from persistlib.export.calling import call
+from persistlib.export.capture import summary
+from persistlib.export.comparison import Observed, degenerate
+from persistlib.export.drawing import DRAWS, draw
+from persistlib.export.state import array_of, bytes_of, dtype_of
+from persistlib.runtime.session import open_session
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import torch
+    from pydantic import JsonValue
+
+    from persistlib.export.calling import Named
+    from persistlib.export.onnx_export import Exported
+    from persistlib.runtime.session import Session
+
+# Largest error over the spread, by the coarser of the state's and the output's dtype. Measured:
+# torchvision's float32 classifiers stay below 1e-5; the other dtypes scale with their own step.
+TOLERANCE: Mapping[str, float] = {"F64": 1e-7, "F32": 1e-4, "F16": 1e-2, "BF16": 5e-2}
+# Whole numbers made from floats, such as an argmax, may fall either way where two are level.
+INTEGERS = 1e-3
+REASON = "two runtimes sum in different orders; the error grows with the dtype's rounding step"
+_BATCHES = (1, 3)
+
+
+# What the runtime's CPU provider computes in; a graph of another precision may stay unproved.
+_COMPUTED = frozenset({"F64", "F32", "F16"})
+
+
+class _Run(NamedTuple):
+    """Inputs of one batch size, the module's outputs, and those for other such inputs."""
+
+    inputs: tuple[torch.Tensor, ...]
+    expected: Named
+    other: Named
+
+
+class _Trial(NamedTuple):
+    """What is tried: a module, its graph, and with which inputs; no sizes where none is free."""
+
+    model: torch.nn.Module
+    exported: Exported
+    seed: int
+    sizes: tuple[int, ...]
+
+
+def prove(
+    model: torch.nn.Module,
+    exported: Exported,
+    *,
+    seed: int = 0,
+    batch_sizes: Sequence[int] = _BATCHES,
+    tolerance: Mapping[str, float] | None = None,
+) -> dict[str, JsonValue]:
+    """Return the proof as the manifest holds it.
+
+    Args:
+        model: the module that was exported; left as it is.
+        exported: its graph.
+        seed: of the inputs, which are drawn from the exported example inputs.
+        batch_sizes: each is tried, where the batch is free.
+        tolerance: largest error over the spread by dtype, in place of `TOLERANCE`'s.
+
+    Returns:
+        The proof; `proved` is false with a reason where this machine cannot compute in the graph's
+        precision, which is no fault of the graph.
+
+    Raises:
+        ExportError: the outputs differ, or prove nothing.
+        SessionError: the runtime refuses the graph, or fails.
+    """
+    try:
+        session = open_session(exported.files[0].data, external=exported.external)
+    except SessionError as fault:
+        if fault.code != Code.SESSION_FAILED.identifier or exported.precision in _COMPUTED:
+            raise
+        return {"proved": False, "reason": fault.reason, "versions": _versions()}
+    is_free = any(isinstance(extent, str) for spec in exported.inputs for extent in spec.shape)
+    trial = _Trial(model, exported, seed, tuple(batch_sizes) if is_free else ())
+    limits = {**TOLERANCE, **(tolerance or {})}
+    *others, last = DRAWS
+    for kind in others:
+        try:
+            return _proof(session, trial, kind, limits)
+        except ExportError as fault:
+            if fault.code != Code.EXPORT_DEGENERATE.identifier:
+                raise
+    return _proof(session, trial, last, limits)
+
+
+def _proof(
+    session: Session, trial: _Trial, kind: str, limits: Mapping[str, float]
+) -> dict[str, JsonValue]:
+    """Return the proof by inputs of one kind.
+
+    Raises:
+        ExportError: as `prove`.
+        SessionError: as `prove`.
+    """
+    runs = _runs(trial, kind)
+    observed = _observe(session, runs)
+    rows: dict[str, JsonValue] = {}
+    for seen in observed:
+        limit = _limit(seen, trial.exported.precision, limits)
+        seen.judge(limit)
+        rows[seen.name] = _row(seen, limit)
+    if not any(seen.response for seen in observed):
+        raise degenerate("outputs", "no output changes with the inputs")
+    hashes = "".join(digest(bytes_of(tensor)) for run in runs for tensor in run.inputs)
+    return {
+        "proved": True,
+        "seed": trial.seed,
+        "inputs": {"drawn": kind, "digest": PREFIX + digest(hashes.encode())},
+        "batch_sizes": list(trial.sizes),
+        "outputs": rows,
+        "reason": REASON,
+        "provider": session.providers[0],
+        "versions": _versions(),
+    }
+
+
+def _runs(trial: _Trial, kind: str) -> list[_Run]:
+    """Return a run for each batch size, every output of the module finite.
+
+    Raises:
+        ExportError: the module takes no such inputs, or an output is not finite.
+    """
+    runs: list[_Run] = []
+    for index, size in enumerate(trial.sizes or (None,)):
+        first, second = (
+            draw(
+                trial.exported.examples,
+                trial.exported.inputs,
+                kind=kind,
+                size=size,
+                seed=(trial.seed, index, take),
+            )
+            for take in range(2)
+        )
+        try:
+            run = _Run(first, call(trial.model, first), call(trial.model, second))
+        except Exception as fault:
+            raise degenerate("outputs", f"the module raised: {summary(fault)}") from fault
+        for name, tensor in (*run.expected.items(), *run.other.items()):
+            if not np.all(np.isfinite(array_of(tensor, name).astype(np.complex128))):
+                raise degenerate(name, "holds NaN or infinity")
+        runs.append(run)
+    return runs
+
+
+def _observe(session: Session, runs: Sequence[_Run]) -> list[Observed]:
+    """Run the graph on every input and return what was seen of each output."""
+    names = [spec.name for spec in session.outputs]
+    observed: list[Observed] = []
+    for run in runs:
+        given = session.run([array_of(tensor, "inputs") for tensor in run.inputs])
+        pairs = zip(run.expected.values(), run.other.values(), strict=True)
+        for index, (name, (expected, other)) in enumerate(zip(names, pairs, strict=True)):
+            if index == len(observed):
+                observed.append(Observed(name, dtype_of(expected, name)))
+            observed[index].add(array_of(expected, name), array_of(other, name), given[name])
+    return observed
+
+
+def _limit(seen: Observed, precision: str, limits: Mapping[str, float]) -> float:
+    """Return the tolerance of the coarser of the state's and the output's dtype."""
+    if not seen.is_float:
+        return INTEGERS
+    coarser = min(DType[precision], seen.dtype, key=lambda dtype: dtype.itemsize)
+    return limits.get(coarser.name, limits["BF16"])
+
+
+def _row(seen: Observed, tolerance: float) -> dict[str, JsonValue]:
+    """Return what the manifest says of an output.
+
+    The error is rounded up to a power of ten: its digits below depend on the machine's mood (where
+    memory was aligned), and two saves of one model are to be equal.
+    """
+    error = 10.0 ** math.ceil(math.log10(seen.relative)) if seen.relative else 0.0
+    return {"error": error, "tolerance": tolerance, "dtype": seen.dtype.name}
+
+
+def _versions() -> dict[str, JsonValue]:
+    return {package: version(package) for package in ("onnx", "onnxruntime", "torch")}

@@ -83,7 +83,9 @@ class Batches:
         chunks = torch.tensor_split(indices, self.count)
         if (pair := self._pair) is not None:
             return (Batch(pair.inputs[chunk], pair.targets[chunk]) for chunk in chunks)
-        return DataLoader(self._samples, batch_sampler=[chunk.tolist() for chunk in chunks])
+        batches = [chunk.tolist() for chunk in chunks]
+        # A generator of its own: a loader draws a seed, which must not shift dropout's numbers.
+        return DataLoader(self._samples, batch_sampler=batches, generator=torch.Generator())
 
     def _checked(self, batch: Any) -> Batch:
         if not isinstance(batch, Sequence) or len(batch) != _PAIR:

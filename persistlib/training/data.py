@@ -214,8 +214,8 @@ def _examine(faults: list[Finding], path: str) -> bytes:
 def _names(path: str) -> list[str]:
     try:
         return sorted(name for name in os.listdir(path) if not name.startswith("."))
-    except OSError as fault:
-        reason = fault.strerror or type(fault).__name__
+    except (OSError, ValueError) as fault:
+        reason = getattr(fault, "strerror", None) or str(fault)
         remedy = f"give {DIGITS}, or a folder with one folder a class"
         raise error(Code.DATA_MISSING, path, reason, remedy) from fault
 

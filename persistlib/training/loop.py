@@ -19,6 +19,7 @@ import torch
 from persistlib.architecture import freezing
 from persistlib.errors import Code, error
 from persistlib.manifest import schema
+from persistlib.patterns import select
 from persistlib.training.batches import Batches, Samples, first_samples
 from persistlib.training.events import BatchDone, EpochDone, Progress
 from persistlib.training.scoring import (
@@ -32,9 +33,10 @@ from persistlib.training.scoring import (
 from persistlib.training.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Generator, Mapping
 
-    from persistlib.architecture.freezing import Frozen, Patterns
+    from persistlib.architecture.freezing import Frozen
+    from persistlib.patterns import Patterns
 
 _EXAMPLES = 2
 
@@ -62,7 +64,7 @@ class FinetuneResult:
     frozen: Frozen
 
 
-def finetune(  # noqa: PLR0913 - the public signature; all but the samples by name
+def finetune(
     model: torch.nn.Module,
     train: Samples,
     valid: Samples | None = None,
@@ -186,6 +188,7 @@ class _Run:
     def train(self, samples: Batches, held_out: Batches | None) -> _Kept:
         """Train for all epochs and leave the weights that are to be kept in the model."""
         best: _Kept | None = None
+        now = _Kept(0, {})
         for epoch in range(1, self.settings.epochs + 1):
             started = time.monotonic()
             row = self._epoch(epoch, samples)
@@ -239,7 +242,7 @@ class _Run:
         return {"epoch": epoch} | {f"train_{name}": value for name, value in means.items()}
 
 
-def _require_trainable(model: torch.nn.Module, patterns: Patterns) -> None:
+def _require_trainable(model: Any, patterns: Patterns) -> None:
     """Check, before anything changes, that something will train."""
     if not isinstance(model, torch.nn.Module):
         raise error(Code.USAGE, "model", f"{type(model).__name__} is no torch.nn.Module")
@@ -248,7 +251,7 @@ def _require_trainable(model: torch.nn.Module, patterns: Patterns) -> None:
         remedy = "load weights into the model first"
         raise error(Code.MODEL_META, absent[0], "has no values (meta device)", remedy)
     names = [*named, *(name for name, _ in model.named_buffers(remove_duplicate=False))]
-    frozen = set(freezing.select(patterns, names))
+    frozen = set(select(patterns, names))
     if not any(item.requires_grad and name not in frozen for name, item in named.items()):
         remedy = "take the last layer back, such as freeze=['*', '!fc.*']"
         raise error(Code.NOTHING_TO_TRAIN, "freeze", f"{len(named)} parameters frozen", remedy)
@@ -291,7 +294,7 @@ def _record(
 
 
 @contextlib.contextmanager
-def _own_randomness(seed: int, place: torch.device) -> Iterator[None]:
+def _own_randomness(seed: int, place: torch.device) -> Generator[None, None, None]:
     """Seed torch for the run and give the caller's random states back afterwards."""
     if place.type == "cpu":
         with torch.random.fork_rng(devices=[]):

@@ -1,0 +1,121 @@
+"""What the verbs share: `--json`, `--quiet`, `--help`, and options that take several values."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from persistlib.cli.output import Mode
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class Shown(Exception):  # noqa: N818 - no fault: it ends the command as `click.exceptions.Exit` does
+    """A text was asked for instead of work."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+
+class Spread(click.Option):
+    """An option that may be repeated or followed by several values: `--freeze A B --freeze C`."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **{**settings, "multiple": True})
+
+
+class Verb(click.Command):
+    """A verb: a click command that returns an `Answer`."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **{**settings, "add_help_option": False})
+        self.params += shared_options()
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the arguments, options followed by several values among them."""
+        return super().parse_args(ctx, spread(args, self.params))
+
+
+def shared_options() -> list[click.Parameter]:
+    """Return the options of every verb and of the bare command."""
+    return [
+        click.Option(
+            ["--json"],
+            is_flag=True,
+            expose_value=False,
+            help="One JSON envelope on stdout, for errors too.",
+        ),
+        click.Option(
+            ["--quiet", "-q"],
+            is_flag=True,
+            expose_value=False,
+            help="Only names, paths and errors.",
+        ),
+        click.Option(
+            ["--help", "-h"],
+            is_flag=True,
+            is_eager=True,
+            expose_value=False,
+            callback=_show_help,
+            help="Show this text.",
+        ),
+    ]
+
+
+trust_option = click.option(
+    "--trust",
+    multiple=True,
+    metavar="PACKAGE",
+    help="A package of your own whose code may be imported to rebuild the model.",
+)
+
+
+def mode_of(args: Sequence[str]) -> Mode:
+    """Return for whom to write, known before anything is parsed: usage errors are told alike."""
+    options = set(args[: args.index("--")] if "--" in args else args)
+    if "--json" in options:
+        return Mode.JSON
+    return Mode.QUIET if options & {"--quiet", "-q"} else Mode.HUMAN
+
+
+def spread(args: Sequence[str], params: Sequence[click.Parameter]) -> list[str]:
+    """Return the arguments with each further value of a `Spread` under its option's name.
+
+    `--freeze A B` becomes `--freeze A --freeze B`. Where that would leave too few words for the
+    verb's own arguments, the last such values are given back: `--freeze A BUILDER`.
+    """
+    options = {name: p for p in params if isinstance(p, click.Option) for name in p.opts}
+    missing = sum(isinstance(p, click.Argument) for p in params)
+    written: list[str] = []
+    further: list[int] = []  # where the option's name was written before a further value
+    current = ""
+    rest = iter(args)
+    for word in rest:
+        if word == "--":
+            tail = list(rest)
+            missing -= len(tail)
+            written += [word, *tail]
+        elif word.startswith("-") and len(word) > 1:
+            name, has_value, _ = word.partition("=")
+            option = options.get(name)
+            current = name if isinstance(option, Spread) else ""
+            written.append(word)
+            if option is not None and not option.is_flag and not has_value:
+                written += [value for value in [next(rest, None)] if value is not None]
+        elif current:
+            further.append(len(written))
+            written += [current, word]
+        else:
+            missing -= 1
+            written.append(word)
+    for index in reversed(further[max(len(further) - max(missing, 0), 0) :]):
+        del written[index]
+    return written
+
+
+def _show_help(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        raise Shown(ctx.get_help())

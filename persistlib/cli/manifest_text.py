@@ -1,0 +1,176 @@
+"""A manifest's sections as labelled lines for people; the JSON form is the manifest itself."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from persistlib.cli.folding import fold
+from persistlib.cli.text import counted, listing, number, shape
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from pydantic import JsonValue
+
+    from persistlib.manifest.schema import Data, Edit, Manifest, TensorSpec, Training
+
+Row = tuple[str, str]
+
+_FRAMEWORKS = ("torch", "torchvision", "onnx", "onnxruntime")
+_SHORT = len("blake3:") + 16
+
+
+def fields_of(manifest: Manifest, parameters: int, trainable: int) -> tuple[Row, ...]:
+    """Return what a person asks first, from the architecture to the identities."""
+    return (
+        *_status(manifest),
+        *_architecture(manifest),
+        *_interface(manifest),
+        *_trained(manifest, parameters, trainable),
+        *_origin(manifest),
+        *_environment(manifest),
+        *_files(manifest),
+    )
+
+
+def _status(manifest: Manifest) -> Iterator[Row]:
+    status = manifest.status
+    if status.state != "active":
+        facts = (status.state, status.reason, status.date, status.successor)
+        yield "status", " · ".join(fact for fact in facts if fact)
+    if manifest.upgraded_from:
+        yield "written as", f"manifest {manifest.upgraded_from}, upgraded while reading"
+
+
+def _architecture(manifest: Manifest) -> Iterator[Row]:
+    architecture = manifest.architecture
+    yield "architecture", _call(architecture.builder, architecture.arguments)
+    for edit in architecture.edits:
+        yield "", _edit(edit)
+
+
+def _edit(edit: Edit) -> str:
+    if edit.op == "set":
+        owner = f"{edit.path}." if edit.path else ""
+        return f"set {owner}{edit.attribute} = {json.dumps(edit.value, ensure_ascii=False)}"
+    if edit.builder is None:
+        return f"{edit.op} {edit.path}"
+    return f"{edit.op} {edit.path} = {_call(edit.builder, edit.arguments)}"
+
+
+def _call(builder: str, arguments: Mapping[str, JsonValue]) -> str:
+    return f"{builder}({_named(arguments, '=')})" if arguments else builder
+
+
+def _named(values: Mapping[str, JsonValue], between: str = " ") -> str:
+    return ", ".join(
+        f"{name}{between}{value if isinstance(value, str) else json.dumps(value)}"
+        for name, value in values.items()
+    )
+
+
+def _interface(manifest: Manifest) -> Iterator[Row]:
+    interface = manifest.interface
+    yield from _specs("input", interface.inputs)
+    if interface.preprocessing:
+        yield "preparation", _named(interface.preprocessing)
+    yield from _specs("output", interface.outputs)
+    if labels := interface.labels:
+        yield "labels", f"{number(len(labels))}: {listing(labels)}"
+
+
+def _specs(label: str, specs: tuple[TensorSpec, ...]) -> Iterator[Row]:
+    for index, spec in enumerate(specs):
+        yield label if index == 0 else "", f"{spec.name} {shape(spec.dtype, spec.shape)}"
+
+
+def _trained(manifest: Manifest, parameters: int, trainable: int) -> Iterator[Row]:
+    records = manifest.weights.tensors
+    if trainable == parameters:
+        yield "trained", f"all {number(parameters)} parameters"
+    else:
+        training = [r.name for r in records if r.role == "parameter" and not r.frozen]
+        where = f" ({_folded(_owners(training))})" if training else ""
+        yield "trained", f"{number(trainable)} of {number(parameters)} parameters{where}"
+    if kept := manifest.state.frozen_modules_in_eval:
+        means = [r.name for r in records if r.name.endswith("running_mean")]
+        norms = [owner for owner in _owners(means) if _is_within(owner, kept)]
+        what = f"BatchNorm statistics of {counted(len(norms), 'layer')}" if norms else "evaluation"
+        yield "frozen", f"{what}: {_folded(kept)}"
+
+
+def _owners(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the modules that own tensors, each once."""
+    return tuple(dict.fromkeys(name.rpartition(".")[0] for name in names))
+
+
+def _is_within(path: str, ancestors: tuple[str, ...]) -> bool:
+    return any(not a or path == a or path.startswith(f"{a}.") for a in ancestors)
+
+
+def _folded(paths: tuple[str, ...]) -> str:
+    return listing(tuple(folded.pattern or "(root)" for folded in fold(paths)), limit=5)
+
+
+def _origin(manifest: Manifest) -> Iterator[Row]:
+    for index, ancestor in enumerate(manifest.lineage):
+        identity = f"{ancestor.id[:_SHORT]}…" if ancestor.id else ""
+        facts = (ancestor.source, identity, ancestor.license)
+        shown = " · ".join(fact for fact in facts if fact)
+        yield "lineage" if index == 0 else "", f"{ancestor.relation} {shown}".strip()
+    if manifest.license:
+        yield "license", manifest.license
+    if manifest.training:
+        yield from _training(manifest.training)
+
+
+def _training(training: Training) -> Iterator[Row]:
+    if training.data:
+        yield "data", _data(training.data)
+    facts = [
+        counted(training.epochs, "epoch") if training.epochs is not None else "",
+        f"seed {training.seed}" if training.seed is not None else "",
+        _named(training.optimizer),
+    ]
+    if any(facts):
+        yield "training", " · ".join(fact for fact in facts if fact)
+    if training.metrics:
+        metrics = (f"{name} {value:.4g}" for name, value in training.metrics.items())
+        yield "metrics", " · ".join(metrics)
+
+
+def _data(data: Data) -> str:
+    sizes = ", ".join(f"{split} {number(count)}" for split, count in data.sizes.items())
+    classes = counted(data.classes, "class") if data.classes is not None else ""
+    return " · ".join(fact for fact in (data.name, classes, sizes) if fact)
+
+
+def _environment(manifest: Manifest) -> Iterator[Row]:
+    environment = manifest.environment
+    known = [n for n in _FRAMEWORKS if n in environment.packages]
+    others = [n for n in environment.packages if n not in _FRAMEWORKS]
+    shown = tuple(f"{name} {environment.packages[name]}" for name in (*known, *others))
+    yield "saved", f"{manifest.created} by {manifest.writer.name} {manifest.writer.version}"
+    facts = (f"Python {environment.python}", environment.platform, environment.accelerator or "")
+    yield "environment", ", ".join(fact for fact in (*facts, listing(shown, 4)) if fact)
+    if manifest.requires:
+        yield "requires", _named(manifest.requires, "")
+
+
+def _files(manifest: Manifest) -> Iterator[Row]:
+    dtypes = Counter(record.dtype for record in manifest.weights.tensors)
+    kinds = ", ".join(f"{name} {number(count)}" for name, count in dtypes.most_common())
+    yield "tensors", f"{number(dtypes.total())}: {kinds}"
+    for graph in manifest.graphs:
+        opsets = ", ".join(f"{name or 'opset'} {v}" for name, v in graph.opsets.items())
+        shown = f"{graph.files[0].path}: {opsets}, IR {graph.ir_version}, {graph.precision}"
+        is_same = graph.weights_identity == manifest.weights.identity
+        yield "graph", shown if is_same else f"{shown}, of other weights"
+    if manifest.examples:
+        yield "examples", listing(tuple(entry.path for entry in manifest.examples.files))
+    if base := manifest.weights.base:
+        yield "base", f"{base.identity}" + (f" ({base.hint})" if base.hint else "")
+    yield "bundle", manifest.bundle_id
+    yield "weights", manifest.weights.identity

@@ -1,0 +1,121 @@
+"""Numbers, sizes and lines of text as people read them.
+
+Law: no line that `wrap` or `clip` returns is wider than asked for, whatever the text holds.
+"""
+
+from __future__ import annotations
+
+import shlex
+import unicodedata
+
+from persistlib.errors import printable
+
+_UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
+_THOUSAND = 1000
+_SHOWN = 999.95  # rounds to 1000.0
+
+
+def size(count: int) -> str:
+    """Return a number of bytes in SI units: 517 B, 9.1 MB."""
+    if count < _THOUSAND:
+        return f"{count} B"
+    value, unit = float(count), 0
+    while value >= _SHOWN and unit < len(_UNITS) - 1:
+        value, unit = value / _THOUSAND, unit + 1
+    return f"{value:.1f} {_UNITS[unit]}"
+
+
+def number(count: int) -> str:
+    """Return an integer with its thousands set apart."""
+    return f"{count:,}"
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a number and its noun: 1 file, 2 files, 2 classes."""
+    if count != 1:
+        noun += "es" if noun.endswith("s") else "s"
+    return f"{number(count)} {noun}"
+
+
+def percent(share: float) -> str:
+    """Return a share of one as a percentage; what is not quite all is never shown as all."""
+    if share != share:  # noqa: PLR0124 - NaN is the only value that differs from itself
+        return "not a number"
+    shown = f"{share:.1%}"
+    if share < 1 and shown == "100.0%":
+        shown = "99.9%"
+    return f"{shown[:-1]} %"
+
+
+def shape(dtype: str, extents: tuple[int | str, ...]) -> str:
+    """Return a dtype and shape: F32 [batch, 3, 96, 96]."""
+    return f"{dtype} [{', '.join(str(extent) for extent in extents)}]"
+
+
+def command(*words: str) -> str:
+    """Return a command line that a shell reads as these words."""
+    return shlex.join(words)
+
+
+def listing(names: tuple[str, ...], limit: int = 10) -> str:
+    """Return names in one line, those after the first `limit` as a number."""
+    shown = ", ".join(names[:limit])
+    more = len(names) - limit
+    return f"{shown}, … {number(more)} more" if more > 0 else shown
+
+
+def width(text: str) -> int:
+    """Return the columns that a terminal uses for a printable text."""
+    if text.isascii():
+        return len(text)
+    return sum(_columns(character) for character in text)
+
+
+def _columns(character: str) -> int:
+    if unicodedata.combining(character):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
+def clip(text: str, columns: int) -> str:
+    """Return the text, printable, its middle left out when it is wider than `columns`."""
+    text = printable(text)
+    if width(text) <= columns:
+        return text
+    head, tail = (columns - 1) // 2, columns - 1 - (columns - 1) // 2
+    return f"{_take(text, head)}…{_take(text[::-1], tail)[::-1]}"
+
+
+def pad(text: str, columns: int, *, right: bool = False) -> str:
+    """Return the text with blanks up to `columns`."""
+    blanks = " " * (columns - width(text))
+    return blanks + text if right else text + blanks
+
+
+def wrap(text: str, columns: int) -> list[str]:
+    """Return the text, printable, in lines broken between words, and within those too long."""
+    lines = [""]
+    for word in printable(text).split(" "):
+        joined = f"{lines[-1]} {word}" if lines[-1] else word
+        if width(joined) <= columns:
+            lines[-1] = joined
+            continue
+        if not lines[-1]:
+            lines.pop()
+        rest = word
+        while width(rest) > columns:
+            piece = _take(rest, columns)
+            lines.append(piece)
+            rest = rest[len(piece) :]
+        lines.append(rest)
+    return lines
+
+
+def _take(text: str, columns: int) -> str:
+    """Return the longest beginning that fits."""
+    used = 0
+    for index, character in enumerate(text):
+        used += _columns(character)
+        if used > columns:
+            return text[:index]
+    return text

@@ -1,0 +1,74 @@
+"""`persistlib verify`: whether every byte is still the one that was saved."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+import persistlib
+from persistlib.cli.answer import Answer, Exit, Findings, Span, Style, Table, verdict
+from persistlib.cli.command import Verb, trust_option
+from persistlib.cli.text import command as words
+from persistlib.cli.text import counted, number, size
+
+if TYPE_CHECKING:
+    from persistlib.cli.answer import Block
+    from persistlib.verification import FileState
+
+
+@click.command("verify", cls=Verb)
+@click.argument("bundle")
+@click.option("--behaviour", is_flag=True, help="Also run the stored examples and compare.")
+@trust_option
+def command(bundle: str, *, behaviour: bool, trust: tuple[str, ...]) -> Answer:
+    """Compare every byte of BUNDLE with what was saved.
+
+    Exits with 0 when all is intact, with 1 when anything differs.
+    """
+    report = persistlib.verify(bundle, behaviour=behaviour, trust=trust)
+    files = tuple(report.files)
+    text = "intact" if report.ok else "NOT intact"
+    findings = tuple(report.findings)
+    blocks: list[Block] = [
+        verdict(f"{text}: {_count(files)}", Exit.OK if report.ok else Exit.FAILED),
+        _files(files),
+    ]
+    if findings:
+        blocks.append(Findings(findings))
+    return Answer(
+        data={
+            "path": bundle,
+            "verdict": "intact" if report.ok else "damaged",
+            "behaviour": behaviour,
+            "files": [{"name": f.name, "size": f.size, "ok": f.ok} for f in files],
+        },
+        report=tuple(blocks),
+        findings=findings,
+        hints=_hints(bundle, ok=report.ok, behaviour=behaviour),
+        exit=Exit.OK if report.ok else Exit.FAILED,
+    )
+
+
+def _count(files: tuple[FileState, ...]) -> str:
+    wrong = sum(not state.ok for state in files)
+    total = size(sum(state.size for state in files))
+    if wrong:
+        return f"{number(wrong)} of {counted(len(files), 'file')} differ from the manifest"
+    return f"{counted(len(files), 'file')}, {total}"
+
+
+def _files(files: tuple[FileState, ...]) -> Table:
+    rows = tuple(
+        (Span("✓", Style.GOOD) if state.ok else Span("✗", Style.BAD), state.name, size(state.size))
+        for state in files
+    )
+    return Table(("", "", ""), rows, frozenset({2}))
+
+
+def _hints(bundle: str, *, ok: bool, behaviour: bool) -> tuple[str, ...]:
+    if not ok:
+        return ("fetch the bundle again from where it came, then verify it",)
+    if behaviour:
+        return (words("persistlib", "check", bundle),)
+    return (words("persistlib", "verify", bundle, "--behaviour"),)

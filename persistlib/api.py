@@ -190,7 +190,7 @@ def load(
 
     how = loading.Reading(mmap, verify)
 
-    def work(bundle: Bundle) -> Any:
+    def work(bundle: Bundle) -> nn.Module | dict[str, torch.Tensor] | Session:
         loading.require_compatible(bundle.manifest, runtime)
         if runtime == "onnxruntime":
             return loading.load_session(
@@ -199,15 +199,12 @@ def load(
         if only is not None:
             tensors = loading.load_tensors(bundle, only, how)
             return {name: tensor.to(device) for name, tensor in tensors.items()}
-        return loading.load_module(bundle, how, strict=strict, trust=trust)
+        model = loading.load_module(bundle, how, strict=strict, trust=trust).to(device)
+        return model if train is None else model.train(train)
 
     if runtime == "torch":
         _require_torch("loading a module")
-    result = reading(path, work)
-    if runtime == "torch" and only is None:
-        model: nn.Module = result.to(device)
-        return model if train is None else model.train(train)
-    return result
+    return reading(path, work)
 
 
 @dataclass(frozen=True)

@@ -38,11 +38,11 @@ def _front_matter(manifest: Manifest) -> str:
 
 def _facts(manifest: Manifest) -> str:
     weights, interface = manifest.weights, manifest.interface
-    elements = [_count(record.shape) for record in weights.tensors]
+    sizes = [_count(record.shape) for record in weights.tensors if record.role == "parameter"]
     rows = [
         ("architecture", f"`{manifest.architecture.builder}`"),
         ("edits", str(len(manifest.architecture.edits)) if manifest.architecture.edits else ""),
-        ("parameters", f"{sum(elements):,} in {len(elements)} tensors"),
+        ("parameters", f"{sum(sizes):,} in {len(sizes)} tensors"),
         ("inputs", ", ".join(f"`{i.name}` {i.dtype} {_shape(i.shape)}" for i in interface.inputs)),
         (
             "outputs",

@@ -13,12 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from persistlib.architecture.isolation import isolated
-from persistlib.architecture.module_state import (
-    dtype_of,
-    kept_in_eval,
-    restore_training,
-    training_toggles,
-)
+from persistlib.architecture.freezing import kept_in_eval
+from persistlib.architecture.module_state import dtype_of, restore_training, training_toggles
 from persistlib.errors import Code, error
 from persistlib.manifest.schema import Interface, TensorSpec
 

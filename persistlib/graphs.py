@@ -12,7 +12,10 @@ from persistlib.installed import is_importable
 from persistlib.loading import Reading, load_module
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
+
+    from pydantic import JsonValue
+    from typing_extensions import Buffer
 
     from persistlib.bundle import Bundle
     from persistlib.files import StrPath
@@ -32,8 +35,8 @@ def convert_graph(
     manifest = bundle.manifest
     if manifest.graphs:
         graph = manifest.graphs[0]
-        files = {entry.path: bundle.whole(entry) for entry in graph.files}
-        proof = dict(graph.proof)
+        files: Mapping[str, Buffer] = {e.path: bundle.whole(e) for e in graph.files}
+        proof: Mapping[str, JsonValue] = graph.proof
     else:
         files, proof = _export(bundle, trust)
     model, *external = files
@@ -56,7 +59,7 @@ def convert_graph(
 
 def _export(
     bundle: Bundle, trust: Collection[str]
-) -> tuple[dict[str, memoryview | bytes], dict[str, object]]:
+) -> tuple[Mapping[str, Buffer], Mapping[str, JsonValue]]:
     if not is_importable("torch"):
         raise missing_extra("torch", "torch", "making a graph")
     from persistlib import examples

@@ -26,7 +26,6 @@ from persistlib.architecture.module_state import (
     tensor_bytes,
     unsaved_tensors,
 )
-from persistlib.architecture.skeleton import skeleton
 from persistlib.bundle import CARD, EXAMPLES, GRAPH, STATE, WEIGHTS
 from persistlib.digests import digest
 from persistlib.errors import Code, PersistlibError, error, tell
@@ -99,12 +98,23 @@ class Proved:
     proof: dict[str, Any]
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Prepared:
+    """All that was found out about a module before the first byte is written."""
+
+    state: ModuleState
+    architecture: Architecture
+    unsaved: Mapping[str, tuple[torch.Tensor, bool]]
+    graph: Proved | None
+    card: str | None
+
+
 def save_module(
     model: nn.Module,
     path: StrPath,
     plan: Plan,
     *,
-    architecture: Architecture | dict[str, Any] | str | None,
+    architecture: Architecture | Mapping[str, Any] | str | None,
     onnx: bool,
     overwrite: bool,
 ) -> Manifest:
@@ -117,11 +127,15 @@ def save_module(
     inputs = _probe(plan)
     description = describe(model, architecture=architecture, inputs=inputs)
     tell((*state.findings, *description.findings))
-    unsaved = _unsaved(model, state, description)
-    graph = _export(model, plan) if onnx else None
-    previous = _previous_card(path) if overwrite else None
+    prepared = _Prepared(
+        state=state,
+        architecture=description.architecture,
+        unsaved=_unsaved(model, state, description),
+        graph=_export(model, plan) if onnx else None,
+        card=_previous_card(path) if overwrite else None,
+    )
     with publish.folder(path, overwrite=overwrite, foreign=foreign_files) as folder:
-        return _write(folder, state, plan, description.architecture, unsaved, graph, previous)
+        return _write(folder, prepared, plan)
 
 
 def _probe(plan: Plan) -> tuple[torch.Tensor, ...] | None:
@@ -142,7 +156,7 @@ def _unsaved(
     """
     if not state.unsaved:
         return {}
-    rebuilt = skeleton(description.architecture, trust=(type(model).__module__,))
+    rebuilt = description.skeleton
     assign(rebuilt, {item.name: item for item in state_tensors(model)})
     made = dict(unsaved_tensors(rebuilt))
     return {
@@ -204,15 +218,9 @@ def _previous_card(path: StrPath) -> str | None:
         return None
 
 
-def _write(
-    folder: NewFolder,
-    state: ModuleState,
-    plan: Plan,
-    architecture: Architecture,
-    unsaved: Mapping[str, tuple[torch.Tensor, bool]],
-    graph: Proved | None,
-    previous: str | None,
-) -> Manifest:
+def _write(folder: NewFolder, prepared: _Prepared, plan: Plan) -> Manifest:
+    """Write every file of the bundle, the manifest last, and return it."""
+    state, graph = prepared.state, prepared.graph
     stored = {item.name: item.tensor for item in state.tensors}
     written = write_tensors(
         folder,
@@ -229,10 +237,10 @@ def _write(
         created=_now(),
         name=plan.name,
         license=plan.license,
-        architecture=architecture,
+        architecture=prepared.architecture,
         interface=plan.interface,
         weights=weights,
-        state=_state(folder, state, unsaved, sha256=plan.sha256),
+        state=_state(folder, state, prepared.unsaved, sha256=plan.sha256),
         training=plan.training,
         environment=installed.current(
             (*_PACKAGES, *(_GRAPH_PACKAGES if graph else ())), _accelerator(stored.values())
@@ -244,7 +252,7 @@ def _write(
         documents=(CARD,),
     )
     with folder.create(CARD) as out:
-        out.write(card.render(draft, previous).encode())
+        out.write(card.render(draft, prepared.card).encode())
     manifest = document.seal(draft)
     with folder.create(document.NAME) as out:
         out.write(document.write(manifest))

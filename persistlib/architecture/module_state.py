@@ -80,7 +80,7 @@ class TensorCheckpoint(CheckpointReader):
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     """Return the row-major little-endian bytes of a strided tensor."""
     dense = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
-    return memoryview(dense.reshape(-1).view(torch.uint8).numpy())
+    return dense.reshape(-1).view(torch.uint8).numpy().data
 
 
 def tensor_of(view: memoryview, dtype: DType, shape: tuple[int, ...]) -> torch.Tensor:

@@ -68,11 +68,11 @@ def _on_meta(value: Any) -> Any:
     return value.detach().to("meta") if isinstance(value, torch.Tensor) else value
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
     """Writes a line for every operator that runs."""
 
     def __init__(self, names: Mapping[int, str]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # as above
         self.lines: Trace = []
         self._names = dict(names)
         # What has a name is kept, or its id would be another's soon.

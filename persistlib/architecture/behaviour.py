@@ -81,18 +81,22 @@ def probe(live: nn.Module, shapes: Sequence[Sequence[int]]) -> Inputs:
     """Return seeded inputs of the given shapes, fitted to a module's dtype, device and channels.
 
     A shape of three extents stands for a list that holds one image, as detection models take it.
-    A first convolution that was replaced decides the channels.
+    A first convolution that was replaced decides the channels, and an attribute `image_size` the
+    extents of an image.
     """
     first = next(live.parameters(), None)
     dtype = first.dtype if first is not None and first.dtype.is_floating_point else torch.float32
     device = first.device if first is not None else torch.device("cpu")
     generator = torch.Generator().manual_seed(0)
     stem = next((m for m in live.modules() if isinstance(m, _CONVOLUTIONS)), None)
+    size = vars(live).get("image_size")
     inputs: list[Any] = []
     for shape in shapes:
         extents = list(shape)
         if stem is not None and len(extents) in {3, stem.weight.dim()}:
             extents[0 if len(extents) == 3 else 1] = stem.in_channels
+        if isinstance(size, int):
+            extents[-2:] = [size, size]
         tensor = torch.rand(extents, generator=generator).to(device, dtype)
         inputs.append([tensor] if len(extents) == 3 else tensor)
     return Inputs(inputs)

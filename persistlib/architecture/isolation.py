@@ -1,0 +1,68 @@
+"""Building and trying modules without the caller noticing.
+
+Law: after `isolated()` the caller's random states (torch on CPU and on every CUDA device in use,
+numpy, Python), default dtype, default device, grad mode and warning filters are what they were.
+
+Inside, everything is as in a fresh process: seed 0, float32, CPU, grad enabled. So a module built
+from a recipe does not depend on who builds it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import threading
+import warnings
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# Default dtype, warning filters and `register_parameter` belong to the whole process.
+_LOCK = threading.RLock()
+SEED = 0
+
+
+@contextlib.contextmanager
+def isolated() -> Iterator[None]:
+    """Run the block as a fresh process would, one thread at a time, and put everything back."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_LOCK)
+        stack.enter_context(random_states())
+        stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+        stack.enter_context(torch.inference_mode(mode=False))
+        stack.enter_context(torch.enable_grad())
+        if torch.get_default_device() != torch.device("cpu"):
+            stack.enter_context(torch.device("cpu"))
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        torch.set_default_dtype(torch.float32)
+        seed()
+        yield
+
+
+@contextlib.contextmanager
+def random_states() -> Iterator[None]:
+    """Put back every random state when the block ends."""
+    python, numeric, host = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numeric)
+        torch.set_rng_state(host)
+        if devices:
+            torch.cuda.set_rng_state_all(devices)
+
+
+def seed() -> None:
+    """Begin every random sequence anew; a CUDA that was never used is left unused."""
+    random.seed(SEED)
+    np.random.seed(SEED)  # noqa: NPY002 - the global state is what modules draw from
+    torch.default_generator.manual_seed(SEED)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(SEED)

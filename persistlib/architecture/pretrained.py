@@ -1,0 +1,150 @@
+"""Weights to begin from: a checkpoint file, or one that torchvision fetches.
+
+Law: after `load(module, reader, path)` the module holds the file's bits under the file's names,
+every one of them, or nothing of it has changed.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from persistlib import checkpoint
+from persistlib.architecture import trusted
+from persistlib.architecture.encoding import decode
+from persistlib.architecture.module_state import tensor_bytes
+from persistlib.architecture.structure import dtype_name
+from persistlib.digests import TensorRow, digest, weights_identity
+from persistlib.dtypes import by_name
+from persistlib.errors import Code, error, finding
+from persistlib.manifest.schema import Lineage
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping
+
+    from torch import nn
+
+    from persistlib.architecture.recipe import Recipe
+    from persistlib.checkpoint import CheckpointReader
+    from persistlib.errors import Finding
+
+_FINE_TUNED = "fine-tuned-from"
+# torch fills it with 0 for checkpoints older than 2018, which lack it.
+_COUNTER = "num_batches_tracked"
+
+
+class Unfit(NamedTuple):
+    """Why a checkpoint does not fit a module."""
+
+    findings: tuple[Finding, ...]
+
+
+def fetch(recipe: Recipe, weights: object, trust: Collection[str]) -> nn.Module:
+    """Return what torchvision builds with pretrained weights, its edits not yet carried out.
+
+    Raises:
+        ArchitectureError: the builder takes no such weights, or fetching them failed.
+    """
+    function = trusted.resolve_builder(recipe.builder, trust)
+    try:
+        module: nn.Module = function(weights=weights, **decode(recipe.arguments, trust))
+    except Exception as fault:
+        raise error(
+            Code.BUILDER_FAILED,
+            recipe.builder,
+            f"with weights={weights!r}: {type(fault).__name__}: {fault}",
+            "name weights that torchvision lists, or give the path of a checkpoint file",
+        ) from fault
+    return module
+
+
+def resolved(recipe: Recipe, module: nn.Module, trust: Collection[str]) -> Recipe:
+    """Return the recipe with all that `weights=` configured silently.
+
+    Raises:
+        ArchitectureError: the weights configured what no recipe says.
+    """
+    from persistlib.architecture.describe import fit
+
+    return fit(module, recipe, trust)
+
+
+def fetched_from(recipe: Recipe, weights: object, module: nn.Module) -> Lineage:
+    """Return the lineage of a module with torchvision's weights."""
+    rows = [
+        TensorRow(name, dtype, tuple(tensor.shape), digest(tensor_bytes(tensor)))
+        for name, tensor in module.state_dict(keep_vars=True).items()
+        if (dtype := by_name("torch", str(tensor.dtype).removeprefix("torch."))) is not None
+    ]
+    source = f"{recipe.builder}:{getattr(weights, 'name', weights)}"
+    return Lineage(relation=_FINE_TUNED, id=weights_identity(rows), source=source)
+
+
+def open_checkpoint(path: str) -> CheckpointReader:
+    """Return a reader of a .safetensors, .pt or .pth file.
+
+    Raises:
+        FormatError: the file is not well-formed.
+        TargetError: it cannot be read.
+    """
+    if path.endswith(".safetensors"):
+        from persistlib.converters import safetensors_file
+
+        return safetensors_file.open_file(path)
+    from persistlib.converters import torch_file
+
+    return torch_file.open_file(path)
+
+
+def load(module: nn.Module, reader: CheckpointReader, path: str) -> Lineage | Unfit:
+    """Give a module the values of a checkpoint, or say why it does not fit and change nothing."""
+    state: Mapping[str, torch.Tensor] = module.state_dict(keep_vars=True)
+    names = {entry.name: entry.name for entry in reader.entries} | dict(reader.aliases)
+    if found := tuple(_mismatches(state, names, reader)):
+        return Unfit(found)
+    with torch.no_grad():
+        for name, tensor in state.items():
+            if name in names:
+                tensor.copy_(_tensor(reader, names[name], tensor.dtype))
+            else:
+                tensor.zero_()
+    source = os.path.basename(path)
+    return Lineage(relation=_FINE_TUNED, id=checkpoint.identity(reader), source=source)
+
+
+def _mismatches(
+    state: Mapping[str, torch.Tensor], names: Mapping[str, str], reader: CheckpointReader
+) -> Iterator[Finding]:
+    for name, tensor in state.items():
+        if name not in names:
+            if name.rpartition(".")[2] != _COUNTER:
+                yield _unfit(name, "the checkpoint lacks this tensor")
+            continue
+        entry = reader.tensors[names[name]]
+        ours = (dtype_name(tensor), tuple(tensor.shape))
+        theirs = (entry.dtype.name, entry.shape)
+        if ours != theirs:
+            yield _unfit(name, f"{_text(*theirs)} in the checkpoint, {_text(*ours)} in the model")
+    for name in names:
+        if name not in state:
+            yield _unfit(name, "the model has no such tensor")
+
+
+def _unfit(name: str, reason: str) -> Finding:
+    return finding(
+        Code.WEIGHTS_MISMATCH, name, reason, "give the builder's arguments that the weights need"
+    )
+
+
+def _text(dtype: str, shape: tuple[int, ...]) -> str:
+    return f"{dtype} {list(shape)}"
+
+
+def _tensor(reader: CheckpointReader, name: str, dtype: torch.dtype) -> torch.Tensor:
+    entry = reader.tensors[name]
+    if not entry.nbytes:
+        return torch.empty(entry.shape, dtype=dtype)
+    data = torch.frombuffer(bytearray(reader.read_bytes(name)), dtype=dtype)
+    return data.reshape(entry.shape)

@@ -12,6 +12,7 @@ import errno
 import os
 import re
 import secrets
+import stat
 import sys
 from typing import TYPE_CHECKING
 
@@ -67,6 +68,31 @@ class Place:
     def holds(self, fd: int) -> bool:
         """Return whether the open file or folder stands at the target."""
         return fd >= 0 and leads_to(self.name, fd, folder_fd=self.fd)
+
+    def check_replaceable(self, fd: int) -> None:
+        """Refuse a folder whose name, or whose content, could not be taken away later.
+
+        Raises:
+            TargetError: a mount point, the current folder, or one that is read-only.
+        """
+        if os.fstat(fd).st_dev != os.fstat(self.fd).st_dev:
+            raise error(
+                Code.TARGET_KIND, self.path, "a mount point stands there", "name a folder in it"
+            )
+        if leads_to(os.curdir, fd):
+            raise error(
+                Code.TARGET_KIND,
+                self.path,
+                "it is the current folder, which cannot be replaced from within",
+                "change to its parent, or name a folder in it",
+            )
+        if not os.access(self.name, os.W_OK | os.X_OK, dir_fd=self.fd, effective_ids=True):
+            raise error(
+                Code.TARGET_PERMISSION,
+                self.path,
+                "the folder there is read-only",
+                "chmod u+wx it, or name another folder",
+            )
 
     def fresh(self) -> str:
         """Return an unused name for a version to be written."""
@@ -183,6 +209,12 @@ def sync_folder(fd: int) -> None:
         # "fd is bound to a special file which does not support synchronization": fsync(2).
         if fault.errno != errno.EINVAL:
             raise
+
+
+def keep_mode(fd: int, replaced: int | None) -> None:
+    """Give the new version the mode of the one that it replaces: what was private stays so."""
+    if replaced is not None and stat.S_IMODE(replaced) != stat.S_IMODE(os.fstat(fd).st_mode):
+        os.fchmod(fd, stat.S_IMODE(replaced))
 
 
 def close(fd: int) -> None:

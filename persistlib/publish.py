@@ -7,8 +7,8 @@ A folder is written as a hidden sibling, every file and then the folder is fsync
 published: a plain rename where nothing stood, `renameat2(RENAME_EXCHANGE)` where an old version
 stands; the parent is fsynced last and the old version swept, unless somebody reads it still. Where
 the file system cannot exchange, the old version steps aside and the new one takes its place;
-`open_folder` mends the gap between the two renames. A failed fsync is never retried: the kernel may
-have dropped the pages and would report success (https://lwn.net/Articles/752063/).
+`gap` sees to what lies between the two renames. A failed fsync is never retried: the kernel may have
+dropped the pages and would report success (https://lwn.net/Articles/752063/).
 """
 
 from __future__ import annotations
@@ -20,18 +20,20 @@ import functools
 import os
 import stat
 import sys
-import time
 from typing import TYPE_CHECKING
 
-from persistlib.errors import Code, PersistlibError, PersistlibWarning, error
-from persistlib.files import Folder, StrPath, leads_to, name_fault, read_fault
-from persistlib.lock import locked, pin
-from persistlib.place import FOLDER_FLAGS, Place, close, make_parents, sync, sync_folder
+from persistlib.errors import Code, PersistlibError, error
+from persistlib.files import Folder, StrPath, name_fault
+from persistlib.gap import open_folder
+from persistlib.lock import locked
+from persistlib.place import FOLDER_FLAGS, Place, close, keep_mode, make_parents, sync, sync_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
 
     from typing_extensions import Buffer
+
+__all__ = ["NewFolder", "OutFile", "exchange", "file", "folder", "open_folder", "write_fault"]
 
 _RENAME_EXCHANGE = 2  # linux/fs.h
 _CANNOT_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM}
@@ -45,11 +47,6 @@ _REMEDIES = {
 }
 # One write call moves at most about 2 GiB on Linux; smaller pieces let hashing keep up.
 _PIECE = 64 << 20
-# How long a reader goes on when every look meets a writer between two renames, and how often
-# nothing must be seen to stand there before it is believed.
-_GAP_SECONDS = 5.0
-_GAP_PAUSE = 0.0005
-_ABSENCES = 3
 _WRITE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
@@ -149,7 +146,7 @@ def folder(
             yield NewFolder(fd)
             # Writing takes time: look again before anything that came meanwhile is swept.
             mode = _check_folder(place, overwrite=overwrite, foreign=foreign)
-            _keep_mode(fd, mode)
+            keep_mode(fd, mode)
             sync_folder(fd)
             replaced = _publish(place, staged)
         except BaseException:
@@ -182,7 +179,7 @@ def file(path: StrPath, *, overwrite: bool = True) -> Generator[OutFile]:
         try:
             fd = os.open(staged, _WRITE_FLAGS, 0o666, dir_fd=place.fd)
             yield OutFile(fd)
-            _keep_mode(fd, _check_file(place, overwrite=overwrite))
+            keep_mode(fd, _check_file(place, overwrite=overwrite))
             sync(fd)
             place.rename(staged, place.name)
         except BaseException:
@@ -192,77 +189,6 @@ def file(path: StrPath, *, overwrite: bool = True) -> Generator[OutFile]:
         finally:
             close(fd)
         _make_durable(place)
-
-
-def open_folder(path: StrPath) -> Folder:
-    """Return the folder at `path`, pinned: no writer sweeps it while it is open.
-
-    Where a writer is between two renames, or was killed there, the version that stepped aside is
-    put back, or read where it is.
-
-    Raises:
-        TargetError: nothing stands there, or no folder, or it cannot be read.
-    """
-    location = os.fspath(path)
-    deadline = time.monotonic() + _GAP_SECONDS
-    absences = 0
-    while absences < _ABSENCES and time.monotonic() < deadline:
-        if (fd := _open_pinned(location)) is not None:
-            return Folder(location, fd)
-        try:
-            place = Place(os.path.realpath(location))
-            place.open()
-        except (OSError, ValueError, PersistlibError):
-            break
-        try:
-            names = os.listdir(place.fd)
-            aside = place.leftovers("old", among=names)
-            if aside and place.name not in names:
-                fd = None if _mend(place) else _open_pinned(aside[-1], place.fd)
-                if fd is not None:
-                    return Folder(location, fd)
-            absences += not aside and place.name not in names
-        except OSError as fault:
-            raise read_fault(fault, location) from fault
-        finally:
-            place.close()
-        time.sleep(_GAP_PAUSE)
-    raise error(Code.SOURCE_MISSING, location, "nothing stands there", "check the path")
-
-
-def _open_pinned(name: str, folder_fd: int | None = None) -> int | None:
-    """Return a descriptor of the folder, or None where nothing stands, or not any longer.
-
-    The pin counts once the name is seen to lead to the pinned folder still: a writer sweeps only
-    what has lost its name.
-    """
-    try:
-        fd = os.open(name, FOLDER_FLAGS, dir_fd=folder_fd)
-    except FileNotFoundError:
-        return None
-    except NotADirectoryError as fault:
-        raise error(
-            Code.NOT_A_BUNDLE, name, "not a folder", "name the folder that save made"
-        ) from fault
-    except ValueError as fault:
-        raise error(Code.NAME_UNSAFE, ascii(name), str(fault), "check the path") from fault
-    except OSError as fault:
-        raise read_fault(fault, name) from fault
-    pin(fd)
-    if leads_to(name, fd, folder_fd=folder_fd, follow=folder_fd is None):
-        return fd
-    close(fd)
-    return None
-
-
-def _mend(place: Place) -> bool:
-    """Put back what stepped aside, unless its writer is at work or may be, or it cannot be done."""
-    try:
-        with locked(place.fd, place.lock, place.path):
-            place.undo_gap()
-    except (OSError, PersistlibError, PersistlibWarning):
-        return False
-    return True
 
 
 @contextlib.contextmanager
@@ -292,7 +218,7 @@ def _check_folder(
         raise error(Code.TARGET_KIND, place.path, f"{kind} stands there", "name another folder")
     fd = os.open(place.name, FOLDER_FLAGS | os.O_NOFOLLOW, dir_fd=place.fd)
     with Folder(place.path, fd) as old:
-        _check_replaceable(place, fd)
+        place.check_replaceable(fd)
         if not old.names():
             return mode
         if not overwrite:
@@ -312,29 +238,6 @@ def _check_folder(
     return mode
 
 
-def _check_replaceable(place: Place, fd: int) -> None:
-    """Refuse a folder whose name, or whose content, could not be taken away later."""
-    there = os.fstat(fd)
-    if there.st_dev != os.fstat(place.fd).st_dev:
-        raise error(
-            Code.TARGET_KIND, place.path, "a mount point stands there", "name a folder in it"
-        )
-    if leads_to(os.curdir, fd):
-        raise error(
-            Code.TARGET_KIND,
-            place.path,
-            "it is the current folder, which cannot be replaced from within",
-            "change to its parent, or name a folder in it",
-        )
-    if not os.access(place.name, os.W_OK | os.X_OK, dir_fd=place.fd, effective_ids=True):
-        raise error(
-            Code.TARGET_PERMISSION,
-            place.path,
-            "the folder there is read-only",
-            "chmod u+wx it, or name another folder",
-        )
-
-
 def _check_file(place: Place, *, overwrite: bool) -> int | None:
     """Return the mode of the file that would be replaced, None where nothing stands."""
     mode = place.mode()
@@ -345,12 +248,6 @@ def _check_file(place: Place, *, overwrite: bool) -> int | None:
     if mode is not None and not overwrite:
         raise error(Code.TARGET_EXISTS, place.path, "a file stands there", "pass overwrite=True")
     return mode
-
-
-def _keep_mode(fd: int, replaced: int | None) -> None:
-    """Give the new version the mode of the one that it replaces: what was private stays so."""
-    if replaced is not None and stat.S_IMODE(replaced) != stat.S_IMODE(os.fstat(fd).st_mode):
-        os.fchmod(fd, stat.S_IMODE(replaced))
 
 
 def _publish(place: Place, staged: str) -> str:

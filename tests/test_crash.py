@@ -22,7 +22,7 @@ import pytest
 
 import crash_shim
 from crash_shim import Disk, Killed, Server, Tape, power_loss, recorded, save, whole
-from persistlib import publish
+from persistlib import gap, publish
 from persistlib.errors import DurabilityError, PersistlibError, TargetError
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def test_a_gap_is_read_where_it_cannot_be_mended(
     target = prepared(tmp_path / "site", OLD)
     server.run(target, NEW, at=2, only=["rename"], action="kill", can_exchange=False)
     assert not target.exists()
-    monkeypatch.setattr(publish, "locked", denied)
+    monkeypatch.setattr(gap, "locked", denied)
     assert whole(str(target)) == OLD
     assert not target.exists()
     monkeypatch.undo()

@@ -98,7 +98,7 @@ def imported(path: Path, *, for_types: bool = True, in_functions: bool = True) -
         node = waiting.pop()
         if is_for_types(node) and not for_types:
             continue
-        if isinstance(node, (ast.FunctionDef, ast.Lambda)) and not in_functions:
+        if not in_functions and (isinstance(node, ast.FunctionDef) or is_script(node)):
             continue
         waiting.extend(ast.iter_child_nodes(node))
         if isinstance(node, ast.Import):
@@ -111,6 +111,10 @@ def imported(path: Path, *, for_types: bool = True, in_functions: bool = True) -
 
 def is_for_types(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+
+
+def is_script(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'"
 
 
 def part(module: str) -> str:

@@ -19,6 +19,7 @@ from persistlib.architecture.structure import dtype_name
 from persistlib.digests import TensorRow, digest, weights_identity
 from persistlib.dtypes import by_name
 from persistlib.errors import Code, error, finding
+from persistlib.formats import FORMATS
 from persistlib.manifest.schema import Lineage
 
 if TYPE_CHECKING:
@@ -89,13 +90,9 @@ def open_checkpoint(path: str) -> CheckpointReader:
         FormatError: the file is not well-formed.
         TargetError: it cannot be read.
     """
-    if path.endswith(".safetensors"):
-        from persistlib.converters import safetensors_file
-
-        return safetensors_file.open_file(path)
-    from persistlib.converters import torch_file
-
-    return torch_file.open_file(path)
+    name = "safetensors" if path.endswith(".safetensors") else "torch"
+    reader: CheckpointReader = FORMATS[name].module().open_file(path)
+    return reader
 
 
 def load(module: nn.Module, reader: CheckpointReader, path: str) -> Lineage | Unfit:

@@ -318,6 +318,7 @@ ARCHIVES: dict[str, Callable[[], bytes]] = {
     "a zip prefix": lambda: PLAIN + PLAIN,
     "a suffix": lambda: PLAIN + b"junk",
     "a comment": lambda: PLAIN[:-2] + b"\4\0junk",
+    "a comment cut off": lambda: PLAIN[:-2] + b"\4\0",
     "bytes before the directory": lambda: moved(PLAIN, PLAIN.index(CENTRAL), b"junk"),
     "bytes after the directory": lambda: (
         PLAIN[: PLAIN.index(END)] + b"junk" + PLAIN[PLAIN.index(END) :]
@@ -356,6 +357,22 @@ def test_a_hostile_archive_is_refused(tmp_path: Path, attack: str) -> None:
     assert data != PLAIN
     code = refused(asm.placed(tmp_path, data)).code
     assert code in {f"PL5{n:02}" for n in range(1, 10)} | {"PL114", "PL117"}
+
+
+@pytest.mark.parametrize("at", [0, 4, 16, 20, 24, 32, 40, 48])
+def test_the_two_end_records_must_agree(tmp_path: Path, at: int) -> None:
+    path = tmp_path / "x.pt"
+    torch_file.write(torch_file.open_file(asm.placed(tmp_path, PLAIN)), path)
+    data = path.read_bytes()
+    reads(path)
+    found = data[data.index(b"PK\6\6") + at]
+    changed = patched(b"PK\6\6", at, bytes([found ^ 1]), data)
+    assert refused(asm.placed(tmp_path, changed)).code == Code.FORMAT_HEADER.identifier
+    for field, shape in ((8, "<H"), (10, "<H"), (12, "<I"), (16, "<I")):
+        start = data.rindex(END) + field
+        value = struct.unpack_from(shape, data, start)[0] + 1
+        near = data[:start] + struct.pack(shape, value) + data[start + struct.calcsize(shape) :]
+        assert refused(asm.placed(tmp_path, near)).code == Code.FORMAT_HEADER.identifier
 
 
 def described(crc: int, size: int, *, tail: bytes = b"", extra: bytes = b"") -> bytes:

@@ -81,6 +81,10 @@ class Settings:
             return self.lr
         return self.lr * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
+    def to_dict(self) -> dict[str, JsonValue]:
+        """Return the numbers by name, as `finetune` takes them."""
+        return asdict(self)
+
     def optimizer_record(self) -> dict[str, JsonValue]:
         """Return what the manifest says of the optimizer."""
         record: dict[str, JsonValue] = {

@@ -1,0 +1,147 @@
+"""A model's last classification layer: finding it by running the model, and replacing it.
+
+Registration order says little (googlenet's auxiliary heads, swin's head, a `fc` that is declared
+first), names say less. What counts is which layer with parameters was entered last on the way to
+the outputs, and whether the outputs follow when its width changes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from persistlib.errors import Code, PersistlibError, error
+from persistlib.training.scoring import primary
+
+_REMEDY = "replace the last layer yourself and call persistlib.finetune"
+
+
+class Head(NamedTuple):
+    """A last layer: its path, and how many numbers go in and come out."""
+
+    path: str
+    layer: nn.Linear | nn.Conv2d
+    width: int
+
+
+def find_head(model: nn.Module, example: torch.Tensor) -> Head:
+    """Return the last classification layer of a model, which is left in evaluation mode.
+
+    Args:
+        model: gives one row of scores a sample.
+        example: a batch of inputs.
+
+    Raises:
+        UsageError: the model refuses the example.
+        TrainingError: its last layer is neither linear nor a convolution, or does not give the
+            outputs their width.
+    """
+    entered: list[tuple[str, nn.Module]] = []
+
+    def watch(path: str, module: nn.Module) -> Any:
+        def enter(*_: Any) -> None:
+            entered.append((path, module))
+
+        return module.register_forward_pre_hook(enter)
+
+    owners = [
+        (path, module)
+        for path, module in model.named_modules()
+        if next(module.parameters(recurse=False), None) is not None
+    ]
+    hooks = [watch(path, module) for path, module in owners]
+    try:
+        width = _width(model, example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not entered:
+        raise _unknown("model", "no layer with parameters was run")
+    path, layer = entered[-1]
+    if not path or not isinstance(layer, (nn.Linear, nn.Conv2d)):
+        raise _unknown(path or "model", f"the last layer is a {type(layer).__name__}")
+    own = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+    if own != width:
+        raise _unknown(path, f"the last layer gives {own} numbers, the model {width}")
+    return Head(path, layer, width)
+
+
+def replace_head(
+    model: nn.Module, head: Head, classes: int, *, example: torch.Tensor, seed: int
+) -> nn.Module:
+    """Put a new layer with `classes` outputs in the head's place; return it.
+
+    Its values are drawn from the seed; the caller's random state is untouched.
+
+    Raises:
+        TrainingError: the outputs do not follow the new layer's width.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        new = _like(head.layer, classes)
+    parent, _, name = head.path.rpartition(".")
+    setattr(model.get_submodule(parent), name, new.to(head.layer.weight))
+    try:
+        width = _width(model, example)
+    except PersistlibError as fault:
+        raise _unknown(head.path, f"replaced, the model fails: {fault.reason}") from fault
+    if width != classes:
+        raise _unknown(head.path, f"replaced by {classes} outputs, the model gives {width}")
+    return new
+
+
+def drop_auxiliary_heads(model: nn.Module) -> tuple[str, ...]:
+    """Remove the heads that googlenet and inception use while training; return their paths.
+
+    They classify what the weights were made for, take no part in fine-tuning's loss, and refuse
+    small images. torchvision's own pretrained builders drop them the same way.
+    """
+    if getattr(model, "aux_logits", None) is not True:
+        return ()
+    paths = tuple(name for name, _ in model.named_children() if name.lower().startswith("aux"))
+    for name, value in (*((path, None) for path in paths), ("aux_logits", False)):
+        setattr(model, name, value)
+    return paths
+
+
+@torch.no_grad()
+def _width(model: nn.Module, example: torch.Tensor) -> int:
+    """Return how many scores the model gives a sample."""
+    model.eval()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            scores = primary(model(example))
+    except Exception as fault:
+        text = (str(fault).strip().splitlines() or [type(fault).__name__])[0]
+        shape = " x ".join(map(str, example.shape[1:]))
+        raise error(
+            Code.USAGE,
+            "resize",
+            f"the model refuses images of {shape}: {text}",
+            "give another size",
+        ) from fault
+    if scores.ndim != 2:
+        raise _unknown("model", f"outputs of shape {tuple(scores.shape)} are no scores of classes")
+    return scores.shape[1]
+
+
+def _like(layer: nn.Linear | nn.Conv2d, classes: int) -> nn.Module:
+    bias = layer.bias is not None
+    if isinstance(layer, nn.Linear):
+        return nn.Linear(layer.in_features, classes, bias=bias)
+    return nn.Conv2d(
+        layer.in_channels,
+        classes,
+        layer.kernel_size,  # type: ignore[arg-type]  # torch stores what it takes as a tuple
+        layer.stride,  # type: ignore[arg-type]
+        layer.padding,  # type: ignore[arg-type]
+        layer.dilation,  # type: ignore[arg-type]
+        bias=bias,
+        padding_mode=layer.padding_mode,
+    )
+
+
+def _unknown(location: str, reason: str) -> PersistlibError:
+    return error(Code.HEAD_UNKNOWN, location, reason, _REMEDY)

@@ -118,7 +118,7 @@ class Observed:
         import ml_dtypes
 
         scale = max(abs(self.low), abs(self.high))
-        step = float(ml_dtypes.finfo(self.dtype.numpy).eps)
+        step = float(ml_dtypes.finfo(self.dtype.numpy).eps)  # type: ignore[no-untyped-call] # has no types
         if not self.spread:
             return f"every value is {self.low:g}" if math.isfinite(self.low) else "it is empty"
         if self.spread < FLOOR:

@@ -78,7 +78,7 @@ def dtype_of(tensor: torch.Tensor, name: str) -> DType:
 def bytes_of(tensor: torch.Tensor) -> memoryview:
     """Return a tensor's row-major bytes, a view of its own memory where that is possible."""
     dense = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
-    return memoryview(dense.reshape(-1).view(torch.uint8).numpy())
+    return dense.reshape(-1).view(torch.uint8).numpy().data
 
 
 def array_of(tensor: torch.Tensor, name: str) -> NDArray[Any]:

@@ -6,6 +6,7 @@ no exception of the runtime's own leaves this module.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -185,7 +186,6 @@ def open_session(
             options,
             providers=list(names),
             enable_fallback=0,
-            read_config_from_model=0,
         )
     except Exception as fault:
         raise _refused(fault, names) from fault
@@ -248,8 +248,9 @@ def _placement(opened: Any) -> dict[str, int] | None:
 
 
 def _message(fault: Exception) -> str:
-    """Return the runtime's message without its source paths and C++ signatures."""
+    """Return the runtime's message without its numbers, source paths and C++ signatures."""
     lines = str(fault).strip().splitlines()
-    text = lines[0] if lines else type(fault).__name__
-    *_, last = text.split(") ") if ".cc:" in text or ".h:" in text else (text,)
-    return (last or text)[:300]
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", lines[0] if lines else "")
+    if ".cc:" in text or ".h:" in text:
+        text = text.rpartition(") ")[2]
+    return text[:300] or type(fault).__name__

@@ -95,9 +95,10 @@ def _parse(data: bytes, location: object) -> onnx.ModelProto:
     from google.protobuf.message import DecodeError
 
     try:
-        return onnx.ModelProto.FromString(data)
+        proto: onnx.ModelProto = onnx.ModelProto.FromString(data)
     except (DecodeError, ValueError, RecursionError) as fault:
         raise error(Code.GRAPH_INVALID, location, f"no ONNX file: {fault}", _REMEDY) from fault
+    return proto
 
 
 class _Check:
@@ -255,7 +256,8 @@ def _spec(value: onnx.ValueInfoProto, location: object) -> TensorSpec:
     dtype = by_name("onnx", _dtype_name(kind.elem_type))
     if not value.type.HasField("tensor_type") or dtype is None:
         where = f"{location}: {value.name}"
-        raise error(Code.GRAPH_INVALID, where, "no tensor of a dtype that persistlib knows")
+        reason = "no tensor of a dtype that persistlib knows"
+        raise error(Code.GRAPH_INVALID, where, reason, _REMEDY)
     return TensorSpec(name=value.name, dtype=dtype.name, shape=tuple(_extents(value)))
 
 

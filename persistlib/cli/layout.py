@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from persistlib.cli.answer import Block
     from persistlib.errors import Finding
 
+SHOWN = 10  # findings; all stand in the envelope
 _INDENT = "  "
 _GAP = "  "
 _NARROWEST = 8  # columns of a clipped cell
@@ -45,7 +46,7 @@ def render(blocks: Iterable[Block], columns: int, *, colour: bool) -> Iterator[s
         elif isinstance(block, Table):
             lines = _table(block, columns)
         else:
-            lines = (line for found in block.findings for line in _finding(found, columns))
+            lines = _findings(block.findings, columns)
         for spans in lines:
             yield _paint(spans, colour=colour)
 
@@ -121,6 +122,13 @@ def _widths(cells: list[list[Span]], columns: int) -> list[int]:
         widths[widest] -= step
         excess -= step
     return widths
+
+
+def _findings(findings: tuple[Finding, ...], columns: int) -> Iterator[tuple[Span, ...]]:
+    for found in findings[:SHOWN]:
+        yield from _finding(found, columns)
+    if (more := len(findings) - SHOWN) > 0:
+        yield Span(_INDENT), Span(f"and {more} more: --json lists them all", Style.FAINT)
 
 
 def _finding(found: Finding, columns: int) -> Iterator[tuple[Span, ...]]:

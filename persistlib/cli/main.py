@@ -33,6 +33,7 @@ class Entry(NamedTuple):
 
 
 VERBS = {
+    "finetune": Entry("Make", "Train a model's last layers on your images and save it."),
     "convert": Entry("Make", "Write a model in another format and say what would be lost."),
     "inspect": Entry("Look", "Show what a bundle holds, on one screen."),
     "run": Entry("Look", "Name what is on images."),
@@ -42,6 +43,8 @@ VERBS = {
 
 # What other tools call it.
 _OTHER_NAMES = {
+    "train": "finetune",
+    "fit": "finetune",
     "export": "convert",
     "show": "inspect",
     "info": "inspect",

@@ -14,19 +14,18 @@ from enum import Enum
 from typing import TYPE_CHECKING, TextIO
 
 from persistlib.cli.answer import Exit, Style
-from persistlib.cli.layout import paint, render, severity_style
+from persistlib.cli.layout import SHOWN, paint, render, severity_style
 from persistlib.errors import Code, Severity, finding, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from persistlib.cli.answer import JSON, Answer
+    from persistlib.cli.answer import JSON, Answer, Block
     from persistlib.errors import Finding
 
 SCHEMA = "persistlib.cli/1"
 _WIDEST = 100
 _NARROWEST = 40
-_SHOWN = 10  # findings of one error; all stand in the envelope
 # Where the stream cannot say these, plain characters do.
 _PLAIN = str.maketrans({"✓": "+", "✗": "x", "·": "-", "…": "...", "→": "->"})
 
@@ -73,6 +72,12 @@ class Output:
         if self.mode is not Mode.QUIET:
             self._say(printable(text))
 
+    def show(self, blocks: Iterable[Block]) -> None:
+        """Lay out on stderr what is going to happen."""
+        if self.mode is not Mode.QUIET:
+            for line in render(blocks, self.width(), colour=self._colour_errors):
+                self._say(line)
+
     def warn(self, found: Finding) -> None:
         """Keep a finding that does not stop the work, and show it on stderr, each once."""
         if found in self._warnings:
@@ -100,10 +105,10 @@ class Output:
         if self.mode is Mode.JSON:
             shown = (*findings, *self._warnings)
             return self._print([self._envelope({}, shown, ok=False)], exit_code)
-        for found in findings[:_SHOWN]:
+        for found in findings[:SHOWN]:
             self._say_finding(found)
-        if len(findings) > _SHOWN:
-            self._say(f"and {len(findings) - _SHOWN} more: --json lists them all")
+        if len(findings) > SHOWN:
+            self._say(f"and {len(findings) - SHOWN} more: --json lists them all")
         return exit_code
 
     def text(self, text: str) -> int:

@@ -11,9 +11,11 @@ from persistlib.cli.answer import Answer, Exit, Findings, Span, Style, Table, ve
 from persistlib.cli.command import Verb, trust_option
 from persistlib.cli.text import command as words
 from persistlib.cli.text import counted, number, size
+from persistlib.errors import Severity
 
 if TYPE_CHECKING:
     from persistlib.cli.answer import Block
+    from persistlib.errors import Finding
     from persistlib.verification import FileState
 
 
@@ -31,7 +33,7 @@ def command(bundle: str, *, behaviour: bool, trust: tuple[str, ...]) -> Answer:
     text = "intact" if report.ok else "NOT intact"
     findings = tuple(report.findings)
     blocks: list[Block] = [
-        verdict(f"{text}: {_count(files)}", Exit.OK if report.ok else Exit.FAILED),
+        verdict(f"{text}: {_count(files, findings)}", Exit.OK if report.ok else Exit.FAILED),
         _files(files),
     ]
     if findings:
@@ -50,12 +52,14 @@ def command(bundle: str, *, behaviour: bool, trust: tuple[str, ...]) -> Answer:
     )
 
 
-def _count(files: tuple[FileState, ...]) -> str:
+def _count(files: tuple[FileState, ...], findings: tuple[Finding, ...]) -> str:
     wrong = sum(not state.ok for state in files)
-    total = size(sum(state.size for state in files))
     if wrong:
         return f"{number(wrong)} of {counted(len(files), 'file')} differ from the manifest"
-    return f"{counted(len(files), 'file')}, {total}"
+    faults = sum(found.severity == Severity.ERROR.value for found in findings)
+    if faults:
+        return counted(faults, "fault")
+    return f"{counted(len(files), 'file')}, {size(sum(state.size for state in files))}"
 
 
 def _files(files: tuple[FileState, ...]) -> Table:
@@ -68,7 +72,7 @@ def _files(files: tuple[FileState, ...]) -> Table:
 
 def _hints(bundle: str, *, ok: bool, behaviour: bool) -> tuple[str, ...]:
     if not ok:
-        return ("fetch the bundle again from where it came, then verify it",)
+        return ()  # each finding says what to do
     if behaviour:
         return (words("persistlib", "check", bundle),)
     return (words("persistlib", "verify", bundle, "--behaviour"),)

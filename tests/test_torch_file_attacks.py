@@ -302,6 +302,16 @@ def overlapping() -> bytes:
     return patched(CENTRAL, 42, struct.pack("<I", first), which=1)
 
 
+def hidden(index: int) -> bytes:
+    """Return an archive with a record that its directory does not list."""
+    data = asm.archive({"a": b"evil", "b": b"evil", **RECORDS})
+    rows = data[data.index(CENTRAL) : data.index(END)].split(CENTRAL)[1:]
+    del rows[index]
+    listed = b"".join(CENTRAL + row for row in rows)
+    end = struct.pack("<2HI", len(rows), len(rows), len(listed))
+    return patched(END, 8, end, data[: data.index(CENTRAL)] + listed + data[data.index(END) :])
+
+
 ARCHIVES: dict[str, Callable[[], bytes]] = {
     "twin names": lambda: with_twins("x/data.pkl"),
     "twins by case": lambda: with_twins("x/DATA.PKL"),
@@ -315,6 +325,8 @@ ARCHIVES: dict[str, Callable[[], bytes]] = {
     "a backslash": lambda: with_twins("x/..\\evil"),
     "a folder": lambda: with_twins("x/data/"),
     "a prefix": lambda: b"#!/bin/sh\n" + PLAIN,
+    "a hidden record first": lambda: hidden(0),
+    "a hidden record between": lambda: hidden(1),
     "a zip prefix": lambda: PLAIN + PLAIN,
     "a suffix": lambda: PLAIN + b"junk",
     "a comment": lambda: PLAIN[:-2] + b"\4\0junk",

@@ -233,7 +233,7 @@ def test_types_do_not_stand_too_deep_inside_each_other() -> None:
         b"", b"garbage", b"\xff" * 100, b"\x08", b"\x08\x08", b"\x3a\xff\xff\xff\xff\x0f",
         b"\x0b\x0c", b"\x07", of(model())[:-1], of(model()) * 2, of(model()) + field(7, b""),
         of(model()) + field(99, b"x"), b"\x08\x08\x08\x09", b"\x38\x01", b"\0" * 100,
-        varint(7 << 3 | 2) + b"\xff" * 9 + b"\x01", b"\x80" * 40,
+        varint(7 << 3 | 2) + b"\xff" * 9 + b"\x01", b"\x80" * 40, b"\x12\x02\xff\xff",
     ],
 )  # fmt: skip
 def test_what_is_no_model_or_says_a_thing_twice_is_refused(data: bytes) -> None:

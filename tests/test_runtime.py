@@ -136,11 +136,11 @@ def test_bytes_that_look_like_another_format_are_read_as_onnx() -> None:
 
 
 def test_settings_in_the_file_are_not_followed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ORT_LOAD_CONFIG_FROM_MODEL", "1")
-    assert open_session(of(model())).run(ROW)["y"].tolist() == [[2, 3]]
     proto = model()
     proto.metadata_props.add(key="ort_config", value='{"session_options": {}}')
     refused(Code.GRAPH_UNSAFE, lambda: open_session(of(proto)))
+    monkeypatch.setenv("ORT_LOAD_CONFIG_FROM_MODEL", "1")
+    refused(Code.SESSION_FAILED, lambda: open_session(of(model())))
 
 
 def test_opening_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
@@ -243,6 +243,7 @@ def test_images_without_preprocessing_or_with_other_labels_are_refused() -> None
 
 def test_scores_are_a_row_for_each_image() -> None:
     refused(Code.PREPROCESSING, lambda: ranked(np.zeros((1, 2, 2)), None))
+    refused(Code.RUN_FAILED, lambda: ranked(np.array([[np.nan, 0]]), None))
     assert ranked(np.array([[1e30, 0]]), None)[0].top[0] == ("0", 1.0)
 
 

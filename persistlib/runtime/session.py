@@ -6,6 +6,7 @@ no exception of the runtime's own leaves this module.
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 _FATAL = 4  # ONNX Runtime's highest log level; what fails is raised as well
 _BATCH = 32  # images at once: more only costs memory
 _SCORES_RANK = 2
+_CONFIG = "ORT_LOAD_CONFIG_FROM_MODEL"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +122,8 @@ def ranked(scores: NDArray[Any], labels: Sequence[str] | None, *, top: int = 5) 
     """Return the best classes of each row of scores, by softmax.
 
     Raises:
-        SessionError: these are no scores of classes, or not as many classes as labels.
+        SessionError: these are no scores of classes, or not as many classes as labels, or one is
+            not finite.
     """
     if scores.ndim != _SCORES_RANK or not scores.shape[1]:
         reason = f"the first output has shape {scores.shape}, not (images, classes)"
@@ -130,9 +133,11 @@ def ranked(scores: NDArray[Any], labels: Sequence[str] | None, *, top: int = 5) 
         reason = f"{len(names)} labels for {scores.shape[1]} classes"
         raise error(Code.PREPROCESSING, "interface.labels", reason, "use run()")
     wide = scores.astype(np.float64)
+    if not np.all(np.isfinite(wide)):
+        raise error(Code.RUN_FAILED, "outputs", "a score is not finite", "look at the image")
     shares = np.exp(wide - wide.max(axis=1, keepdims=True))
     shares /= shares.sum(axis=1, keepdims=True)
-    order = np.argsort(-shares, axis=1, kind="stable")[:, : max(top, 1)]
+    order = np.argsort(-wide, axis=1, kind="stable")[:, : max(top, 1)]
     return [
         Prediction(
             index=int(best[0]),
@@ -172,6 +177,9 @@ def open_session(
     """
     import onnxruntime
 
+    if os.environ.get(_CONFIG) == "1":
+        reason = "with this variable set the runtime takes its options from the file"
+        raise error(Code.SESSION_FAILED, _CONFIG, reason, f"unset {_CONFIG}")
     names = resolve_all(providers, require)
     facts = check_graph(model, external=external or {})
     options = _options(names, threads)
@@ -186,6 +194,7 @@ def open_session(
             options,
             providers=list(names),
             enable_fallback=0,
+            read_config_from_model=0,
         )
     except Exception as fault:
         raise _refused(fault, names) from fault

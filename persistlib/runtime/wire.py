@@ -26,16 +26,18 @@ _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 _WIDTH = {_FIXED64: 8, _FIXED32: 4}
 _VARINT_BYTES = 10
 _REPEATED = 3  # FieldDescriptor.LABEL_REPEATED
+_TEXT = 9  # FieldDescriptor.TYPE_STRING
 # FieldDescriptor.TYPE_* to wire type, for those that are no varint.
 _WIRES = {1: _FIXED64, 2: _FIXED32, 9: _LENGTH, 11: _LENGTH, 12: _LENGTH}
 
 
 class _Field(NamedTuple):
-    """What is known of a field: its name, encoding, whether it repeats, and its message type."""
+    """What is known of a field: name, encoding, whether it repeats or is text, message type."""
 
     name: str
     wire: int
     repeated: bool
+    text: bool
     message: Any
 
 
@@ -75,6 +77,7 @@ def _fields(kind: Any) -> Mapping[int, _Field]:
             _WIRES.get(field.type, _VARINT),
             # Older protobuf has `label` alone, newer ones warn about it.
             field.is_repeated if hasattr(field, "is_repeated") else field.label == _REPEATED,
+            field.type == _TEXT,
             field.message_type,
         )
         for number, field in kind.fields_by_number.items()
@@ -109,11 +112,20 @@ class _Walk:
                 if tag in seen:
                     raise self._fault(f"{field.name} stands twice")
                 seen.add(tag)
+            if field.text and start < at:
+                self._require_text(start, at, field.name)
             if field.message is not None and start < at:
                 inner.append(_Span(start, at, field.message, span.depth + 1))
         if inner and span.depth == DEPTH_LIMIT:
             raise self._fault(f"nested deeper than {DEPTH_LIMIT}", code=Code.FORMAT_LIMIT)
         return inner
+
+    def _require_text(self, start: int, end: int, name: str) -> None:
+        """Raise for text that is not UTF-8: parsers of proto2 pass it on, some as bytes."""
+        try:
+            str(self.data[start:end], "utf-8")
+        except UnicodeDecodeError as fault:
+            raise self._fault(f"{name} is not UTF-8") from fault
 
     def _value(self, at: int, end: int, wire: int) -> tuple[int, int]:
         """Return where a field's content starts and where it ends."""

@@ -18,20 +18,26 @@ import persistlib
 EDGE = 64
 
 
+def drawn(count: int) -> torch.Tensor:
+    """Return images that differ in colour, contrast and grain."""
+    colour, contrast = torch.randn(count, 3, 1, 1), torch.rand(count, 1, 1, 1)
+    coarse = torch.nn.functional.interpolate(torch.randn(count, 3, 4, 4), EDGE)
+    return colour + contrast * torch.randn(count, 3, EDGE, EDGE) + coarse
+
+
 def main(folder: Path) -> None:
     """Make everything that the tests open."""
     torch.manual_seed(0)
-    model = persistlib.build("torchvision.models:resnet18", num_classes=4).eval()
-    noise = np.random.default_rng(0)
-    with torch.no_grad():  # statistics that are no identity, so that folding them would show
-        for name, buffer in model.named_buffers():
-            if name.endswith(("running_mean", "running_var")):
-                values = torch.from_numpy(noise.uniform(0.5, 1.5, buffer.shape))
-                buffer.copy_(values)
+    model = persistlib.build("torchvision.models:resnet18", num_classes=4)
+    with torch.no_grad():  # statistics of real passes, and outputs that tell inputs apart
+        torch.nn.init.normal_(model.get_parameter("fc.weight"))
+        for _ in range(8):
+            model.train()(drawn(16))
+    model.eval()
     persistlib.save(
         model,
         folder / "bundle",
-        example_inputs=torch.randn(2, 3, EDGE, EDGE),
+        example_inputs=drawn(2),
         interface={
             "preprocessing": {
                 "kind": "image",
@@ -45,7 +51,7 @@ def main(folder: Path) -> None:
         onnx=True,
     )
     torch.save(model.state_dict(), folder / "checkpoint.pt")
-    pixels = noise.integers(0, 256, (90, 70, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 70, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(folder / "image.png")
 
 

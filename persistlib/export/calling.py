@@ -6,8 +6,9 @@ were, whatever happened inside.
 
 from __future__ import annotations
 
+import io
 import logging
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,7 +17,7 @@ from persistlib.architecture.isolation import isolated
 from persistlib.examples import named_outputs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Generator, Sequence
 
 # The exporter's libraries; each logs tracebacks and advice for faults that we report ourselves.
 _LOUD = ("torch", "onnxscript", "onnx_ir")
@@ -24,7 +25,7 @@ Named = dict[str, torch.Tensor]
 
 
 @contextmanager
-def evaluation(model: torch.nn.Module) -> Iterator[None]:
+def evaluation(model: torch.nn.Module) -> Generator[None]:
     """Put every module in evaluation, without gradients, for a while.
 
     The flags are set directly: a class's own `train` or `eval` may do more than that.
@@ -41,8 +42,8 @@ def evaluation(model: torch.nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def silence() -> Iterator[None]:
-    """Keep the exporter's log lines from the caller; faults still raise."""
+def silence() -> Generator[None]:
+    """Keep what the exporter logs and prints from the caller; faults still raise."""
     names = [
         name
         for name in (*_LOUD, *logging.Logger.manager.loggerDict)
@@ -52,7 +53,9 @@ def silence() -> Iterator[None]:
     try:
         for name in names:
             logging.getLogger(name).setLevel(logging.CRITICAL + 1)
-        yield
+        # A failed trace prints the code so far.
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            yield
     finally:
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)

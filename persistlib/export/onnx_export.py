@@ -174,7 +174,9 @@ def _put_back(
         if kept not in places:
             places[kept] = -(-end // _ALIGNMENT) * _ALIGNMENT
             end = places[kept] + entry.nbytes
-        onnx.external_data_helper.set_external_data(tensor, DATA, places[kept], entry.nbytes)
+        place = {"location": DATA, "offset": places[kept], "length": entry.nbytes}
+        for key, item in place.items():
+            tensor.external_data.add(key=key, value=str(item))
         tensor.data_location = onnx.TensorProto.EXTERNAL
     if not places:
         return ()

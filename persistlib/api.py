@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from pydantic import ValidationError
 
@@ -28,9 +28,11 @@ from persistlib.verification import FileState, verify_files
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
+    from typing import Literal, TypedDict
 
     import torch
     from torch import nn
+    from typing_extensions import Unpack
 
     from persistlib.architecture.freezing import Frozen
     from persistlib.files import StrPath
@@ -38,6 +40,20 @@ if TYPE_CHECKING:
     from persistlib.patterns import Patterns
     from persistlib.runtime.session import Session
     from persistlib.training.loop import FinetuneResult
+
+    class Opening(TypedDict, total=False):
+        """What `load` takes whatever it returns."""
+
+        device: str | torch.device
+        train: bool | None
+        mmap: bool
+        verify: bool
+        strict: bool
+        trust: Collection[str]
+        providers: Sequence[Any] | None
+        require: str | None
+        threads: int | None
+
 
 _Section = TypeVar("_Section", bound=Section)
 
@@ -140,6 +156,36 @@ def save(
     return saving.save_module(
         model, path, plan, architecture=architecture, onnx=onnx, overwrite=overwrite
     )
+
+
+@overload
+def load(path: StrPath, *, runtime: Literal["onnxruntime"], **how: Unpack[Opening]) -> Session: ...
+
+
+@overload
+def load(
+    path: StrPath,
+    *,
+    runtime: Literal["torch"] = ...,
+    only: Patterns,
+    **how: Unpack[Opening],
+) -> dict[str, torch.Tensor]: ...
+
+
+@overload
+def load(
+    path: StrPath, *, runtime: Literal["torch"] = ..., only: None = ..., **how: Unpack[Opening]
+) -> nn.Module: ...
+
+
+@overload
+def load(
+    path: StrPath,
+    *,
+    runtime: str = ...,
+    only: Patterns | None = ...,
+    **how: Unpack[Opening],
+) -> nn.Module | dict[str, torch.Tensor] | Session: ...
 
 
 def load(

@@ -30,8 +30,10 @@ _RESERVED = {"con", "prn", "aux", "nul", "conin$", "conout$"} | {
 _FORBIDDEN = frozenset('<>:"/\\|?*')
 _NAME_LIMIT = 255
 # In place changes by another machine can tear a mapping of these; a private copy is made instead.
-_REMOTE = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "virtiofs", "vboxsf", "prl_fs", "ceph"}
-_REMOTE |= {"lustre", "afs", "gpfs", "beegfs", "ocfs2", "gfs2"}
+_REMOTE = {
+    *("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "virtiofs", "vboxsf", "prl_fs"),
+    *("afs", "beegfs", "ceph", "gfs2", "gpfs", "lustre", "ocfs2"),
+}
 _CHUNK = 1 << 30
 
 

@@ -27,7 +27,7 @@ def package_version(package: str) -> str | None:
 def is_importable(package: str) -> bool:
     """Return whether a top-level package can be imported, without importing it."""
     if package in sys.modules:
-        return sys.modules[package] is not None
+        return sys.modules.get(package) is not None  # None there blocks the import
     return importlib.util.find_spec(package) is not None
 
 

@@ -107,7 +107,7 @@ def _recurrent(module: nn.RNNBase) -> dict[str, Any]:
     return found
 
 
-def _attention(module: nn.MultiheadAttention) -> dict[str, Any]:
+def _attention(module: Any) -> dict[str, Any]:
     names = ("embed_dim", "num_heads", "dropout", "kdim", "vdim", "add_zero_attn", "batch_first")
     return {name: getattr(module, name) for name in names} | {
         "bias": module.in_proj_bias is not None,

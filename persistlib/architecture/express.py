@@ -131,7 +131,7 @@ def _replacement(op: str, pair: _Pair, index: int | None = None) -> list[Edit]:
     except InexpressibleError as fault:
         raise InexpressibleError(pair.path, fault.attribute, str(fault)) from fault
     except ArchitectureError as fault:
-        raise InexpressibleError(pair.path, "", f"{builder}: {fault.reason}") from fault
+        raise InexpressibleError(pair.path, "", f"{fault.location}: {fault.reason}") from fault
     if plain_class(built) is not plain_class(pair.live):
         raise InexpressibleError(pair.path, "", f"{builder} now is another class")
     inner = {key: f"{pair.path}.{at}".strip(".") for key, at in places(built).items()}

@@ -20,7 +20,7 @@ from persistlib.cli.output import Output
 from persistlib.errors import Code, PersistlibError, PersistlibWarning, UsageError, finding
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Generator, Sequence
 
     from persistlib.cli.answer import Answer
 
@@ -65,15 +65,15 @@ _TOUR = (
 class Verbs(click.Group):
     """The bare command."""
 
-    def list_commands(self, _: click.Context) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         """Return the verbs in the order of help."""
         return list(VERBS)
 
-    def get_command(self, _: click.Context, name: str) -> click.Command | None:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         """Return a verb, imported now."""
-        if name not in VERBS:
+        if cmd_name not in VERBS:
             return None
-        command: click.Command = importlib.import_module(f"persistlib.cli.{name}").command
+        command: click.Command = importlib.import_module(f"persistlib.cli.{cmd_name}").command
         return command
 
     def resolve_command(
@@ -90,7 +90,7 @@ class Verbs(click.Group):
         tail = f" Did you mean '{names[near[0]]}'?" if near else ""
         raise click.UsageError(f"No such verb '{word}'.{tail}", ctx)
 
-    def format_commands(self, _: click.Context, formatter: click.HelpFormatter) -> None:
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """Write the verbs in their groups, and the tour."""
         for group in dict.fromkeys(entry.group for entry in VERBS.values()):
             with formatter.section(group):
@@ -161,7 +161,7 @@ def _failure(output: Output, fault: BaseException) -> int:
 
 
 @contextmanager
-def _captured(output: Output) -> Iterator[None]:
+def _captured(output: Output) -> Generator[None]:
     """Turn our warnings into findings, quieten those of libraries, and keep stdout ours."""
 
     def show(  # noqa: PLR0917 - the standard library's signature

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from persistlib.training.events import BatchDone, EpochDone
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
     from rich.progress import Progress as Bar
     from rich.progress import TaskID
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def shown(output: Output) -> Iterator[Progress]:
+def shown(output: Output) -> Generator[Progress]:
     """Give a callback for the training loop that shows what it is told on stderr."""
     if not output.live:
         yield _Lines(output)

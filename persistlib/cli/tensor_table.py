@@ -30,7 +30,8 @@ class _Part:
     def status(self) -> str:
         """Whether its parameters train."""
         frozen = {record.frozen for record in self.tensors if record.role == "parameter"}
-        return {(): "", (False,): "trained", (True,): "frozen"}.get(tuple(frozen), "partly frozen")
+        names = {frozenset[bool](): "", frozenset({False}): "trained", frozenset({True}): "frozen"}
+        return names.get(frozenset(frozen), "partly frozen")
 
 
 def every_tensor(manifest: Manifest) -> Table:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import mmap
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import onnx
 
@@ -193,7 +193,8 @@ def _read_back(
     examples: tuple[torch.Tensor, ...],
 ) -> Exported:
     """Return what the written bytes say, after comparing every tensor of the state with them."""
-    proto = onnx.ModelProto.FromString(files[0].data)
+    serialized: Any = files[0].data  # protobuf parses any buffer, and says bytes
+    proto = onnx.ModelProto.FromString(serialized)
     data = memoryview(files[1].data) if len(files) > 1 else memoryview(b"")
     stored = {tensor.name: tensor for tensor in proto.graph.initializer}
     for name, entry in state.items():

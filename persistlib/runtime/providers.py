@@ -36,7 +36,7 @@ def resolve(name: str) -> str:
     """
     import onnxruntime
 
-    known = {short(full): full for full in onnxruntime.get_all_providers()}
+    known: dict[str, str] = {short(full): full for full in onnxruntime.get_all_providers()}
     wanted = short(name)
     if wanted not in known:
         close = difflib.get_close_matches(wanted, known, n=1)

@@ -6,9 +6,9 @@ import json
 import os
 import pty
 import re
+import resource
 import subprocess
 import sys
-import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -339,10 +339,12 @@ def test_help_imports_nothing_heavy() -> None:
 
 def test_help_takes_less_than_a_third_of_a_second() -> None:
     def once() -> float:
-        start = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         run(["--help"])
-        return time.perf_counter() - start
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
+    # Of processor time: what else the machine is doing is no fault of ours.
     assert min(once() for _ in range(5)) < 0.3
 
 

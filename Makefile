@@ -6,6 +6,7 @@
 #   make test-all  the same with the long trials; its summary is docs/test-all.md
 #   make lint      ruff, mypy and pyright alone
 #   make bare      the wheel without extras, tried where there is no torch
+#   make bench     loads and saves measured side by side; the table is docs/benchmarks.md
 #   make docs      write the generated pages: docs/errors.md, docs/manifest.schema.json
 #   make clean     remove both environments and everything that was built
 
@@ -20,7 +21,7 @@ WORK := build/bare
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint unit bare docs clean
+.PHONY: help install demo bench test test-all lint unit bare docs clean
 
 # $(call timed,what,budget in seconds,command): says how long a step took beside its budget. A
 # budget is what to look at when a run grows slow; a machine's load never fails a test.
@@ -47,7 +48,11 @@ install: .venv/installed
 	@touch $@
 
 demo: .venv/installed
-	$(BIN)/python -m benchmarks.demo
+	$(BIN)/python docs/examples/digits.py
+
+# The models are drawn from a seed: nothing is fetched.
+bench: .venv/installed
+	$(BIN)/python benchmarks/run.py --out docs/benchmarks.md
 
 lint: .venv/installed
 	$(call timed,ruff,10,$(BIN)/ruff check .; $(BIN)/ruff format --check .)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from persistlib.errors import Code, error
@@ -23,6 +24,7 @@ SIZE_LIMIT = 64 << 20
 DEPTH_LIMIT = 64
 INTEGER_LIMIT = 1 << 63
 _DIGITS_LIMIT = 20  # of 2**63 with its sign
+_SHOWN = 80  # characters of a name, and parts of a path, in a message
 
 JSONObject = dict[str, Any]
 
@@ -34,11 +36,16 @@ def encode(value: object) -> bytes:
         ManifestError: the value is outside what the canonical form can say.
     """
     try:
-        _check(value, ())
+        _check(value)
     except _NotCanonicalError as fault:
         raise error(
             Code.MANIFEST_FIELD, "manifest", str(fault), "give plain JSON values"
         ) from fault
+    return encode_parsed(value)
+
+
+def encode_parsed(value: object) -> bytes:
+    """Return the canonical bytes of a value made of what `parse` returned."""
     text = json.dumps(
         value, ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":")
     )
@@ -80,7 +87,7 @@ def parse(
             parse_float=_float,
             parse_constant=_constant,
         )
-        _check(value, ())
+        _check(value)
     except json.JSONDecodeError as fault:
         refuse(f"no JSON: {fault.msg} at character {fault.pos}", fault)
     except _NotCanonicalError as fault:
@@ -93,15 +100,28 @@ def parse(
 
 
 class _NotCanonicalError(ValueError):
-    """A value that the canonical form cannot hold."""
+    """A value that the canonical form cannot hold.
+
+    Attributes:
+        path: where it stands, innermost first; filled in on the way out.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.path: list[str | int] = []
+
+    def __str__(self) -> str:
+        # A hostile file has no say in how long a message grows.
+        place = ".".join(str(part)[:_SHOWN] for part in reversed(self.path[-_SHOWN:]))
+        return f"{place}: {self.reason}" if place else self.reason
 
 
 def _object(pairs: list[tuple[str, Any]]) -> JSONObject:
     result = dict(pairs)
     if len(result) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise _NotCanonicalError(f"the name {twice!r} stands twice in one object")
+        twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise _NotCanonicalError(f"the name {twice[:_SHOWN]!r} stands twice in one object")
     return result
 
 
@@ -114,7 +134,7 @@ def _integer(text: str) -> int:
 def _float(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise _NotCanonicalError(f"the number {text[:40]} is not finite")
+        raise _NotCanonicalError(f"the number {text[:_SHOWN]} is not finite")
     return value
 
 
@@ -122,43 +142,56 @@ def _constant(text: str) -> NoReturn:
     raise _NotCanonicalError(f"{text} is no JSON value")
 
 
-def _check(value: object, path: tuple[str | int, ...]) -> None:
+def _check(value: Any, depth: int = 0) -> None:
     """Raise where a value cannot be said canonically, naming the place."""
-    if len(path) > DEPTH_LIMIT:
+    if depth > DEPTH_LIMIT:
         raise _NotCanonicalError(f"nested deeper than {DEPTH_LIMIT}")
-    if value is None or type(value) is bool:
-        return
-    if isinstance(value, (list, tuple)):
-        for index, item in enumerate(value):
-            _check(item, (*path, index))
-    elif isinstance(value, dict):
+    if isinstance(value, dict):
         for name, item in value.items():
-            _check_text(name, path)
-            _check(item, (*path, name))
-    elif type(value) is int:
-        if not -INTEGER_LIMIT <= value <= INTEGER_LIMIT:
-            raise _NotCanonicalError(f"{_place(path)}: an integer beyond 2**63")
-    elif type(value) is float:
-        _check_float(value, path)
+            if type(name) is not str:
+                raise _NotCanonicalError(f"a {type(name).__name__} is no name in an object")
+            _check_text(name)
+            _check_member(item, name, depth)
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            _check_member(item, index, depth)
     else:
-        _check_text(value, path)
+        _check_scalar(value)
 
 
-def _check_float(value: float, path: tuple[str | int, ...]) -> None:
-    if not math.isfinite(value):
-        raise _NotCanonicalError(f"{_place(path)}: {value} is not finite")
-    if value == 0 and math.copysign(1, value) < 0:
-        raise _NotCanonicalError(f"{_place(path)}: negative zero")
+def _check_member(value: Any, name: str | int, depth: int) -> None:
+    try:
+        _check(value, depth + 1)
+    except _NotCanonicalError as fault:
+        fault.path.append(name)
+        raise
 
 
-def _check_text(text: object, path: tuple[str | int, ...]) -> None:
-    if type(text) is not str:
-        raise _NotCanonicalError(f"{_place(path)}: a {type(text).__name__} is no JSON value")
+def _check_scalar(value: Any) -> None:
+    """Raise for what is no canonical scalar: subclasses are none, an IntEnum prints otherwise."""
+    kind = type(value)
+    if kind is str:
+        _check_text(value)
+    elif kind is int:
+        if not -INTEGER_LIMIT <= value <= INTEGER_LIMIT:
+            raise _NotCanonicalError("an integer beyond 2**63")
+    elif kind is float:
+        _check_float(value)
+    elif value is not None and kind is not bool:
+        raise _NotCanonicalError(f"a {kind.__name__} is no JSON value")
+
+
+def _check_text(text: str) -> None:
+    if text.isascii():
+        return
     try:
         text.encode()
     except UnicodeEncodeError as fault:
-        raise _NotCanonicalError(f"{_place(path)}: an unpaired surrogate") from fault
+        raise _NotCanonicalError("an unpaired surrogate") from fault
 
 
-def _place(path: tuple[str | int, ...]) -> str:
-    return ".".join(str(part) for part in path) or "the value"
+def _check_float(value: float) -> None:
+    if not math.isfinite(value):
+        raise _NotCanonicalError(f"{value} is not finite")
+    if value == 0 and math.copysign(1, value) < 0:
+        raise _NotCanonicalError("negative zero")

@@ -9,24 +9,25 @@ all that the format promises to keep.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING
-
-from typing_extensions import Self
 
 from persistlib.digests import TensorRow, digest_all, weights_identity
 from persistlib.errors import Code, error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from types import TracebackType
 
     import numpy as np
+    from typing_extensions import Self
 
     from persistlib.dtypes import DType
 
 _EMPTY: Mapping[str, str] = MappingProxyType({})
+_BATCH = 256 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,10 @@ class CheckpointReader(ABC):
         self.aliases = aliases
         self.metadata = metadata
         self.tensors = {entry.name: entry for entry in entries}
+        if len(self.tensors) != len(entries):
+            names = Counter(entry.name for entry in entries)
+            twice = max(names, key=names.__getitem__)
+            raise error(Code.FORMAT_NAME, twice, "the name stands twice")
         for alias, name in aliases.items():
             if alias in self.tensors or name not in self.tensors:
                 raise error(Code.FORMAT_NAME, alias, f"not an alias of a tensor: {name}")
@@ -123,6 +128,13 @@ class MemoryCheckpoint(CheckpointReader):
 
     def __post_init__(self) -> None:
         super().__init__(self.entries, self.aliases, self.metadata)
+        for entry in self.entries:
+            if self.buffers[entry.name].nbytes != entry.nbytes:
+                raise error(
+                    Code.FORMAT_SHAPE,
+                    entry.name,
+                    f"{self.buffers[entry.name].nbytes} bytes, its shape needs {entry.nbytes}",
+                )
 
     def read_bytes(self, name: str) -> memoryview:
         """Return the bytes of an entry."""
@@ -143,14 +155,33 @@ def check_booleans(view: memoryview, location: object) -> memoryview:
 
 
 def tensor_rows(checkpoint: CheckpointReader) -> tuple[TensorRow, ...]:
-    """Return a row for each entry and each alias: every tensor is read and hashed once."""
-    names = [entry.name for entry in checkpoint.entries]
-    digests = dict(zip(names, digest_all([checkpoint.read_bytes(n) for n in names]), strict=True))
-    named = {name: name for name in names} | dict(checkpoint.aliases)
+    """Return a row for each entry and each alias: every tensor is read and hashed once.
+
+    Some are read at a time, so that a reader that copies never holds all of a large model.
+    """
+    digests: dict[str, str] = {}
+    for batch in _batches(checkpoint.entries):
+        views = [checkpoint.read_bytes(name) for name in batch]
+        digests.update(zip(batch, digest_all(views), strict=True))
+    named = {name: name for name in digests} | dict(checkpoint.aliases)
     return tuple(
         TensorRow(name, (entry := checkpoint.tensors[kept]).dtype, entry.shape, digests[kept])
         for name, kept in named.items()
     )
+
+
+def _batches(entries: Iterable[Entry]) -> Iterator[list[str]]:
+    """Yield the names in order, as many at a time as make `_BATCH` bytes."""
+    batch: list[str] = []
+    room = _BATCH
+    for entry in entries:
+        if batch and entry.nbytes > room:
+            yield batch
+            batch, room = [], _BATCH
+        batch.append(entry.name)
+        room -= entry.nbytes
+    if batch:
+        yield batch
 
 
 def identity(checkpoint: CheckpointReader) -> str:

@@ -10,6 +10,7 @@ the prefix `blake3:`.
 
 from __future__ import annotations
 
+import operator
 import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple
@@ -102,7 +103,8 @@ def weights_identity(rows: Iterable[TensorRow]) -> str:
     """
     hasher = blake3()
     seen: bytes | None = None
-    for name, row in sorted((encode_name(row.name), row) for row in rows):
+    named = ((encode_name(row.name), row) for row in rows)
+    for name, row in sorted(named, key=operator.itemgetter(0)):
         if name == seen:
             raise error(Code.FORMAT_NAME, row.name, "the name stands twice")
         seen = name

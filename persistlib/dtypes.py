@@ -11,6 +11,8 @@ from enum import Enum
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
+from persistlib.errors import Code, error
+
 if TYPE_CHECKING:
     import numpy as np
     import torch
@@ -80,11 +82,18 @@ class DType(Enum):
         """The torch dtype.
 
         Raises:
-            AttributeError: the installed torch is older than this dtype.
+            FormatError: the installed torch is older than this dtype.
         """
         import torch
 
-        dtype: torch.dtype = getattr(torch, self.value.torch)
+        dtype: torch.dtype | None = getattr(torch, self.value.torch, None)
+        if dtype is None:
+            raise error(
+                Code.FORMAT_DTYPE,
+                self.name,
+                f"torch {torch.__version__} has no such dtype",
+                "pip install --upgrade torch",
+            )
         return dtype
 
     def nbytes(self, shape: tuple[int, ...]) -> int:

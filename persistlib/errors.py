@@ -179,6 +179,7 @@ class Code(Enum):
     TENSOR_MISMATCH = ("PL308", ArchitectureError, "rebuilt module and weights disagree")
     LEFT_ON_META = ("PL309", ArchitectureError, "a tensor was left without values")
     BUILT_REALLY = ("PL310", ArchitectureError, "the module was built with values first")
+    HOOKS_DROPPED = ("PL311", ArchitectureError, "hooks are not saved")
     MODEL_META = ("PL320", ModelError, "a tensor is on the meta device")
     MODEL_WRAPPED = ("PL321", ModelError, "the module is a wrapper around the model")
     MODEL_LAYOUT = ("PL322", ModelError, "a tensor is sparse")
@@ -307,7 +308,11 @@ def finding(
 ) -> Finding:
     """Return a finding whose texts are safe to print on one line."""
     return Finding(
-        code.identifier, severity.value, printable(str(location)), printable(reason), remedy
+        code.identifier,
+        severity.value,
+        printable(str(location)),
+        printable(reason),
+        printable(remedy),
     )
 
 

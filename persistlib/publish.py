@@ -7,8 +7,8 @@ A folder is written as a hidden sibling, every file and then the folder is fsync
 published: a plain rename where nothing stood, `renameat2(RENAME_EXCHANGE)` where an old version
 stands; the parent is fsynced last and the old version swept, unless somebody reads it still. Where
 the file system cannot exchange, the old version steps aside and the new one takes its place;
-`gap` sees to what lies between the two renames. A failed fsync is never retried: the kernel may have
-dropped the pages and would report success (https://lwn.net/Articles/752063/).
+`gap` sees to what lies between the two renames. A failed fsync is never retried: the kernel may
+have dropped the pages and would report success (https://lwn.net/Articles/752063/).
 """
 
 from __future__ import annotations

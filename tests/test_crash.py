@@ -26,7 +26,7 @@ from persistlib import gap, publish
 from persistlib.errors import DurabilityError, PersistlibError, TargetError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Generator, Iterator
 
 OLD, NEW, NEWER = 1, 2, 3
 SHARED_MEMORY = "/dev/shm"
@@ -120,7 +120,7 @@ def test_a_gap_is_read_where_it_cannot_be_mended(
 
 
 @contextlib.contextmanager
-def denied(*_: object) -> Iterator[None]:
+def denied(*_: object) -> Generator[None]:
     raise PermissionError
     yield
 
@@ -285,7 +285,7 @@ def run_until(target: Path, tape: Tape, version: int, at: int = 0) -> int:
 
 
 @contextlib.contextmanager
-def descriptors_closed() -> Iterator[None]:
+def descriptors_closed() -> Generator[None]:
     """Close what a process that died would have had closed for it."""
     before = set(os.listdir("/proc/self/fd"))
     yield

@@ -8,27 +8,29 @@ set aside, schema, cross-checks. Each gate is passed before the next one looks.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import re
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from persistlib.canonical import JSONObject, encode, parse
-from persistlib.digests import PREFIX, TensorRow, digest, weights_identity
-from persistlib.dtypes import DType
+from persistlib.canonical import JSONObject, encode, encode_parsed, parse
+from persistlib.digests import PREFIX, digest
 from persistlib.errors import Code, Finding, error, error_of, finding
 from persistlib.manifest import upgrades
+from persistlib.manifest.consistency import NAME, REFETCH, contradictions
+from persistlib.manifest.identity import bundle_id, identity_of_weights
 from persistlib.manifest.schema import MAJOR, VERSION, Manifest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
-    from persistlib.manifest.schema import Weights
+__all__ = ["NAME", "UNSEALED", "bundle_id", "identity_of_weights", "read", "seal", "write"]
 
-NAME = "manifest.json"
 UNSEALED = PREFIX + "0" * 64
-_REFETCH = "fetch the bundle again from where it came"
 
+_VERSION = re.compile(r"(0|[1-9][0-9]{0,3})\.(0|[1-9][0-9]{0,3})")
 _STRANGE = "extra_forbidden"  # pydantic's name for a field outside the schema
 
 Location = tuple[str | int, ...]
@@ -43,45 +45,9 @@ def write(manifest: Manifest) -> bytes:
 def seal(manifest: Manifest) -> Manifest:
     """Return the manifest with `bundle_id` and `digest` computed from its content."""
     identified = manifest.model_copy(update={"bundle_id": bundle_id(manifest), "digest": UNSEALED})
-    return identified.model_copy(update={"digest": _digest(_with_unknown(identified))})
-
-
-def bundle_id(manifest: Manifest) -> str:
-    """Return what the model is: BLAKE3 of how it is built, its interface, weights and state.
-
-    It covers the architecture without `source`, the interface, the weights identity, the aliases
-    and the state, each without the members that hold their default: a later minor version that adds
-    an optional field leaves the identity as it is.
-    """
-    architecture, interface = manifest.architecture, manifest.interface
-    weights, state = manifest.weights, manifest.state
-    unsaved = {
-        name: tensor.model_dump(mode="json", exclude={"file"})
-        for name, tensor in state.unsaved_buffers.items()
-    }
-    content = {
-        "architecture": architecture.model_dump(
-            mode="json", exclude_defaults=True, exclude={"source"}
-        ),
-        "interface": interface.model_dump(mode="json", exclude_defaults=True),
-        "weights": weights.identity,
-        "aliases": weights.aliases,
-        "state": state.model_dump(
-            mode="json", exclude_defaults=True, exclude={"files", "unsaved_buffers"}
-        )
-        | ({"unsaved_buffers": unsaved} if unsaved else {}),
-    }
-    return PREFIX + digest(encode(content))
-
-
-def identity_of_weights(weights: Weights) -> str:
-    """Return the weights identity that the tensor records and aliases make."""
-    rows = {
-        record.name: TensorRow(record.name, DType[record.dtype], record.shape, record.blake3)
-        for record in weights.tensors
-    }
-    tied = [rows[name]._replace(name=alias) for alias, name in weights.aliases.items()]
-    return weights_identity([*rows.values(), *tied])
+    content = _with_unknown(identified)
+    encode(content)  # refuses what the canonical form cannot say
+    return identified.model_copy(update={"digest": _digest(content)})
 
 
 def read(
@@ -103,37 +69,37 @@ def read(
         IntegrityError: the digest, or an identity derived from other fields, differs.
     """
     raw = parse(data, location)
-    if encode(raw) != data:
-        raise error(Code.MANIFEST_CANONICAL, location, "the bytes are not canonical", _REFETCH)
+    if encode_parsed(raw) != data:
+        raise error(Code.MANIFEST_CANONICAL, location, "the bytes are not canonical", REFETCH)
     version = _gate(raw, location, steps)
     if raw.get("digest") != (found := _digest(raw)):
         raise error(
             Code.MANIFEST_DIGEST,
             location,
             f"its digest says {raw.get('digest')}, its content is {found}",
-            _REFETCH,
+            REFETCH,
         )
-    current = upgrades.upgrade(raw, steps)
-    manifest, unknown = _validate(current, location)
-    if findings := tuple(_contradictions(manifest, location)):
+    current = upgrades.upgrade(raw, steps, location)
+    manifest, unknown = _validate(data if current is raw else encode(current), current, location)
+    if findings := tuple(contradictions(manifest, location)):
         raise error_of(findings)
     return manifest.read_from(unknown, version if current is not raw else None)
 
 
 def _digest(raw: JSONObject) -> str:
-    return PREFIX + digest(encode({key: raw[key] for key in raw if key != "digest"}))
+    return PREFIX + digest(encode_parsed({key: raw[key] for key in raw if key != "digest"}))
 
 
 def _gate(raw: JSONObject, location: object, steps: Mapping[str, upgrades.Step]) -> str:
     """Return the version, which is one that this release can read."""
-    version = raw.get("manifest_version")
-    parts = version.split(".") if isinstance(version, str) else []
-    if len(parts) != 2 or not all(p.isascii() and p.isdigit() and len(p) < 5 for p in parts):
+    recorded = raw.get("manifest_version")
+    parts = _VERSION.fullmatch(recorded) if isinstance(recorded, str) else None
+    if parts is None:
         raise error(
-            Code.MANIFEST_FIELD, f"{location}: manifest_version", "missing or malformed", _REFETCH
+            Code.MANIFEST_FIELD, f"{location}: manifest_version", "missing or malformed", REFETCH
         )
-    version = ".".join(parts)
-    newer_minor = int(parts[0]) == MAJOR and int(parts[1]) >= int(VERSION.split(".")[1])
+    version = parts[0]
+    newer_minor = int(parts[1]) == MAJOR and int(parts[2]) >= int(VERSION.split(".")[1])
     if not newer_minor and not upgrades.leads_here(version, steps):
         raise error(
             Code.MANIFEST_MAJOR,
@@ -144,12 +110,12 @@ def _gate(raw: JSONObject, location: object, steps: Mapping[str, upgrades.Step])
     return version
 
 
-def _validate(raw: JSONObject, location: object) -> tuple[Manifest, Unknown]:
+def _validate(data: bytes, raw: JSONObject, location: object) -> tuple[Manifest, Unknown]:
     """Return the schema's value, and the unknown fields that were waived."""
     unknown: Unknown = ()
     while True:
         try:
-            return Manifest.model_validate_json(encode(raw)), unknown
+            return Manifest.model_validate_json(data), unknown
         except ValidationError as fault:
             problems = fault.errors(include_url=False, include_context=False)
         strange = [tuple(p["loc"]) for p in problems if p["type"] == _STRANGE]
@@ -158,6 +124,7 @@ def _validate(raw: JSONObject, location: object) -> tuple[Manifest, Unknown]:
             raise error_of(_problem(p["type"], p["loc"], p["msg"], location) for p in problems)
         raw = copy.deepcopy(raw)
         unknown += tuple((path, _at(raw, path[:-1]).pop(path[-1])) for path in waived)
+        data = encode_parsed(raw)
 
 
 def _problem(kind: str, path: Location, message: str, location: object) -> Finding:
@@ -165,7 +132,7 @@ def _problem(kind: str, path: Location, message: str, location: object) -> Findi
     if kind == _STRANGE:
         reason = "a field that this release does not know and that must be understood"
         return finding(Code.MANIFEST_UNKNOWN, where, reason, "pip install --upgrade persistlib")
-    return finding(Code.MANIFEST_FIELD, where, message[:1].lower() + message[1:], _REFETCH)
+    return finding(Code.MANIFEST_FIELD, where, message[:1].lower() + message[1:], REFETCH)
 
 
 def _is_waived(value: object) -> bool:
@@ -181,52 +148,7 @@ def _at(raw: Any, path: Location) -> Any:
 def _with_unknown(manifest: Manifest) -> JSONObject:
     raw: JSONObject = manifest.model_dump(mode="json")
     for path, value in manifest.unknown:
-        _at(raw, path[:-1])[path[-1]] = value
+        # A section that was taken away since takes its unknown fields with it.
+        with contextlib.suppress(LookupError, TypeError):
+            _at(raw, path[:-1])[path[-1]] = value
     return raw
-
-
-def _contradictions(manifest: Manifest, location: object) -> Iterator[Finding]:
-    """Yield every place where two fields of the manifest cannot both be true."""
-    structural = [
-        finding(Code.MANIFEST_FIELD, f"{location}: {field}", reason, _REFETCH)
-        for field, reason in (*_loose_ends(manifest), *_file_faults(manifest))
-    ]
-    yield from structural
-    if structural:
-        return
-    derived = {
-        "weights.identity": (manifest.weights.identity, identity_of_weights(manifest.weights)),
-        "bundle_id": (manifest.bundle_id, bundle_id(manifest)),
-    }
-    for field, (recorded, found) in derived.items():
-        if recorded != found:
-            reason = f"says {recorded}, its parts make {found}"
-            yield finding(Code.MANIFEST_IDENTITY, f"{location}: {field}", reason, _REFETCH)
-
-
-def _loose_ends(manifest: Manifest) -> Iterator[tuple[str, str]]:
-    """Yield the fields that refer to what is not there."""
-    weights, state = manifest.weights, manifest.state
-    names = {record.name for record in weights.tensors}
-    if len(names) != len(weights.tensors):
-        yield "weights.tensors", "a name stands twice"
-    for index, record in enumerate(weights.tensors):
-        if record.file >= len(weights.files):
-            yield f"weights.tensors.{index}.file", "there is no such file"
-    for alias, name in weights.aliases.items():
-        if alias in names or name not in names:
-            yield f"weights.aliases.{alias}", f"is no second name of the tensor {name}"
-    for name, tensor in state.unsaved_buffers.items():
-        if tensor.file is not None and tensor.file >= len(state.files):
-            yield f"state.unsaved_buffers.{name}.file", "there is no such file"
-
-
-def _file_faults(manifest: Manifest) -> Iterator[tuple[str, str]]:
-    """Yield the file entries that cannot all stand in one folder, or lack their digest."""
-    files = manifest.verified_files()
-    names = [NAME, *(entry.path for entry in files), *manifest.documents]
-    if len({name.casefold() for name in names}) != len(names):
-        yield "files", "a file name stands twice, or is the manifest's own"
-    for entry in files:
-        if (entry.header_blake3 is None) == (entry.blake3 is None):
-            yield entry.path, "needs one digest, of its header or of all its bytes"

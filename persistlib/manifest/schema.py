@@ -59,7 +59,8 @@ Arguments = dict[str, JsonValue]
 class Section(BaseModel):
     """A part of the manifest: strict, frozen, and without room for unknown fields."""
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+    # Built when first used: most runs read a manifest and never make a section by itself.
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", defer_build=True)
 
 
 class Writer(Section):

@@ -6,8 +6,10 @@ version it leads to; a file is upgraded step by step until it is of this release
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, NamedTuple
 
+from persistlib.errors import Code, error
 from persistlib.manifest.schema import VERSION
 
 if TYPE_CHECKING:
@@ -30,14 +32,32 @@ STEPS: Mapping[str, Step] = {}
 def leads_here(version: str, steps: Mapping[str, Step]) -> bool:
     """Return whether the steps lead from `version` to this release's version."""
     for _ in range(len(steps)):
-        if version not in steps:
+        if version == VERSION or version not in steps:
             break
         version = steps[version].to
     return version == VERSION
 
 
-def upgrade(raw: JSONObject, steps: Mapping[str, Step]) -> JSONObject:
-    """Return `raw` brought to this release's version; the argument is left as it was."""
-    while (step := steps.get(raw["manifest_version"])) is not None:
-        raw = step.upgrade(dict(raw)) | {"manifest_version": step.to}
+def upgrade(raw: JSONObject, steps: Mapping[str, Step], location: object) -> JSONObject:
+    """Return `raw` brought to this release's version; the argument is left as it was.
+
+    Args:
+        raw: a manifest of a version that leads here.
+        steps: the steps to take.
+        location: what to name in an error.
+
+    Raises:
+        ManifestError: it is not what its version says, so that a step cannot be taken.
+    """
+    while (version := raw["manifest_version"]) != VERSION and version in steps:
+        step = steps[version]
+        try:
+            raw = step.upgrade(copy.deepcopy(raw)) | {"manifest_version": step.to}
+        except (LookupError, TypeError, ValueError, AttributeError) as fault:
+            raise error(
+                Code.MANIFEST_FIELD,
+                location,
+                f"is no manifest of version {version}: {type(fault).__name__}: {fault}",
+                "fetch the bundle again from where it came",
+            ) from fault
     return raw

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +11,13 @@ import onnx
 import pytest
 import torch
 import torchvision
+from google.protobuf import text_format
 from torch import nn
 
+from persistlib.dtypes import DType
 from persistlib.errors import Code, PersistlibError
 from persistlib.export import proof as proof_module
+from persistlib.export.comparison import Observed
 from persistlib.export.onnx_export import DATA, MODEL, Exported, ExportedFile, export
 from persistlib.export.proof import prove
 from persistlib.runtime.session import open_session
@@ -46,6 +50,10 @@ def with_statistics(model: nn.Module, *shape: int) -> nn.Module:
 
 class Everything(nn.Module):
     """Ties, a gate at zero, two inputs, outputs of any nesting, and names that clash."""
+
+    turn: torch.Tensor
+    scale: torch.Tensor
+    calls: torch.Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -129,7 +137,8 @@ def refused(code: Code, call: Callable[[], object]) -> PersistlibError:
 
 
 def parsed(exported: Exported) -> onnx.ModelProto:
-    return onnx.ModelProto.FromString(bytes(exported.files[0].data))
+    proto: onnx.ModelProto = onnx.ModelProto.FromString(bytes(exported.files[0].data))
+    return proto
 
 
 def small(model: nn.Module, *examples: torch.Tensor, **wishes: Any) -> Exported:
@@ -154,8 +163,9 @@ def test_the_graph_is_proved_at_two_batch_sizes(made: Made) -> None:
     assert json.loads(json.dumps(proof)) == proof
     assert proof["proved"] is True
     assert proof["batch_sizes"] == [1, 3]
-    assert set(proof["outputs"]) == {spec.name for spec in exported.outputs}  # type: ignore[arg-type]
-    assert all(row["error"] <= 1e-5 for row in proof["outputs"].values())  # type: ignore[union-attr, call-overload, index]
+    rows: Any = proof["outputs"]
+    assert set(rows) == {spec.name for spec in exported.outputs}
+    assert all(row["error"] <= 1e-5 for row in rows.values())
     assert prove(model, exported) == proof
 
 
@@ -169,8 +179,9 @@ def test_the_file_is_well_formed_and_says_nothing_of_the_machine(made: Made) -> 
     bare = onnx.ModelProto.FromString(data)
     for tensor in bare.graph.initializer:  # random weights spell any short word
         tensor.ClearField("raw_data")
-    for trace in ("/", "site-packages", ".py", "stack_trace", "Error"):
-        assert trace.encode() not in bare.SerializeToString()
+    text = text_format.MessageToString(bare)
+    for trace in ("/", "site-packages", ".py", "stack_trace"):
+        assert trace not in text
 
 
 def test_a_wrong_weight_has_no_proof(made: Made) -> None:
@@ -187,8 +198,7 @@ def test_a_wrong_weight_has_no_proof(made: Made) -> None:
 
 
 def with_bytes(exported: Exported, data: bytes) -> Exported:
-    fields = {name: getattr(exported, name) for name in exported.__dataclass_fields__}
-    return Exported(**fields | {"files": (ExportedFile(MODEL, data), *exported.files[1:])})
+    return dataclasses.replace(exported, files=(ExportedFile(MODEL, data), *exported.files[1:]))
 
 
 def test_names_clash_with_nothing_and_ties_and_views_are_written_down() -> None:
@@ -259,6 +269,13 @@ def test_a_module_that_cannot_be_called_so_is_refused() -> None:
     assert "example inputs" in fault.reason
 
 
+def test_one_example_for_several_arguments_does_not_make_them_one() -> None:
+    torch.manual_seed(0)
+    model = nn.MultiheadAttention(4, 2, batch_first=True)
+    exported = small(model, *[torch.randn(2, 3, 4)] * 3)
+    assert prove(model, exported)["proved"]
+
+
 def test_a_module_that_fixes_its_batch_is_refused_unless_that_is_asked_for() -> None:
     class Fixed(nn.Linear):
         def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - torch's own name
@@ -304,12 +321,11 @@ def test_a_large_state_goes_to_one_file_beside_ties_once(tmp_path: Path) -> None
     onnx.checker.check_model(str(tmp_path / MODEL))
 
 
-@pytest.mark.parametrize("opset", [18, 23])
-def test_the_opset_is_what_the_file_says(opset: int) -> None:
-    exported = small(nn.Linear(3, 2), torch.randn(2, 3), opset=opset)
+def test_the_opset_is_what_the_file_says() -> None:
+    exported = small(nn.Linear(3, 2), torch.randn(2, 3), opset=18)
     written = {item.domain: item.version for item in parsed(exported).opset_import}
     assert exported.opsets == written
-    assert written[""] == opset
+    assert written[""] == 18
 
 
 def test_metadata_of_the_caller_stands_in_the_file(linear: Made) -> None:
@@ -350,26 +366,52 @@ class Given(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "compute",
-    [
-        lambda x: x * 0,
-        lambda x: x * 0 + 3,
-        lambda x: x * 0 + torch.arange(4.0),
-        lambda x: x * 1e-15,
-        lambda x: x * 1e-6 + 1000,
-        lambda x: x * 1e-6 + torch.arange(4.0),
-        lambda x: x * float("nan"),
-        lambda x: x / 0,
-        lambda x: (x, x * 0),
-        lambda x: x > 1e9,
-    ],
-)  # fmt: skip
+    "compute", [lambda x: x / 0, lambda x: (x, x * 0), lambda x: x * 1e-6 + torch.arange(4.0)]
+)
 def test_outputs_that_would_hide_a_difference_are_refused(
     compute: Callable[[torch.Tensor], Any],
 ) -> None:
     model = Given(compute)
     exported = small(model, torch.randn(2, 4))
     refused(Code.EXPORT_DEGENERATE, lambda: prove(model, exported))
+
+
+ROW = np.array([[1.0, -2.0, 3.0, -4.0]])
+
+
+@pytest.mark.parametrize(
+    ("expected", "other", "given", "code"),
+    [
+        (ROW, -ROW, ROW, None),
+        (ROW, -ROW, ROW + 5e-4, None),
+        (ROW, -ROW, ROW + 1e-3, Code.EXPORT_MISMATCH),
+        (ROW, -ROW, ROW * np.nan, Code.EXPORT_MISMATCH),
+        (ROW, -ROW, ROW.T, Code.EXPORT_MISMATCH),
+        (ROW, -ROW, ROW.astype(np.int64), Code.EXPORT_MISMATCH),
+        (ROW * 0, ROW * 0, ROW * 0, Code.EXPORT_DEGENERATE),
+        (ROW * 0 + 3, ROW * 0 + 3, ROW * 0 + 3, Code.EXPORT_DEGENERATE),
+        (ROW, ROW, ROW, Code.EXPORT_DEGENERATE),
+        (ROW, ROW + 1e-4, ROW, Code.EXPORT_DEGENERATE),
+        (ROW * 1e-15, -ROW * 1e-15, ROW * 1e-15, Code.EXPORT_DEGENERATE),
+        (1000 + ROW * 1e-4, 1000 - ROW * 1e-4, 1000 + ROW * 1e-4, Code.EXPORT_DEGENERATE),
+        (ROW[:, :0], ROW[:, :0], ROW[:, :0], Code.EXPORT_DEGENERATE),
+        (ROW, ROW[:, :2], ROW, None),
+    ],
+)
+def test_an_output_is_judged_by_its_spread_and_by_what_inputs_do_to_it(
+    expected: Any, other: Any, given: Any, code: Code | None
+) -> None:
+    seen = Observed("y", DType.F32)
+    arrays = [a if a.dtype == np.int64 else a.astype(np.float32) for a in (expected, other, given)]
+
+    def judged() -> None:
+        seen.add(*arrays)
+        seen.judge(1e-4)
+
+    if code is None:
+        judged()
+    else:
+        refused(code, judged)
 
 
 def test_a_module_that_takes_only_its_kind_of_input_is_proved_close_to_the_example() -> None:
@@ -400,6 +442,13 @@ def test_the_module_that_is_proved_is_the_one_given(linear: Made) -> None:
     refused(Code.EXPORT_MISMATCH, lambda: prove(other, exported))
     refused(Code.EXPORT_MISMATCH, lambda: prove(nn.Linear(4, 5), exported))
     assert prove(model, exported, seed=1) != prove(model, exported)
+
+
+def test_a_graph_that_fails_where_the_module_does_not_has_no_proof() -> None:
+    torch.manual_seed(0)
+    model = nn.LSTM(4, 5)  # steps first: torch's graph keeps the example's 7
+    exported = small(model, torch.randn(7, 2, 4))
+    assert "(1, 2, 4)" in refused(Code.EXPORT_MISMATCH, lambda: prove(model, exported)).reason
 
 
 def test_an_error_of_the_tolerance_alone_decides(

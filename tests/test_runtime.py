@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from graph_assembly import model, of, outside, value, weight
-from persistlib.errors import Code, PersistlibError
+from persistlib.errors import Code, PersistlibError, SessionError
 from persistlib.manifest.schema import Interface
 from persistlib.runtime import session as session_module
 from persistlib.runtime.session import Session, open_session, ranked
@@ -91,6 +91,16 @@ def test_inputs_of_one_batch_have_one_extent() -> None:
         Code.SESSION_INPUT, lambda: session.run([ROW, np.zeros((2, 2), np.float32), column])
     )
     assert (fault.location, fault.reason) == ("b", "n is 2, but 1 in a")
+
+
+def test_a_constant_of_a_size_that_no_machine_has_is_our_error() -> None:
+    shape = helper.make_tensor("shape", TensorProto.INT64, [2], [1 << 40, 1 << 10])
+    nodes = [
+        helper.make_node("ConstantOfShape", ["shape"], ["huge"]),
+        helper.make_node("Add", ["x", "huge"], ["y"]),
+    ]
+    with pytest.raises(SessionError):
+        open_session(of(model(nodes, [shape]))).run(ROW)
 
 
 def test_what_fails_while_running_is_our_error() -> None:

@@ -112,10 +112,13 @@ def _name(model: torch.nn.Module) -> str:
 
 
 def _widened(tensor: torch.Tensor, is_batched: bool) -> torch.Tensor:
-    """Return an example of at least two rows: torch may take an extent of 1 for a fixed one."""
-    if not is_batched or tensor.shape[0] != 1:
-        return tensor
-    return torch.cat([tensor, tensor])
+    """Return an example as a tensor of its own, of at least two rows.
+
+    Torch may take an extent of 1 for a fixed one, and a module may ask whether two of its arguments
+    are the same object (`nn.MultiheadAttention` does), which the graph would then take for granted.
+    """
+    own = tensor.detach().clone()
+    return torch.cat([own, own]) if is_batched and own.shape[0] == 1 else own
 
 
 def _shapes(inputs: Sequence[torch.Tensor], axes: Sequence[int]) -> tuple[Any, ...] | None:

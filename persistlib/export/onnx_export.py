@@ -121,9 +121,10 @@ def export(
     _require_free_batch(proto, captured.examples, dynamic_batch=dynamic_batch)
     data = _put_back(proto.graph, state, external_above)
     files = (ExportedFile(MODEL, proto.SerializeToString(deterministic=True)), *data)
-    asked = zip((*input_names, *wanted), (*proto.graph.input, *proto.graph.output), strict=True)
-    names = {name: value.name for name, value in asked if name != value.name}
-    del proto, captured.proto.graph.initializer[:]
+    values = [value.name for value in (*proto.graph.input, *proto.graph.output)]
+    asked = zip((*input_names, *wanted), values, strict=True)
+    names = {name: value for name, value in asked if name != value}
+    proto.Clear()  # its copy of the weights, before the written ones are parsed
     return _read_back(files, state, names, captured.examples)
 
 

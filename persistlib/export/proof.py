@@ -15,7 +15,7 @@ import numpy as np
 
 from persistlib.digests import PREFIX, digest
 from persistlib.dtypes import DType
-from persistlib.errors import Code, ExportError, SessionError
+from persistlib.errors import Code, ExportError, SessionError, error
 from persistlib.export.calling import call
 from persistlib.export.capture import summary
 from persistlib.export.comparison import Observed, degenerate
@@ -85,8 +85,9 @@ def prove(
         precision, which is no fault of the graph.
 
     Raises:
-        ExportError: the outputs differ, or prove nothing.
-        SessionError: the runtime refuses the graph, or fails.
+        ExportError: the outputs differ, or prove nothing, or the graph fails where the module
+            does not.
+        SessionError: the runtime refuses the graph.
     """
     try:
         session = open_session(exported.files[0].data, external=exported.external)
@@ -113,7 +114,6 @@ def _proof(
 
     Raises:
         ExportError: as `prove`.
-        SessionError: as `prove`.
     """
     runs = _runs(trial, kind)
     observed = _observe(session, runs)
@@ -167,11 +167,22 @@ def _runs(trial: _Trial, kind: str) -> list[_Run]:
 
 
 def _observe(session: Session, runs: Sequence[_Run]) -> list[Observed]:
-    """Run the graph on every input and return what was seen of each output."""
+    """Run the graph on every input and return what was seen of each output.
+
+    Raises:
+        ExportError: the graph fails, or gives another dtype or shape.
+    """
     names = [spec.name for spec in session.outputs]
     observed: list[Observed] = []
     for run in runs:
-        given = session.run([array_of(tensor, "inputs") for tensor in run.inputs])
+        arrays = [array_of(tensor, "inputs") for tensor in run.inputs]
+        try:
+            given = session.run(arrays)
+        except SessionError as fault:
+            shapes = ", ".join(str(array.shape) for array in arrays)
+            reason = f"the graph fails at {shapes}, the module does not: {fault.reason}"
+            remedy = "export a fixed batch, or save the model without a graph"
+            raise error(Code.EXPORT_MISMATCH, "inputs", reason, remedy) from fault
         pairs = zip(run.expected.values(), run.other.values(), strict=True)
         for index, (name, (expected, other)) in enumerate(zip(names, pairs, strict=True)):
             if index == len(observed):

@@ -230,6 +230,7 @@ def test_an_interrupt_at_any_call_and_a_power_cut_then_leave_one_whole_version(
             raise KeyboardInterrupt
 
     chance = random.Random(3)
+    at = 0
     for at in itertools.count(1):
         target = prepared(memory / "site", OLD)
         tape = Interrupting(at=at)

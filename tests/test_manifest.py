@@ -539,11 +539,11 @@ STEPS = {"0.9": upgrades.Step("1.0", step_09)}
 
 
 def old() -> dict[str, Any]:
-    raw = raw_of() | {"manifest_version": "0.9"}
+    raw = raw_of()
+    raw["manifest_version"] = "0.9"
     raw["tensors_and_files"] = raw.pop("weights")
-    raw["architecture"]["module"], raw["architecture"]["callable"] = (
-        raw["architecture"].pop("builder").split(":")
-    )
+    architecture = raw["architecture"]
+    architecture["module"], architecture["callable"] = architecture.pop("builder").split(":")
     return raw
 
 

@@ -364,6 +364,7 @@ def test_killed_at_any_call_a_file_is_the_old_or_the_new_one_and_leftovers_go(
     tmp_path: Path,
 ) -> None:
     target = tmp_path / "model.pt"
+    at = 0
     for at in range(1, 40):
         target.write_bytes(b"old")
         script = (
@@ -388,6 +389,7 @@ def test_killed_at_any_call_a_file_is_the_old_or_the_new_one_and_leftovers_go(
 @pytest.mark.parametrize("fault", ["EIO", "ENOSPC"])
 def test_a_fault_at_any_call_leaves_the_old_file(tmp_path: Path, fault: str) -> None:
     target = tmp_path / "model.pt"
+    at = 0
     for at in range(1, 40):
         target.write_bytes(b"old")
         tape = Tape(at=at, action=fault)
@@ -634,10 +636,11 @@ def test_a_slow_writer_between_two_renames_keeps_no_reader_waiting(tmp_path: Pat
     seen: list[int | None] = []
 
     class Slow(Tape):
-        def _act(self, *arguments: Any) -> Any:
+        def _act(self, name: str, real: Any, args: Any, kwargs: Any) -> Any:
+            del name, real, kwargs
             assert not target.exists()
             seen.append(whole(str(target)))
-            return arguments[2]
+            return args
 
     with recorded(Slow(at=2, only=("rename",), can_exchange=False)):
         save(str(target), 2)

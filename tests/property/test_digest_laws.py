@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,9 +18,6 @@ from persistlib.dtypes import DType
 from persistlib.errors import FormatError
 from property.strategies import checkpoints, dtypes, shapes, tensor_names
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
 rows = st.builds(TensorRow, tensor_names, dtypes, shapes, st.binary(max_size=4).map(digest))
 row_lists = st.lists(rows, unique_by=lambda row: row.name, max_size=6)
 
@@ -28,7 +25,8 @@ row_lists = st.lists(rows, unique_by=lambda row: row.name, max_size=6)
 @given(st.binary(max_size=3000))
 def test_a_digest_is_the_blake3_of_the_bytes_of_any_buffer(data: bytes) -> None:
     expected = blake3(data).hexdigest()
-    buffers: Sequence[Any] = (data, bytearray(data), memoryview(data), np.frombuffer(data, "u1"))
+    array: Any = np.frombuffer(data, "u1")
+    buffers: list[Any] = [data, bytearray(data), memoryview(data), array]
     assert {digest(buffer) for buffer in buffers} == {expected}
     assert len(expected) == digests.DIGEST_HEX
 
@@ -148,11 +146,12 @@ def test_a_checkpoint_reads_as_arrays_of_its_dtypes_and_bytes(some: MemoryCheckp
 def test_a_checkpoint_that_contradicts_itself_is_refused() -> None:
     entry = Entry("a", DType.F32, (2,))
     data = {"a": memoryview(bytes(8))}
-    for arguments in (
+    cases: list[tuple[Any, ...]] = [
         ((entry, entry), data),
         ((entry,), data, {"a": "a"}),
         ((entry,), data, {"b": "c"}),
         ((entry,), {"a": memoryview(bytes(7))}),
-    ):
+    ]
+    for arguments in cases:
         with pytest.raises(FormatError):
             MemoryCheckpoint(*arguments)

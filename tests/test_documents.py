@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -28,16 +29,15 @@ def generator() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("page", ["errors.md", "manifest.md"])
+PAGES = generator().PAGES
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_a_page_made_from_the_code_is_current(page: str) -> None:
-    made = generator().PAGES[page]()
-    assert (DOCS / page).read_text(encoding="utf-8") == made, "run `make docs` and commit the pages"
-
-
-def test_the_published_schema_is_current() -> None:
-    made = generator().PAGES["manifest.schema.json"]()
-    published = (DOCS / "manifest.schema.json").read_bytes()
-    assert parse(published, "published") == parse(made.encode(), "made"), "run `make docs`"
+    made, found = PAGES[page](), (DOCS / page).read_text(encoding="utf-8")
+    if page.endswith(".json"):
+        made, found = json.loads(made), json.loads(found)
+    assert found == made, "run `make docs` and commit what it wrote"
 
 
 def test_the_canonical_lines_of_the_manifest_page_are_canonical() -> None:

@@ -36,7 +36,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("formats", "installed"),
     (
         *("architecture", "bundle", "card", "compat", "conversion", "examples", "preprocessing"),
-        *("verification", "writing"),
+        *("summary", "verification", "writing"),
     ),
     ("export", "runtime", "training"),
     ("behaviour", "graphs", "loading", "saving"),

@@ -35,26 +35,31 @@ class Batches:
     Attributes:
         name: what errors call them.
         count: batches an epoch, or None where only going through them tells.
+        size: samples, or None where the batches are the caller's own.
+        batch_size: samples a batch, at most.
+        fixed: whether a sample is known to be the same in every epoch.
     """
 
     def __init__(self, samples: Samples, name: str, batch_size: int, device: torch.device) -> None:
         if isinstance(samples, IterableDataset):
             samples = DataLoader(samples, batch_size=batch_size)
         self.name = name
+        self.batch_size = batch_size
         self._device = device
         self._pair = _as_pair(samples, name)
         self._samples = samples
-        self._size: int | None = None
+        self.fixed = self._pair is not None or getattr(samples, "fixed", False) is True
+        self.size: int | None = None
         if self._pair is not None:
-            self._size = len(self._pair.targets)
+            self.size = len(self._pair.targets)
         elif hasattr(samples, "__getitem__") and hasattr(samples, "__len__"):
-            self._size = len(samples)
+            self.size = len(samples)
         elif not isinstance(samples, Iterable) or isinstance(samples, Iterator):
             kind = type(samples).__name__
             raise _invalid(name, f"{kind}: neither arrays, nor a data set, nor lasting batches")
-        if self._size == 0:
+        if self.size == 0:
             raise _invalid(name, "holds no samples")
-        self.count = _length(samples) if self._size is None else -(-self._size // batch_size)
+        self.count = _length(samples) if self.size is None else -(-self.size // batch_size)
 
     def in_order(self) -> Iterator[Batch]:
         """Yield the batches once, in the order of the samples."""
@@ -74,12 +79,12 @@ class Batches:
             raise _invalid(self.name, "gave no batch")
 
     def _raw(self, order: torch.Generator | None) -> Iterable[Any]:
-        if self._size is None or self.count is None:
+        if self.size is None or self.count is None:
             batches: Iterable[Any] = self._samples
             return batches
-        indices = torch.arange(self._size)
+        indices = torch.arange(self.size)
         if order is not None:
-            indices = torch.randperm(self._size, generator=order)
+            indices = torch.randperm(self.size, generator=order)
         chunks = torch.tensor_split(indices, self.count)
         if (pair := self._pair) is not None:
             return (Batch(pair.inputs[chunk], pair.targets[chunk]) for chunk in chunks)

@@ -113,7 +113,13 @@ class ImageData:
 
 
 class PreparedImages(Dataset[tuple[torch.Tensor, int]]):
-    """Some of the images, prepared as the model takes them, each with the index of its class."""
+    """Some of the images, prepared as the model takes them, each with the index of its class.
+
+    Attributes:
+        fixed: each is the same every time; nothing is augmented.
+    """
+
+    fixed = True
 
     def __init__(self, data: ImageData, indices: Sequence[int], record: ImagePreprocessing) -> None:
         self._images = [data.images[index] for index in indices]

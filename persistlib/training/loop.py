@@ -22,6 +22,7 @@ from persistlib.manifest import schema
 from persistlib.patterns import select
 from persistlib.training.batches import Batches, Samples, first_samples
 from persistlib.training.events import BatchDone, EpochDone, Progress
+from persistlib.training.features import Stage, stage
 from persistlib.training.scoring import (
     Loss,
     Metric,
@@ -85,6 +86,7 @@ def finetune(
     interface: schema.Interface | None = None,
     data: schema.Data | None = None,
     progress: Progress | None = None,
+    cache: bool = True,
 ) -> FinetuneResult:
     """Train a model in place on labelled samples; return it with all that is to be recorded.
 
@@ -111,6 +113,7 @@ def finetune(
         interface: handed on to the result.
         data: what the manifest says of the data.
         progress: called after each batch and each epoch.
+        cache: run the frozen front of the model once a sample where that is the same (`features`).
 
     Raises:
         UsageError: an argument is out of range.
@@ -132,12 +135,17 @@ def finetune(
     place = torch.device(device) if device is not None else next(model.parameters()).device
     samples = Batches(train, "train", batch_size, place)
     held_out = None if valid is None else Batches(valid, "valid", batch_size, place)
-    with _own_randomness(seed, place), torch.inference_mode(mode=False), torch.enable_grad():
-        model.to(place)
-        first = next((held_out or samples).in_order())
-        frozen = _freeze(model, freeze)
+    with torch.inference_mode(mode=False), torch.enable_grad():
+        with _own_randomness(seed, place):
+            model.to(place)
+            first = next((held_out or samples).in_order())
+            frozen = _freeze(model, freeze)
+            whole = Stage("", model, samples, held_out)
+            work = stage(model, samples, held_out) if cache else whole
         run = _Run(model, settings, loss, metrics or {}, progress or _silent)
-        kept = run.train(samples, held_out)
+        # Begun anew: what was drawn to prepare must not show in the weights.
+        with _own_randomness(seed, place):
+            kept = run.train(work)
     model.eval()
     return FinetuneResult(
         model=model,
@@ -185,17 +193,18 @@ class _Run:
         self._progress = progress
         self._optimizer = settings.optimizer_for(self.trained)
 
-    def train(self, samples: Batches, held_out: Batches | None) -> _Kept:
+    def train(self, work: Stage) -> _Kept:
         """Train for all epochs and leave the weights that are to be kept in the model."""
+        self.stage = work
         best: _Kept | None = None
         now = _Kept(0, {})
         for epoch in range(1, self.settings.epochs + 1):
             started = time.monotonic()
-            row = self._epoch(epoch, samples)
+            row = self._epoch(epoch)
             now = _Kept(epoch, {})
-            if held_out is not None:
+            if work.valid is not None:
                 where = f"held-out samples, epoch {epoch}"
-                scores = evaluate(self.model, held_out, self._score, self._metrics, where)
+                scores = evaluate(work.module, work.valid, self._score, self._metrics, where)
                 row |= {f"valid_{name}": value for name, value in scores.items()}
                 now = _Kept(epoch, scores)
                 if self.settings.keep == "best" and (best is None or now.rank() > best.rank()):
@@ -214,8 +223,9 @@ class _Run:
         """Return all that training may change."""
         return [*(item.detach() for item in self.trained), *self.model.buffers()]
 
-    def _epoch(self, epoch: int, samples: Batches) -> dict[str, float]:
+    def _epoch(self, epoch: int) -> dict[str, float]:
         """Train on every batch once and return the row of the history."""
+        model, samples = self.stage.module, self.stage.train
         self.model.train()
         tally = Tally()
         batches = samples.shuffled(self.settings.seed, epoch)
@@ -224,7 +234,7 @@ class _Run:
             for group in self._optimizer.param_groups:
                 group["lr"] = self.settings.lr_at((epoch - 1 + part) / self.settings.epochs)
             where = f"epoch {epoch}, batch {number}"
-            outputs, value = apply_batch(self.model, batch, self._loss, where)
+            outputs, value = apply_batch(model, batch, self._loss, where)
             self._optimizer.zero_grad()
             torch.autograd.backward(value)
             self._optimizer.step()
@@ -283,6 +293,7 @@ def _record(
             "loss": "cross_entropy" if run.default_loss else "custom",
             "keep": run.settings.keep,
             "kept_epoch": kept.epoch,
+            "cached_before": run.stage.path or None,
         },
         seed=run.settings.seed,
         epochs=run.settings.epochs,

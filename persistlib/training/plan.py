@@ -6,19 +6,20 @@ carried out: `persistlib.finetune(plan.model, plan.train, plan.valid, **plan.arg
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from persistlib.architecture import recipe
-from persistlib.errors import Code, error
+from persistlib.errors import Code, UsageError, error
 from persistlib.manifest import schema
 from persistlib.patterns import matches, select
 from persistlib.preprocessing import Size
 from persistlib.training.data import ImageData, PreparedImages, Split, open_data
 from persistlib.training.head import drop_auxiliary_heads, find_head, replace_head
-from persistlib.training.presets import EDGE, ZOO, preprocessing_for
+from persistlib.training.presets import EDGE, ZOO, preprocessings
 
 if TYPE_CHECKING:
     import os
@@ -28,13 +29,14 @@ if TYPE_CHECKING:
 
     from persistlib.patterns import Patterns
     from persistlib.preprocessing import ImagePreprocessing
+    from persistlib.training.head import Head
     from persistlib.training.settings import Settings
 
 _SHOWN_CLASSES = 12
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class NewHead:
     """The new last layer: its path, numbers in, classes before and now."""
 
     path: str
@@ -80,7 +82,7 @@ class Plan:
 
     builder: str
     model: torch.nn.Module
-    head: Head
+    head: NewHead
     dropped: tuple[str, ...]
     data: ImageData
     split: Split
@@ -201,11 +203,9 @@ def plan(
     images = open_data(data)
     split = images.split(fraction=fraction, seed=settings.seed)
     model = recipe.build(builder, weights=weights, trust=trust, **(arguments or {}))
-    preprocessing = preprocessing_for(builder, model, weights, resize)
-    size = preprocessing.size or Size(EDGE, EDGE)
-    example = torch.zeros(1, preprocessing.channels, *size)
     dropped = drop_auxiliary_heads(model)
-    head = find_head(model, example)
+    preprocessing, head = _fitting(model, preprocessings(builder, model, weights, resize))
+    example = _example(preprocessing)
     classes = len(images.classes)
     replace_head(model, head, classes, example=example, seed=settings.seed)
     patterns = ("*", f"!{head.path}.*") if freeze is None else _as_tuple(freeze)
@@ -215,7 +215,7 @@ def plan(
     return Plan(
         builder=builder,
         model=model,
-        head=Head(head.path, head.width, classes),
+        head=NewHead(head.path, head.width, classes),
         dropped=dropped,
         data=images,
         split=split,
@@ -226,6 +226,26 @@ def plan(
         settings=settings,
         lineage=recipe.origin(model),
     )
+
+
+def _fitting(
+    model: torch.nn.Module, candidates: tuple[ImagePreprocessing, ...]
+) -> tuple[ImagePreprocessing, Head]:
+    """Return the first preprocessing whose images the model takes, and the model's last layer.
+
+    Raises:
+        PersistlibError: as `find_head`, for the last candidate.
+    """
+    *others, last = candidates
+    for candidate in others:
+        with contextlib.suppress(UsageError):
+            return candidate, find_head(model, _example(candidate))
+    return last, find_head(model, _example(last))
+
+
+def _example(preprocessing: ImagePreprocessing) -> torch.Tensor:
+    size = preprocessing.size or Size(EDGE, EDGE)
+    return torch.zeros(1, preprocessing.channels, *size)
 
 
 def _counts(model: torch.nn.Module, patterns: tuple[str, ...]) -> Counts:

@@ -1,4 +1,4 @@
-"""Write what is made from the code: `errors.md`, `manifest.schema.json`, tables of `manifest.md`.
+"""Write what is made from the code: `errors.md`, both schemas, tables of `manifest.md`.
 
 `make docs` runs it; a test holds that every page is what the code says.
 """
@@ -88,6 +88,29 @@ def manifest_schema() -> str:
     return json.dumps(root, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
+def bare_schema() -> str:
+    """Return the same schema without what is for people; `persistlib.manifest.light` reads it."""
+    root = Manifest.model_json_schema()
+    return json.dumps(_bare(root), separators=(",", ":"), sort_keys=True) + "\n"
+
+
+def _bare(rule: Any) -> Any:
+    if isinstance(rule, list):
+        return [_bare(part) for part in rule]
+    if not isinstance(rule, dict):
+        return rule
+    kept = {word: part for word, part in rule.items() if word not in {"title", "description"}}
+    return {
+        # The members of these two are named by the manifest, not by JSON Schema.
+        word: {name: _bare(member) for name, member in part.items()}
+        if word in {"properties", "$defs"}
+        else part
+        if word == "default"
+        else _bare(part)
+        for word, part in kept.items()
+    }
+
+
 def field_tables() -> str:
     """Return a table for each section of the manifest, the whole first."""
     root = json.loads(manifest_schema())
@@ -171,6 +194,7 @@ PAGES = {
     "errors.md": errors_page,
     "manifest.schema.json": manifest_schema,
     "manifest.md": manifest_page,
+    "../persistlib/manifest/schema.json": bare_schema,
 }
 
 

@@ -24,6 +24,7 @@ from persistlib.errors import (
 from persistlib.formats import by_name, by_suffix
 from persistlib.installed import is_importable
 from persistlib.manifest.schema import Interface, Lineage, Manifest, Section, Training
+from persistlib.summary import Summary, summarize
 from persistlib.verification import FileState, verify_files
 
 if TYPE_CHECKING:
@@ -321,27 +322,6 @@ def check(source: StrPath, target: str | None = None) -> Report:
         return Report("refused", fault.findings)
 
 
-@dataclass(frozen=True)
-class Summary:
-    """What a bundle is, from its manifest.
-
-    Attributes:
-        path: the folder.
-        manifest: its manifest.
-        size: bytes of all files that the manifest vouches for.
-        parameters: elements of all parameters.
-        trainable: elements of those that train.
-        findings: the compatibility check's.
-    """
-
-    path: str
-    manifest: Manifest
-    size: int
-    parameters: int
-    trainable: int
-    findings: tuple[Finding, ...]
-
-
 def inspect(path: StrPath) -> Summary:
     """Return what a bundle is; its weights are not read.
 
@@ -350,31 +330,7 @@ def inspect(path: StrPath) -> Summary:
         ManifestError: the manifest cannot be read by this release.
         IntegrityError: the manifest differs from its digest.
     """
-    return reading(path, _summary)
-
-
-def _summary(bundle: Bundle) -> Summary:
-    manifest = bundle.manifest
-    sizes = {
-        record.name: (_elements(record.shape), record.frozen)
-        for record in manifest.weights.tensors
-        if record.role == "parameter"
-    }
-    return Summary(
-        path=bundle.path,
-        manifest=manifest,
-        size=bundle.size(),
-        parameters=sum(count for count, _ in sizes.values()),
-        trainable=sum(count for count, frozen in sizes.values() if not frozen),
-        findings=check_manifest(manifest, parse_target(None)).findings,
-    )
-
-
-def _elements(shape: tuple[int, ...]) -> int:
-    product = 1
-    for extent in shape:
-        product *= extent
-    return product
+    return reading(path, lambda bundle: summarize(bundle.path, bundle.manifest, bundle.size()))
 
 
 def convert(

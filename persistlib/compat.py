@@ -10,7 +10,6 @@ import platform
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion, Version
 
@@ -68,6 +67,9 @@ def parse_target(text: str | None) -> Target:
     """
     if text is None:
         return Target()
+    # Its parser takes as long to load as all else that `inspect` needs of packaging.
+    from packaging.requirements import InvalidRequirement, Requirement
+
     pins: dict[str, str] = {}
     for part in text.split(","):
         try:

@@ -8,10 +8,10 @@ import sys
 from importlib import metadata
 from typing import TYPE_CHECKING
 
-from persistlib.manifest.schema import Environment, Writer
-
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from persistlib.manifest.schema import Environment, Writer
 
 # Distributions that provide a package of another name; the first one installed counts.
 _DISTRIBUTIONS = {"onnxruntime": ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino")}
@@ -38,10 +38,12 @@ def current(packages: Iterable[str], accelerator: str | None = None) -> Environm
         packages: those whose version matters.
         accelerator: the device that the model was on, when it was no CPU.
     """
+    from persistlib.manifest.schema import Environment
+
     versions = {name: version for name in packages if (version := package_version(name))}
     return Environment(
         python=platform.python_version(),
-        platform=f"{platform.system()}-{platform.release()}-{platform.machine()}",
+        platform=f"{platform.system()}-{platform.machine()}",
         packages=versions,
         accelerator=accelerator,
     )
@@ -49,4 +51,6 @@ def current(packages: Iterable[str], accelerator: str | None = None) -> Environm
 
 def writer() -> Writer:
     """Return this program as the writer of a manifest."""
+    from persistlib.manifest.schema import Writer
+
     return Writer(name="persistlib", version=package_version("persistlib") or "unknown")

@@ -18,8 +18,8 @@ from persistlib.errors import missing_extra
 from persistlib.installed import package_version
 
 if TYPE_CHECKING:
-    from persistlib.api import Summary
     from persistlib.cli.output import Output
+    from persistlib.summary import Summary
     from persistlib.training.loop import FinetuneResult
     from persistlib.training.plan import Plan
 

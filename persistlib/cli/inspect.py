@@ -13,10 +13,11 @@ from persistlib.cli.manifest_text import fields_of
 from persistlib.cli.tensor_table import every_tensor, folded_tensors
 from persistlib.cli.text import command as words
 from persistlib.cli.text import counted, size
+from persistlib.summary import glance
 
 if TYPE_CHECKING:
-    from persistlib.api import Summary
     from persistlib.cli.answer import Block
+    from persistlib.summary import Summary
 
 
 @click.command("inspect", cls=Verb)
@@ -27,7 +28,7 @@ def command(bundle: str, *, show_all: bool) -> Answer:
 
     Reads no weights: `persistlib verify` compares them.
     """
-    summary = persistlib.inspect(bundle)
+    summary = glance(bundle) or persistlib.inspect(bundle)
     return Answer(
         data={
             "path": str(summary.path),

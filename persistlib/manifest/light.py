@@ -139,12 +139,7 @@ def _value(value: Any, rule: Rule) -> Any:
     """
     rule = _resolved(rule)
     if "anyOf" in rule:
-        for choice in rule["anyOf"]:
-            try:
-                return _value(value, choice)
-            except _UnfitError:
-                continue
-        raise _UnfitError
+        return _first(value, rule["anyOf"])
     if not rule:
         return value  # any JSON
     kind = rule.get("type")
@@ -155,6 +150,16 @@ def _value(value: Any, rule: Rule) -> Any:
     ):
         raise _UnfitError
     return _KINDS[kind](value, rule)
+
+
+def _first(value: Any, choices: list[Rule]) -> Any:
+    """Return what the first choice that accepts a value makes of it."""
+    if not choices:
+        raise _UnfitError
+    try:
+        return _value(value, choices[0])
+    except _UnfitError:
+        return _first(value, choices[1:])
 
 
 def _record(value: Any, rule: Rule, kind: type[Record] = Record) -> Record:

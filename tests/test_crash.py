@@ -437,6 +437,7 @@ def test_of_many_writers_one_is_at_work_at_a_time(tmp_path: Path) -> None:
 
 # -- strace ------------------------------------------------------------------------------------
 
+_OF_A_SAVE = 60
 CALLS = {
     "renames": ["renameat", "renameat2", "mkdirat", "unlinkat"],
     "bytes": ["fsync", "fdatasync", "ftruncate", "pwrite64", "flock"],
@@ -452,23 +453,30 @@ def can_trace() -> str:
     return "" if done.returncode == 0 else f"strace cannot trace here: {done.stderr!r}"
 
 
+def traced(folder: Path, options: list[str], *, can_exchange: bool) -> tuple[int, Path]:
+    """Save over an old version under strace; return its exit code and the target."""
+    target = prepared(folder / "site", OLD)
+    script = [sys.executable, "-B", crash_shim.__file__, "save", str(target), str(NEW)]
+    command = ["strace", "-qq", "-f", *options, *script, str(int(can_exchange))]
+    return subprocess.run(command, check=False, capture_output=True).returncode, target
+
+
 def traced_kills(folder: Path, calls: list[str], *, can_exchange: bool, limit: int) -> int:
-    """Kill a save at the k-th system call for k = 1, 2, ...; return how many were killed."""
+    """Kill a save at the k-th system call for k = 1, 2, ...; return how many were killed.
+
+    Starting Python opens and closes hundreds of files: of many calls the last ones are the save's.
+    """
     killed = 0
     for call in calls:
-        for at in itertools.count(1):
-            target = prepared(folder / "site", OLD)
-            inject = ["-e", f"trace={call}", "-e", f"inject={call}:signal=KILL:when={at}"]
-            script = [sys.executable, "-B", crash_shim.__file__, "save", str(target), str(NEW)]
-            done = subprocess.run(
-                ["strace", "-qq", "-f", "-o", os.devnull, *inject, *script, str(int(can_exchange))],
-                check=False,
-                capture_output=True,
-            )
-            assert whole(str(target)) in ({NEW} if done.returncode == 0 else {OLD, NEW})
-            if done.returncode == 0:
-                break
-            killed += 1
+        log = folder / "log"
+        traced(folder, ["-o", str(log), "-e", f"trace={call}"], can_exchange=can_exchange)
+        count = log.read_text().count(f"{call}(")
+        for at in range(max(1, count - _OF_A_SAVE), count + 2):
+            inject = ["-o", os.devnull, "-e", f"trace={call}"]
+            inject += ["-e", f"inject={call}:signal=KILL:when={at}"]
+            code, target = traced(folder, inject, can_exchange=can_exchange)
+            assert whole(str(target)) in ({NEW} if code == 0 else {OLD, NEW})
+            killed += code != 0
             if killed >= limit:
                 return killed
     return killed

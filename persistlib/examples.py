@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from persistlib.architecture.behaviour import untouched
 from persistlib.architecture.isolation import isolated
-from persistlib.architecture.freezing import kept_in_eval
-from persistlib.architecture.module_state import dtype_of, restore_training, training_toggles
+from persistlib.architecture.module_state import dtype_of
 from persistlib.errors import Code, error
 from persistlib.manifest.schema import Interface, TensorSpec
 
@@ -113,11 +113,11 @@ def run(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch
     Raises:
         UsageError: the model cannot be run on these inputs.
     """
-    toggles, kept = training_toggles(model), kept_in_eval(model)
     device = next(iter(model.parameters()), next(iter(model.buffers()), torch.empty(0))).device
-    values = [value.to(device) for value in inputs.values()]
+    # Copies, since a module may write into what it is given.
+    values = [value.to(device, copy=True) for value in inputs.values()]
     try:
-        with isolated(), torch.no_grad():
+        with untouched(model), isolated(), torch.no_grad():
             for module in model.modules():
                 module.training = False
             result = model(*values)
@@ -128,8 +128,6 @@ def run(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch
             f"the model raised {type(fault).__name__}: {str(fault).splitlines()[0:1]}",
             "give inputs that the model takes",
         ) from fault
-    finally:
-        restore_training(model, toggles, kept)
     return dict(named_outputs(result))
 
 

@@ -152,9 +152,16 @@ def _restore_unsaved(
 
     records = manifest.state.unsaved_buffers
     made = dict(unsaved_tensors(model)) if records else {}
+    set_unsaved(
+        model,
+        {
+            name: tensor_of(views[name], DType[record.dtype], record.shape)
+            for name, record in records.items()
+            if record.file is not None
+        },
+    )
     for name, record in records.items():
         if record.file is not None:
-            set_unsaved(model, name, tensor_of(views[name], DType[record.dtype], record.shape))
             continue
         tensor = made.get(name)
         if (

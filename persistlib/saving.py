@@ -254,8 +254,10 @@ def _write(folder: NewFolder, prepared: _Prepared, plan: Plan) -> Manifest:
     with folder.create(CARD) as out:
         out.write(card.render(draft, prepared.card).encode())
     manifest = document.seal(draft)
+    data = document.write(manifest)
+    document.read(data)  # what no reader would accept is not published
     with folder.create(document.NAME) as out:
-        out.write(document.write(manifest))
+        out.write(data)
     return manifest
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,8 +25,6 @@ from persistlib.architecture.trace import trace
 from persistlib.architecture.values import same_values
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from persistlib.architecture.trace import Trace
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -142,7 +140,7 @@ def _lend(live: nn.Module, rebuilt: nn.Module) -> None:
         other = others[path]
         other._parameters.update(module._parameters)  # noqa: SLF001 - setattr runs modules' own code
         other._buffers.update(module._buffers)  # noqa: SLF001 - as above
-        vars(other).update(
+        other.__dict__.update(
             {
                 name: value
                 for name, value in vars(module).items()
@@ -177,9 +175,9 @@ def _outcome(module: nn.Module, inputs: Inputs) -> Any:
 
 
 @contextlib.contextmanager
-def _trial(module: nn.Module) -> Iterator[None]:
+def _trial(module: nn.Module) -> Generator[None]:
     """Put a module in evaluation, without gradients, from one seed; then all back as it was."""
-    with _untouched(module), random_states(), torch.no_grad(), warnings.catch_warnings():
+    with untouched(module), random_states(), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         seed()
         for inner in module.modules():
@@ -192,8 +190,8 @@ def _copied(value: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _untouched(module: nn.Module) -> Iterator[None]:
-    """Put back every attribute, member and buffer value that running a module changes."""
+def untouched(module: nn.Module) -> Generator[None]:
+    """Put back every attribute, member and buffer value that the block changes by running it."""
     before = [
         (inner, dict(vars(inner)), dict(inner._parameters), dict(inner._buffers))  # noqa: SLF001 - no public form
         for inner in module.modules()
@@ -217,7 +215,7 @@ def _untouched(module: nn.Module) -> Iterator[None]:
                     buffer.copy_(value)
 
 
-def _put_back(registry: dict[str, Any], members: dict[str, Any]) -> None:
+def _put_back(registry: Any, members: dict[str, Any]) -> None:
     if list(registry) != list(members):
         registry.clear()
     registry.update(members)

@@ -6,7 +6,9 @@ training flags, frozen modules, and the tensors that a state_dict leaves out.
 
 from __future__ import annotations
 
+import functools
 import itertools
+import operator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,7 +22,7 @@ from persistlib.dtypes import DType, by_name
 from persistlib.errors import Code, Severity, error, error_of, finding
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from persistlib.errors import Finding
 
@@ -201,6 +203,19 @@ def unsaved_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     They are non-persistent buffers, and tensors in the module's plain attributes, also inside
     lists, tuples and dicts; an attribute that only repeats a state tensor is none.
     """
+    for place in _unsaved_places(model):
+        yield place.name, place.tensor
+
+
+class _Place(NamedTuple):
+    """Where a tensor stands that is no part of the state_dict, and what puts another there."""
+
+    name: str
+    tensor: torch.Tensor
+    put: Callable[[Any], object]
+
+
+def _unsaved_places(model: nn.Module) -> Iterator[_Place]:
     known = {id(item.tensor) for item in state_tensors(model)}
     for path, module in model.named_modules():
         prefix = f"{path}." if path else ""
@@ -211,21 +226,38 @@ def unsaved_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
             if name in transient
         }
         plain = {k: v for k, v in vars(module).items() if k not in _MODULE_INTERNALS}
-        for name, tensor in _tensors_in({**places, **plain}, prefix):
-            if id(tensor) not in known:
-                yield name, tensor
+        for name, value in {**places, **plain}.items():
+            put = functools.partial(setattr, module, name)
+            yield from (
+                p for p in _places_in(value, prefix + name, put) if id(p.tensor) not in known
+            )
 
 
-def _tensors_in(value: Any, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
+def _places_in(value: Any, name: str, put: Callable[[Any], object]) -> Iterator[_Place]:
     if isinstance(value, torch.Tensor):
-        yield prefix.removesuffix("."), value
-    elif isinstance(value, (list, tuple)):
-        for index, item in enumerate(value):
-            yield from _tensors_in(item, f"{prefix}{index}.")
+        yield _Place(name, value, put)
     elif isinstance(value, dict):
         for key, item in value.items():
-            if isinstance(key, str):
-                yield from _tensors_in(item, f"{prefix}{key}." if prefix or key else "")
+            yield from _places_in(
+                item, f"{name}.{key}", functools.partial(operator.setitem, value, key)
+            )
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _places_in(
+                item, f"{name}.{index}", functools.partial(operator.setitem, value, index)
+            )
+    elif isinstance(value, tuple):
+        items = list(value)
+        for index, item in enumerate(value):
+            changed = functools.partial(_put_in_tuple, type(value), items, index, put)
+            yield from _places_in(item, f"{name}.{index}", changed)
+
+
+def _put_in_tuple(
+    kind: type[Any], items: list[Any], index: int, put: Callable[[Any], object], item: Any
+) -> None:
+    items[index] = item
+    put(kind(*items) if hasattr(kind, "_fields") else tuple(items))
 
 
 def training_toggles(model: nn.Module) -> tuple[str, ...]:
@@ -316,43 +348,37 @@ def _with_replaced(value: Any, replaced: Mapping[int, torch.Tensor]) -> Any:
 
 
 def _run_weight_hooks(module: nn.Module) -> None:
-    """Let old-style weight_norm and spectral_norm compute their weight from its parts once."""
+    """Let old-style weight_norm and spectral_norm compute their weight from its parts once.
+
+    In training spectral_norm would also move its vectors, which are the caller's at a save.
+    """
+    mode, module.training = module.training, False
     for hook in module._forward_pre_hooks.values():  # noqa: SLF001 - has no public form
         if type(hook).__module__ in _WEIGHT_HOOKS:
             hook(module, ())
+    module.training = mode
 
 
-def set_unsaved(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
-    """Put a tensor that is no part of the state_dict back in its place.
+def set_unsaved(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Put tensors that are no part of the state_dict back in their places.
+
+    Places that share one tensor share the new one too, where it has the same bits.
 
     Raises:
         ArchitectureError: the module has no such place.
     """
-    parts = name.split(".")
-    modules = dict(model.named_modules())
-    depth = max(i for i in range(len(parts)) if ".".join(parts[:i]) in modules)
-    owner: Any = modules[".".join(parts[:depth])]
-    *way, last = parts[depth:]
-    try:
-        for step in way:
-            owner = getattr(owner, step) if isinstance(owner, nn.Module) else _item(owner, step)
-        if isinstance(owner, nn.Module):
-            setattr(owner, last, tensor)
-        elif isinstance(owner, dict):
-            owner[last] = tensor
-        else:
-            owner[int(last)] = tensor
-    except (AttributeError, LookupError, TypeError, ValueError) as fault:
-        raise error(
-            Code.TENSOR_MISMATCH,
-            name,
-            f"the rebuilt module has no such place: {fault}",
-            "load it with the versions it was saved with",
-        ) from fault
-
-
-def _item(owner: Any, step: str) -> Any:
-    return owner[step] if isinstance(owner, dict) else owner[int(step)]
+    places = {place.name: place for place in _unsaved_places(model)}
+    given: dict[int, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        if name not in places:
+            raise error(
+                Code.TENSOR_MISMATCH,
+                name,
+                "the rebuilt module has no such place",
+                "load it with the versions it was saved with",
+            )
+        first = given.setdefault(id(places[name].tensor), tensor)
+        places[name].put(first if same_bits(first, tensor) else tensor)
 
 
 def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from persistlib.architecture.module_state import unsaved_tensors
 from persistlib.dtypes import by_name
 from persistlib.errors import Code, error, finding
 
@@ -47,6 +48,7 @@ def refusals(model: nn.Module, named: tuple[StateTensor, ...]) -> Iterator[Findi
             yield finding(code, item.name, reason, remedy)
     yield from _quantised_modules(model)
     yield from _names(item.name for item in named)
+    yield from _unsaved(tuple(unsaved_tensors(model)))
     yield from _hidden_state(model, {item.name for item in named})
 
 
@@ -88,6 +90,22 @@ def _refusal(tensor: torch.Tensor) -> tuple[Code, str, str] | None:
     return next((reason[1:] for reason in reasons if reason[0]), None)
 
 
+def _unsaved(named: tuple[tuple[str, torch.Tensor], ...]) -> Iterator[Finding]:
+    """Yield what is wrong with tensors outside the state_dict, which have a file of their own."""
+    for name, tensor in named:
+        if (refusal := _refusal(tensor)) is not None:
+            code, reason, remedy = refusal
+            yield finding(code, name, reason, remedy)
+        elif tensor.requires_grad and tensor.is_leaf:
+            yield finding(
+                Code.MODEL_STATE,
+                name,
+                "trains, but is no parameter of any module",
+                "assign it as a torch.nn.Parameter, or keep it in a torch.nn.ParameterList",
+            )
+    yield from _names(name for name, _ in named)
+
+
 def _quantised_modules(model: nn.Module) -> Iterator[Finding]:
     for path, module in model.named_modules():
         name = type(module).__module__
@@ -115,7 +133,9 @@ def _names(names: Iterable[str]) -> Iterator[Finding]:
             yield finding(
                 Code.MODEL_NAMES,
                 name,
-                f"differs from {seen[folded]} by letter case or Unicode form alone",
+                "stands twice"
+                if name == seen[folded]
+                else f"differs from {seen[folded]} by letter case or Unicode form alone",
                 "rename one of the two",
             )
         seen[folded] = name

@@ -3,7 +3,7 @@
 Law: two values with the same outline and the same parts behave alike as far as Python can see; the
 outline alone is the same in every process, never made from `repr`, `id` or memory addresses.
 
-Where `encoding` refuses what cannot be built again from a name, an outline still says what is there:
+Where `encoding` refuses what cannot be built again by name, an outline still says what is there:
 objects by class and attributes, local functions by name and closure, tensors by shape, modules by
 their place in the tree.
 """
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from persistlib.architecture.encoding import NotPlainError, encode
+from persistlib.architecture.encoding import NotPlainError, encode, text
 from persistlib.architecture.trusted import name_of
 from persistlib.digests import digest
 
@@ -50,7 +50,7 @@ class Outline:
     def same(self, other: Outline) -> bool:
         """Return whether both stand for values that behave alike."""
         return (
-            self.data == other.data
+            text(self.data) == text(other.data)
             and self.code == other.code
             and len(self.tensors) == len(other.tensors)
             and all(map(same_values, self.tensors, other.tensors))
@@ -110,10 +110,16 @@ class _Writer:
             self._above.pop()
 
     def _composite(self, value: Any) -> Any:
-        for kinds, writer in self._writers():
-            if isinstance(value, kinds):
-                return writer(value)
-        return self._instance(value)
+        # Tensors are saved where only lists, tuples and dicts lead to them.
+        hidden = not isinstance(value, (torch.Tensor, list, tuple, dict))
+        self._opaque += hidden
+        try:
+            for kinds, writer in self._writers():
+                if isinstance(value, kinds):
+                    return writer(value)
+            return self._instance(value)
+        finally:
+            self._opaque -= hidden
 
     def _writers(self) -> Iterable[tuple[Any, Callable[[Any], Any]]]:
         yield torch.Tensor, self._tensor
@@ -172,14 +178,10 @@ class _Writer:
     def _instance(self, value: Any) -> Any:
         if name := name_of(value):
             return {"$object": name}
-        self._opaque += 1
-        try:
-            attributes = self._attributes(value)
-            if not attributes:
-                return {"$instance": class_name(type(value)), "parts": self._reduced(value)}
-            return {"$instance": class_name(type(value)), "attributes": attributes}
-        finally:
-            self._opaque -= 1
+        attributes = self._attributes(value)
+        if not attributes:
+            return {"$instance": class_name(type(value)), "parts": self._reduced(value)}
+        return {"$instance": class_name(type(value)), "attributes": attributes}
 
     def _attributes(self, value: Any) -> Any:
         slots = [s for cls in type(value).__mro__ for s in _slots(cls)]
@@ -193,7 +195,10 @@ class _Writer:
             parts = value.__reduce_ex__(4)
         except Exception:  # noqa: BLE001 - whatever a foreign type raises means: it does not say
             return None
-        return self.write(list(parts[:3])) if isinstance(parts, tuple) else self.write(parts)
+        if not isinstance(parts, tuple):
+            return self.write(parts)
+        # What follows the state are iterators over the items of a list or dict.
+        return self.write([*parts[:3], *(list(items) for items in parts[3:5] if items)])
 
 
 def kind(tensor: torch.Tensor) -> str:

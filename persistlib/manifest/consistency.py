@@ -128,7 +128,8 @@ def _is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:
 def _recipe_faults(manifest: Manifest) -> Iterator[tuple[str, str]]:
     """Yield the edits that lack what they are to be carried out with."""
     for index, edit in enumerate(manifest.architecture.edits):
-        if (edit.builder is not None) != (edit.op in {"replace", "insert"}):
+        if (edit.builder is not None) != (edit.op in {"replace", "insert", "parametrize"}):
             yield f"architecture.edits.{index}.builder", f"does not go with {edit.op}"
-        if (edit.attribute is not None) != (edit.op == "set"):
+        needed = edit.op in {"set", "parametrize"}
+        if edit.op != "remove" and (edit.attribute is not None) != needed:
             yield f"architecture.edits.{index}.attribute", f"does not go with {edit.op}"

@@ -4,46 +4,37 @@ Law: a recipe is given only for a module whose rebuild has (a) the same names, s
 order and sharing, (b) the same plain configuration in every module, and (c) bit-equal outputs on
 one input, where one is known.
 
-Candidates in order: the recipe that `persistlib.build` recorded, the caller's `architecture=`,
-torchvision's builders by the zoo's index, the module's own class by its import path. Of those that
-fit, the fewest edits win.
+Which recipes come into question is told in `candidates`; what they promise is believed only after
+the module was rebuilt from the recipe alone.
 """
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
 from persistlib.architecture import trusted, zoo
-from persistlib.architecture.arguments import signature, trace
 from persistlib.architecture.behaviour import Inputs, TrialFailedError, probe, same_outputs
+from persistlib.architecture.candidates import fitting, from_recipe
 from persistlib.architecture.compare import Difference, differences
-from persistlib.architecture.encoding import NotPlainError, encode
-from persistlib.architecture.express import InexpressibleError, express, infer
-from persistlib.architecture.parametrized import plain_class
-from persistlib.architecture.recipe import Recipe, recorded
-from persistlib.architecture.skeleton import SLOWER, built_really, rebuild
+from persistlib.architecture.parametrized import has_foreign_hooks
+from persistlib.architecture.skeleton import SLOWER, built_really
 from persistlib.architecture.structure import (
-    dtype_name,
     outlines,
     places,
     source_digest,
     structure_digest,
 )
-from persistlib.architecture.values import class_name
-from persistlib.errors import ArchitectureError, Code, Severity, error, finding
+from persistlib.errors import Code, Severity, error, finding
 from persistlib.manifest.schema import Architecture
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
-    from persistlib.errors import Finding, PersistlibError
+    from torch import nn
 
-# Builders of one class that share half of their tensors are many; beyond these none came first.
-_MOST = 4
+    from persistlib.architecture.recipe import Recipe
+    from persistlib.errors import Finding, PersistlibError
 
 
 @dataclass(frozen=True)
@@ -84,11 +75,12 @@ def describe(
     """
     _refuse_strays(model)
     vouched = frozenset(trust) | _own_modules(model)
-    recipe = _fitting(model, architecture, vouched)
-    rebuilt = rebuild(recipe.builder, recipe.arguments, recipe.edits, trust=vouched)
+    recipe, built = fitting(model, architecture, vouched)
+    rebuilt = from_recipe(recipe, vouched)
     if found := differences(model, rebuilt):
         raise _lookalike(recipe.builder, found[0])
-    findings = _behaviour(model, recipe, inputs, vouched)
+    findings = _behaviour(model, recipe, inputs, built or from_recipe(recipe, vouched))
+    findings += _hooks(model, Severity.WARNING if findings else Severity.NOTE)
     if reason := built_really(rebuilt):
         findings.append(finding(Code.BUILT_REALLY, recipe.builder, reason, SLOWER, Severity.NOTE))
     described = Architecture(
@@ -101,123 +93,14 @@ def describe(
     return Description(described, rebuilt, tuple(findings))
 
 
-def _fitting(
-    model: nn.Module, given: str | Mapping[str, Any] | Architecture | None, trust: Collection[str]
-) -> Recipe:
-    """Return the recipe with the fewest edits of the first source that has one."""
-    nearest: tuple[Recipe, InexpressibleError] | None = None
-    refusals: list[PersistlibError] = []
-    for source in _sources(model, given):
-        best: Recipe | None = None
-        for candidate in source:
-            try:
-                fitted = fit(model, candidate, trust)
-            except InexpressibleError as fault:
-                nearest = nearest or (candidate, fault)
-                continue
-            except ArchitectureError as fault:
-                refusals.append(fault)
-                continue
-            if best is None or len(fitted.edits) < len(best.edits):
-                best = fitted
-            if len(fitted.edits) == len(candidate.edits):
-                break
-        if best is not None:
-            return best
-    if nearest is not None:
-        raise _inexpressible(*nearest)
-    if refusals:
-        raise refusals[0]
-    try:
-        infer(model)
-    except InexpressibleError as fault:
-        raise _no_architecture(model, str(fault)) from fault
-    raise _no_architecture(model, "nothing is known that builds such a module")
-
-
-def _sources(
-    model: nn.Module, given: str | Mapping[str, Any] | Architecture | None
-) -> Iterator[list[Recipe]]:
-    """Yield groups of candidates; a later group counts only where all before it fail."""
-    stated: list[Recipe] = []
-    if (known := recorded(model)) is not None:
-        stated += [known, *([Recipe(known.builder, known.arguments)] if known.edits else [])]
-    if given is not None:
-        stated.append(Recipe.of(given))
-    if stated:
-        yield stated
-    if given is not None:
-        return
-    root = class_name(plain_class(model))
-    if trusted.within(root, ("torchvision",)):
-        rows = [
-            (name, dtype_name(tensor), tuple(tensor.shape))
-            for name, tensor in model.state_dict(keep_vars=True).items()
-        ]
-        yield [Recipe(c.entry.builder, {}) for c in zoo.candidates(root, rows)[:_MOST]]
-    with contextlib.suppress(InexpressibleError):
-        yield [Recipe(*infer(model))]
-
-
-def fit(model: nn.Module, candidate: Recipe, trust: Collection[str]) -> Recipe:
-    """Return a candidate with the arguments and edits that make it the live module's.
-
-    Raises:
-        InexpressibleError: a difference that neither says.
-        ArchitectureError: the candidate cannot be built.
-    """
-    built = rebuild(candidate.builder, candidate.arguments, candidate.edits, trust=trust)
-    plain: Recipe | None = None
-    fault: InexpressibleError | None = None
-    try:
-        plain = candidate.changed(express(model, built, trust))
-    except InexpressibleError as caught:
-        fault = caught
-    if plain is not None and len(plain.edits) == len(candidate.edits):
-        return plain
-    guessed = _guessed_arguments(model, built, candidate, trust)
-    if guessed is not None:
-        try:
-            other = rebuild(candidate.builder, guessed.arguments, candidate.edits, trust=trust)
-            better = guessed.changed(express(model, other, trust))
-        except (InexpressibleError, ArchitectureError):
-            pass
-        else:
-            if plain is None or len(better.edits) < len(plain.edits):
-                return better
-    if plain is None:
-        assert fault is not None
-        raise fault
-    return plain
-
-
-def _guessed_arguments(
-    model: nn.Module, built: nn.Module, candidate: Recipe, trust: Collection[str]
-) -> Recipe | None:
-    """Return the candidate with arguments for root attributes that differ and are constructor's.
-
-    torchvision's builders pass what they do not know on to the root class.
-    """
-    names = {*signature(trusted.resolve_builder(candidate.builder, trust))} | {
-        *signature(plain_class(model))
-    }
-    arguments = dict(candidate.arguments)
-    for name in names - {"self", "args", "kwargs", "weights", "weights_backbone", "progress"}:
-        ours, theirs = trace(model, name), trace(built, name)
-        try:
-            if encode(ours) != encode(theirs):
-                arguments[name] = encode(ours)
-        except NotPlainError:
-            continue
-    if arguments == candidate.arguments:
-        return None
-    return Recipe(candidate.builder, arguments, candidate.edits)
-
-
-def _behaviour(
-    model: nn.Module, recipe: Recipe, inputs: Any, trust: Collection[str]
-) -> list[Finding]:
+def _behaviour(model: nn.Module, recipe: Recipe, inputs: Any, copied: nn.Module) -> list[Finding]:
     """Compare outputs; return a warning where that could not be done.
+
+    Args:
+        model: the live module.
+        recipe: what rebuilds it.
+        inputs: arguments of `forward`, or None.
+        copied: the module rebuilt, which is used up.
 
     Raises:
         ArchitectureError: the outputs differ.
@@ -228,9 +111,8 @@ def _behaviour(
         given = probe(model, shapes)
     else:
         return [_untried(model, "no input is known to run it on", "give example_inputs=")]
-    copy = rebuild(recipe.builder, recipe.arguments, recipe.edits, trust=trust)
     try:
-        same = same_outputs(model, copy, given)
+        same = same_outputs(model, copied, given)
     except TrialFailedError as fault:
         return [_untried(model, str(fault), "give example_inputs= that it runs on")]
     if not same:
@@ -242,6 +124,21 @@ def _behaviour(
             " make it a part of the module's class",
         )
     return []
+
+
+def _hooks(model: nn.Module, severity: Severity) -> list[Finding]:
+    """Return a finding for hooks around `forward`: harmless where the outputs were compared."""
+    return [
+        finding(
+            Code.HOOKS_DROPPED,
+            path or type(model).__qualname__,
+            "its forward hooks are not saved",
+            "register them again after loading",
+            severity,
+        )
+        for path, module in model.named_modules()
+        if has_foreign_hooks(module)
+    ]
 
 
 def _untried(model: nn.Module, reason: str, remedy: str) -> Finding:
@@ -297,25 +194,4 @@ def _lookalike(builder: str, found: Difference) -> PersistlibError:
         found.location,
         f"differs from what {builder} builds: {found}",
         "build it with persistlib.build, or make the difference an argument of its class",
-    )
-
-
-def _inexpressible(recipe: Recipe, fault: InexpressibleError) -> PersistlibError:
-    return error(
-        Code.LOOKALIKE,
-        fault.location,
-        f"differs from what {recipe.builder} builds, and no edit says it: {fault}",
-        "use functions and classes that can be imported, or functools.partial of them; or build"
-        " the module with persistlib.build",
-    )
-
-
-def _no_architecture(model: nn.Module, reason: str) -> PersistlibError:
-    return error(
-        Code.NO_ARCHITECTURE,
-        type(model).__qualname__,
-        reason,
-        "build it with persistlib.build(...), or pass architecture='package.module:function', or"
-        " define its class in an importable module with plain arguments kept in attributes of the"
-        " same names",
     )

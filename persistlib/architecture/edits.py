@@ -39,17 +39,21 @@ def apply(module: nn.Module, edits: Iterable[Edit], trust: Collection[str] = ())
         ArchitectureError: an edit's path, attribute or builder does not fit.
     """
     for number, edit in enumerate(edits):
-        try:
-            _OPERATIONS[edit.op](module, edit, trust)
-        except PersistlibError:
-            raise
-        except Exception as fault:
-            raise error(
-                Code.BAD_RECIPE,
-                f"edits.{number} ({edit.op} {edit.path})",
-                f"{type(fault).__name__}: {fault}",
-                "check the edit against the module's own paths",
-            ) from fault
+        _apply(module, edit, number, trust)
+
+
+def _apply(module: nn.Module, edit: Edit, number: int, trust: Collection[str]) -> None:
+    try:
+        _OPERATIONS[edit.op](module, edit, trust)
+    except PersistlibError:
+        raise
+    except Exception as fault:
+        raise error(
+            Code.BAD_RECIPE,
+            f"edits.{number} ({edit.op} {edit.path})",
+            f"{type(fault).__name__}: {fault}",
+            "check the edit against the module's own paths",
+        ) from fault
 
 
 def call(builder: str, arguments: Any, trust: Collection[str]) -> nn.Module:
@@ -165,7 +169,7 @@ def _set(module: nn.Module, edit: Edit, trust: Collection[str]) -> None:
         if name in registry:
             if value is not None:
                 raise error(Code.BAD_RECIPE, edit.path, f"{name!r} can only be emptied")
-            registry[name] = None  # type: ignore[assignment]  # torch keeps absent members so
+            registry[name] = None
             return
     vars(owner)[name] = value
 

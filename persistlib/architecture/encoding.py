@@ -84,11 +84,16 @@ def decode(data: Any, trust: Collection[str] = ()) -> Any:
     return _decode(data, trust, 0)
 
 
+def text(data: Any) -> str:
+    """Return JSON as one text, in which 1, 1.0 and true differ as they do not in Python."""
+    return json.dumps(data, sort_keys=True, separators=(",", ":"))
+
+
 def _encode(value: Any, depth: int) -> Any:
     if depth > _DEPTH:
         raise NotPlainError(value, f"nested deeper than {_DEPTH}")
     if value is None or (isinstance(value, (bool, str)) and type(value) in (bool, str)):
-        return _text(value) if isinstance(value, str) else value
+        return _plain_text(value) if isinstance(value, str) else value
     if isinstance(value, enum.Enum):
         return {"$enum": [_named(type(value)), value.name]}
     writer = _WRITERS.get(type(value))
@@ -99,7 +104,7 @@ def _encode(value: Any, depth: int) -> Any:
     raise NotPlainError(value, f"a {type(value).__qualname__} is not plain")
 
 
-def _text(value: str) -> str:
+def _plain_text(value: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError as fault:
@@ -132,7 +137,7 @@ def _float(value: float, _inner: Callable[[Any], Any]) -> Any:
 def _mapping(value: dict[Any, Any], inner: Callable[[Any], Any]) -> Any:
     keys = list(value)
     if all(type(key) is str and not key.startswith("$") for key in keys) and keys == sorted(keys):
-        return {_text(key): inner(item) for key, item in value.items()}
+        return {_plain_text(key): inner(item) for key, item in value.items()}
     return {"$dict": _pairs(value, inner)}
 
 
@@ -141,7 +146,7 @@ def _pairs(value: dict[Any, Any], inner: Callable[[Any], Any]) -> list[list[Any]
 
 
 def _sorted(value: Collection[Any], inner: Callable[[Any], Any]) -> list[Any]:
-    return sorted(map(inner, value), key=lambda item: json.dumps(item, sort_keys=True))
+    return sorted(map(inner, value), key=text)
 
 
 def _partial(value: partial[Any], inner: Callable[[Any], Any]) -> Any:

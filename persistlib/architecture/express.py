@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from persistlib.architecture.arguments import NotRecoverableError, recover, signature
-from persistlib.architecture.encoding import NotPlainError, encode
+from persistlib.architecture.encoding import NotPlainError, encode, text
 from persistlib.architecture.parametrized import (
     Parametrization,
     original_shape,
@@ -118,9 +118,16 @@ def infer(module: nn.Module) -> tuple[str, dict[str, Any]]:
             arguments[key] = encode(value)
         except NotPlainError as fault:
             raise InexpressibleError("", key, str(fault)) from fault
-        if key in defaults and type(defaults[key]) is type(value) and defaults[key] == value:
+        if key in defaults and _is_default(defaults[key], arguments[key]):
             del arguments[key]
     return name, arguments
+
+
+def _is_default(default: Any, encoded: Any) -> bool:
+    try:
+        return text(encode(default)) == text(encoded)
+    except NotPlainError:
+        return False
 
 
 def _replacement(op: str, pair: _Pair, index: int | None = None) -> list[Edit]:

@@ -13,13 +13,13 @@ import contextlib
 import random
 import threading
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
 # Default dtype, warning filters and `register_parameter` belong to the whole process.
 _LOCK = threading.RLock()
@@ -27,7 +27,7 @@ SEED = 0
 
 
 @contextlib.contextmanager
-def isolated() -> Iterator[None]:
+def isolated() -> Generator[None]:
     """Run the block as a fresh process would, one thread at a time, and put everything back."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(_LOCK)
@@ -45,15 +45,17 @@ def isolated() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def random_states() -> Iterator[None]:
+def random_states() -> Generator[None]:
     """Put back every random state when the block ends."""
-    python, numeric, host = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    # The legacy state is the one that modules draw from, and that the caller seeded.
+    numeric = np.random.get_state()  # noqa: NPY002 - as above
+    python, host = random.getstate(), torch.get_rng_state()
+    devices = torch.cuda.get_rng_state_all() if _cuda_in_use() else []
     try:
         yield
     finally:
         random.setstate(python)
-        np.random.set_state(numeric)
+        np.random.set_state(numeric)  # noqa: NPY002 - as above
         torch.set_rng_state(host)
         if devices:
             torch.cuda.set_rng_state_all(devices)
@@ -64,5 +66,11 @@ def seed() -> None:
     random.seed(SEED)
     np.random.seed(SEED)  # noqa: NPY002 - the global state is what modules draw from
     torch.default_generator.manual_seed(SEED)
-    if torch.cuda.is_initialized():
+    if _cuda_in_use():
         torch.cuda.manual_seed_all(SEED)
+
+
+def _cuda_in_use() -> bool:
+    """Say whether CUDA was used already; asking for its state otherwise would start it."""
+    ask: Any = torch.cuda.is_initialized
+    return bool(ask())

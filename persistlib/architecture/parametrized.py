@@ -24,7 +24,7 @@ from persistlib.architecture.arguments import NotRecoverableError, recover
 from persistlib.errors import Code, error
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Collection, Generator, Mapping
 
 _NEW = "torch.nn.utils.parametrizations"
 _OLD = "torch.nn.utils"
@@ -65,8 +65,8 @@ def parametrizations(module: torch.nn.Module) -> list[Parametrization]:
     """
     found = [_old(hook) for hook in _hooks(module)]
     if is_parametrized(module):
-        for tensor, chain in module._modules["parametrizations"].items():  # type: ignore[union-attr]  # noqa: SLF001
-            found += [_new(tensor, link) for link in chain]
+        for tensor, chain in _chains(module).items():
+            found += [_new(tensor, link) for link in chain.children()]
     return found
 
 
@@ -99,9 +99,7 @@ def original_shape(module: torch.nn.Module, tensor: str) -> torch.Size | None:
             return part.shape
     if not is_parametrized(module):
         return None
-    chain = module._modules["parametrizations"]._modules[tensor]  # type: ignore[union-attr]  # noqa: SLF001
-    assert chain is not None
-    originals = chain._parameters  # noqa: SLF001 - as above
+    originals = _chains(module)[tensor]._parameters  # noqa: SLF001 - as above
     for name in ("original", "original1"):
         if (part := originals.get(name)) is not None:
             return part.shape
@@ -109,7 +107,7 @@ def original_shape(module: torch.nn.Module, tensor: str) -> torch.Size | None:
 
 
 @contextlib.contextmanager
-def orthogonal_on_meta() -> Iterator[None]:
+def orthogonal_on_meta() -> Generator[None]:
     """Let orthogonal parametrizations be registered on the meta device; needs the lock.
 
     Factoring a matrix has no meta kernel, and `register_parametrization` takes the
@@ -118,23 +116,39 @@ def orthogonal_on_meta() -> Iterator[None]:
     inverse: Any = known._Orthogonal.right_inverse  # noqa: SLF001 - no public form
 
     def right_inverse(self: Any, tensor: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor
         if not tensor.is_meta:
-            return inverse(self, tensor)  # type: ignore[no-any-return]  # torch's own annotation
-        result: torch.Tensor = inverse(self, torch.randn(tensor.shape, dtype=tensor.dtype))
+            result = inverse(self, tensor)
+            return result
+        result = inverse(self, torch.randn(tensor.shape, dtype=tensor.dtype))
         if self.base is not None:
             self.base = self.base.to("meta")
         return result.to("meta")
 
-    known._Orthogonal.right_inverse = right_inverse  # type: ignore[method-assign]  # noqa: SLF001
+    patched: Any = known._Orthogonal  # noqa: SLF001 - as above
+    patched.right_inverse = right_inverse
     try:
         yield
     finally:
-        known._Orthogonal.right_inverse = inverse  # type: ignore[method-assign]  # noqa: SLF001
+        patched.right_inverse = inverse
+
+
+def has_foreign_hooks(module: torch.nn.Module) -> bool:
+    """Return whether a module has forward hooks that no recipe restores."""
+    before = len(module._forward_pre_hooks) - len(_hooks(module))  # noqa: SLF001 - no public form
+    return bool(before or module._forward_hooks)  # noqa: SLF001 - as above
 
 
 def _hooks(module: torch.nn.Module) -> list[Any]:
     hooks = module._forward_pre_hooks.values()  # noqa: SLF001 - torch offers no other way
     return [hook for hook in hooks if isinstance(hook, (WeightNorm, SpectralNorm))]
+
+
+def _chains(module: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """Return the lists of parametrizations of a parametrized module, by tensor."""
+    holder = module._modules["parametrizations"]  # noqa: SLF001 - getattr would compute
+    assert holder is not None
+    return dict(holder.named_children())
 
 
 def _old(hook: Any) -> Parametrization:

@@ -67,7 +67,7 @@ def resolved(recipe: Recipe, module: nn.Module, trust: Collection[str]) -> Recip
     Raises:
         ArchitectureError: the weights configured what no recipe says.
     """
-    from persistlib.architecture.describe import fit
+    from persistlib.architecture.candidates import fit
 
     return fit(module, recipe, trust)
 

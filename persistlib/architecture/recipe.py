@@ -147,7 +147,7 @@ def _pretrained(
 
 def _checkpoint_path(weights: object) -> str | None:
     if isinstance(weights, os.PathLike):
-        return os.fspath(weights)
+        return os.fsdecode(weights)
     if isinstance(weights, str) and (weights.endswith(_FILES) or os.sep in weights):
         return weights
     return None
@@ -156,18 +156,19 @@ def _checkpoint_path(weights: object) -> str | None:
 def _encoded(arguments: Any) -> dict[str, Any]:
     if not isinstance(arguments, Mapping) or not all(isinstance(name, str) for name in arguments):
         raise error(Code.BAD_RECIPE, "arguments", "a mapping of names to values is expected")
-    encoded: dict[str, Any] = {}
-    for name, value in arguments.items():
-        try:
-            encoded[name] = value if _is_encoded(value) else encode(value)
-        except NotPlainError as fault:
-            raise error(
-                Code.USAGE,
-                name,
-                f"a recipe cannot hold this argument: {fault}",
-                "pass plain values, or classes and functions that can be imported by name",
-            ) from fault
-    return encoded
+    return {name: _encoded_argument(name, value) for name, value in arguments.items()}
+
+
+def _encoded_argument(name: str, value: Any) -> Any:
+    try:
+        return value if _is_encoded(value) else encode(value)
+    except NotPlainError as fault:
+        raise error(
+            Code.USAGE,
+            name,
+            f"a recipe cannot hold this argument: {fault}",
+            "pass plain values, or classes and functions that can be imported by name",
+        ) from fault
 
 
 def _is_encoded(value: Any) -> bool:

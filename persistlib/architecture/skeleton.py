@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from persistlib.architecture import edits
@@ -23,12 +24,21 @@ from persistlib.architecture.parametrized import orthogonal_on_meta
 from persistlib.errors import ArchitectureError, Code, warn
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Generator
 
     from persistlib.manifest.schema import Architecture, Edit
 
 _REASON = "_persistlib_built_really"
 SLOWER = "building it takes longer, and memory for its initial values; nothing else differs"
+
+# In-place fills; those of torch.nn.init are known by their module.
+_FILLS = frozenset(
+    getattr(torch.Tensor, name)
+    for name in (
+        *("normal_", "uniform_", "random_", "bernoulli_", "exponential_", "log_normal_"),
+        *("fill_", "zero_", "erfinv_", "clamp_", "add_", "mul_"),
+    )
+)
 
 
 def skeleton(architecture: Architecture, *, trust: Collection[str] = ()) -> nn.Module:
@@ -96,7 +106,7 @@ def with_defaults(builder: str, arguments: Any, trust: Collection[str]) -> Any:
 
 
 @contextlib.contextmanager
-def _parameters_on_meta() -> Iterator[None]:
+def _parameters_on_meta() -> Generator[None]:
     """Send every parameter that this thread registers to the meta device; needs the lock."""
     register = nn.Module.register_parameter
     thread = threading.get_ident()
@@ -116,6 +126,23 @@ def _parameters_on_meta() -> Iterator[None]:
             yield
     finally:
         nn.Module.register_parameter = register  # type: ignore[method-assign]  # put back
+
+
+class _FillsSkipped(TorchFunctionMode):
+    """Skips in-place fills of tensors without values: torch runs them in Python, for nothing.
+
+    They are half the time of building vit_l_16.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        given = kwargs or {}
+        if func in _FILLS or getattr(func, "__module__", "") == nn.init.__name__:
+            tensor = args[0] if args else given["tensor"]
+            if tensor.is_meta:
+                return tensor
+        return func(*args, **given)
 
 
 def _on_meta(parameter: nn.Parameter) -> nn.Parameter:

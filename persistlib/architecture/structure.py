@@ -93,7 +93,7 @@ def rows(module: nn.Module) -> list[Row]:
     """Return the tensors that a module owns itself, by role and name."""
     import torch
 
-    members = [
+    members: list[tuple[str, Mapping[str, Any]]] = [
         ("parameter", module._parameters),  # noqa: SLF001 - order and None members
         ("buffer", module._buffers),  # noqa: SLF001 - as above
         ("attribute", attributes(module)),

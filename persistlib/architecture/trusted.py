@@ -29,32 +29,9 @@ if TYPE_CHECKING:
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
 # Where a module class may come from without the caller's word.
 _PACKAGES = ("torch.nn", "torchvision.models", "torchvision.ops")
-# Element-wise functions people pass as activations; `torch` as a whole holds `load` and `from_file`.
-_TORCH_FUNCTIONS = frozenset(
-    [
-        "abs",
-        "celu",
-        "cos",
-        "erf",
-        "exp",
-        "hardshrink",
-        "log1p",
-        "prelu",
-        "relu",
-        "relu_",
-        "rrelu",
-        "rsqrt",
-        "selu",
-        "selu_",
-        "sigmoid",
-        "sin",
-        "softmax",
-        "log_softmax",
-        "sqrt",
-        "square",
-        "tanh",
-    ]
-)
+# Of torch's own operators, those that reach a file or foreign memory; the rest of `torch`, where
+# `load` lives, is no operator and not allowed at all.
+_REACHING_OUT = frozenset({"from_file", "frombuffer"})
 PARAMETRIZATIONS = frozenset(
     {
         "torch.nn.utils.parametrizations:orthogonal",
@@ -125,8 +102,9 @@ def name_of(value: Any) -> str | None:
     qualified = getattr(value, "__qualname__", None)
     homes = [getattr(value, "__module__", None)]
     if isinstance(value, BuiltinFunctionType):
-        qualified = getattr(value, "__name__", None)
-        homes += ["torch.nn.functional", "torch"]
+        # Torch's own are of a private module, and public in one of these.
+        qualified = value.__name__
+        homes = ["torch.nn.functional", "torch", *homes]
     if not isinstance(qualified, str):
         return None
     for home in homes:
@@ -168,7 +146,7 @@ def untrusted(name: str) -> PersistlibError:
 def _allowed_module(module: str, qualified: str) -> bool:
     """Say from the text alone whether a name may be looked up."""
     if module == "torch":
-        return qualified in _TORCH_FUNCTIONS
+        return not qualified.startswith("_") and qualified not in _REACHING_OUT
     return within(module, _PACKAGES) and "." not in qualified and not qualified.startswith("__")
 
 
@@ -179,7 +157,10 @@ def _allowed(found: Any, module: str, qualified: str) -> bool:
     if isinstance(found, type):
         return within(found.__module__, _PACKAGES) and issubclass(found, torch.nn.Module)
     if module == "torch":
-        return isinstance(found, BuiltinFunctionType)
+        operators = torch._C._VariableFunctions  # noqa: SLF001 - torch names them nowhere else
+        return isinstance(found, BuiltinFunctionType) and found is getattr(
+            operators, qualified, None
+        )
     if module == "torch.nn.functional":
         return not qualified.startswith("_") and _is_function_of_tensors(found)
     return isinstance(found, FunctionType) and _is_registered(found)

@@ -11,7 +11,7 @@ The file is LZMA of canonical JSON::
      "rows": [[[name, shape, dtype], ...], ...],
      "entries": [{"builder": ..., "root": ..., "rows": ..., "inputs": [[...]], "releases": [a, b]}]}
 
-`rows`, names, shapes and releases are referred to by position; a row's name is a position, and `rows`
+Names, shapes, rows and releases are referred to by position; groups of rows
 are shared by the builders that agree. `releases` is the first and the last that gave these rows.
 """
 
@@ -75,7 +75,7 @@ class Candidate(NamedTuple):
 
 
 def candidates(root: str | None, rows: Iterable[Row]) -> list[Candidate]:
-    """Return the builders that agree with a checkpoint in at least half of their tensors, best first.
+    """Return the builders that share at least half of their tensors with a checkpoint, best first.
 
     Args:
         root: qualified name of the root class; None where only tensors are known.

@@ -32,15 +32,16 @@ _PACKAGES = ("", ".detection", ".segmentation", ".video", ".quantization", ".opt
 _GIVEN = {"detection": ((3, 128, 128),), "optical_flow": ((1, 3, 128, 128),) * 2}
 
 
-def scan() -> list[zoo.ZooEntry]:
-    """Return an entry for every builder of the installed torchvision that can be built."""
+def scan(*, probing: bool = True) -> list[zoo.ZooEntry]:
+    """Return an entry for every builder that the torchvision in use lists.
+
+    Args:
+        probing: whether to look for the smallest input, which takes most of the time.
+    """
     import torchvision
 
-    return [
-        entry
-        for builder in builders()
-        for entry in _entry(builder, torchvision.__version__.split("+")[0])
-    ]
+    release = torchvision.__version__.split("+")[0]
+    return [_entry(builder, release, probing=probing) for builder in builders()]
 
 
 def builders() -> Iterator[str]:
@@ -73,13 +74,12 @@ def extend_cache() -> None:
     sys.stdout.write(f"{len(found)} builders of torchvision {found[0].last}: {path}\n")
 
 
-def _entry(builder: str, release: str) -> Iterator[zoo.ZooEntry]:
+def _entry(builder: str, release: str, *, probing: bool) -> zoo.ZooEntry:
     model = rebuild(builder, {})
     state = model.state_dict(keep_vars=True)
     rows = frozenset((name, dtype_name(t), tuple(t.shape)) for name, t in state.items())
-    yield zoo.ZooEntry(
-        builder, class_name(type(model)), rows, probe(builder, model), release, release
-    )
+    inputs = probe(builder, model) if probing else ()
+    return zoo.ZooEntry(builder, class_name(type(model)), rows, inputs, release, release)
 
 
 def probe(builder: str, model: nn.Module) -> tuple[tuple[int, ...], ...]:
@@ -92,14 +92,16 @@ def probe(builder: str, model: nn.Module) -> tuple[tuple[int, ...], ...]:
         return _GIVEN[package]
     with isolated():
         model.to("meta").eval()
-        for shape in _shapes(package):
-            try:
-                with torch.no_grad():
-                    model(torch.empty(shape, device="meta"))
-            except Exception:  # noqa: BLE001 - a model raises anything on inputs it cannot take
-                continue
-            return (shape,)
-    return ()
+        return next(((shape,) for shape in _shapes(package) if _runs(model, shape)), ())
+
+
+def _runs(model: nn.Module, shape: tuple[int, ...]) -> bool:
+    try:
+        with torch.no_grad():
+            model(torch.empty(shape, device="meta"))
+    except Exception:  # noqa: BLE001 - a model raises anything on inputs it cannot take
+        return False
+    return True
 
 
 def _shapes(package: str) -> Iterator[tuple[int, ...]]:

@@ -363,7 +363,10 @@ def convert(
     target = by_name(to) if to is not None else by_suffix(destination)
     if os.path.lexists(destination) and not overwrite:
         raise error(
-            Code.TARGET_EXISTS, destination, "something stands there", "pass overwrite=True"
+            Code.TARGET_EXISTS,
+            destination,
+            "something stands there",
+            "pass overwrite=True (--overwrite)",
         )
     if target.name == "onnx":
         if not is_folder(source):

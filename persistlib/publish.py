@@ -246,7 +246,12 @@ def _check_file(place: Place, *, overwrite: bool) -> int | None:
             Code.TARGET_KIND, place.path, "not a regular file, or a link", "name another file"
         )
     if mode is not None and not overwrite:
-        raise error(Code.TARGET_EXISTS, place.path, "a file stands there", "pass overwrite=True")
+        raise error(
+            Code.TARGET_EXISTS,
+            place.path,
+            "a file stands there",
+            "pass overwrite=True (--overwrite)",
+        )
     return mode
 
 

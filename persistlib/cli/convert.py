@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import click
@@ -9,8 +10,11 @@ import click
 import persistlib
 from persistlib.cli.answer import Answer, Exit, Fields, verdict
 from persistlib.cli.command import Spread, Verb, trust_option
+from persistlib.cli.manifest_text import proof_text
 from persistlib.cli.text import command as words
-from persistlib.cli.text import counted
+from persistlib.cli.text import number
+from persistlib.cli.text import size as shown
+from persistlib.formats import by_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,30 +58,34 @@ def command(
         overwrite=overwrite,
         trust=trust,
     )
+    is_proved = not report.proof or bool(report.proof.get("proved"))
+    outcome = Exit.OK if is_proved else Exit.DEGRADED
+    size = os.path.getsize(report.destination)
     return Answer(
         data={
             "source": source,
-            "destination": str(report.destination),
+            "destination": report.destination,
             "format": report.format,
+            "size": size,
             "tensors": report.tensors,
-            "losses": list(report.losses),
+            "losses": [*report.losses],
             "identity": report.identity,
             "proof": dict(report.proof),
         },
         report=(
-            verdict(f"{report.destination}: {report.format}", Exit.OK),
+            verdict(f"{report.destination}: {by_name(report.format).title}", outcome, shown(size)),
             Fields(tuple(_facts(report))),
         ),
-        brief=(str(report.destination),),
-        hints=(words("persistlib", "inspect", source),),
+        brief=(report.destination,),
+        hints=(words("persistlib", "verify", source),) if os.path.isdir(source) else (),
+        exit=outcome,
     )
 
 
 def _facts(report: ConversionReport) -> Iterator[tuple[str, str]]:
-    yield "tensors", counted(report.tensors, "tensor")
+    yield "tensors", number(report.tensors)
     yield "identity", report.identity
     for index, loss in enumerate(report.losses or ("nothing",)):
         yield "lost" if index == 0 else "", loss
     if report.proof:
-        shown = ", ".join(f"{name} {value}" for name, value in report.proof.items())
-        yield "proof", shown
+        yield "proof", proof_text(report.proof)

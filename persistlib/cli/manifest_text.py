@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from persistlib.cli.folding import fold
 from persistlib.cli.text import counted, listing, number, shape
@@ -132,13 +132,18 @@ def _training(training: Training) -> Iterator[Row]:
     facts = [
         counted(training.epochs, "epoch") if training.epochs is not None else "",
         f"seed {training.seed}" if training.seed is not None else "",
-        _named(training.optimizer),
+        _optimizer(training.optimizer),
     ]
     if any(facts):
         yield "training", " · ".join(fact for fact in facts if fact)
     if training.metrics:
         metrics = (f"{name} {value:.4g}" for name, value in training.metrics.items())
         yield "metrics", " · ".join(metrics)
+
+
+def _optimizer(settings: Mapping[str, JsonValue]) -> str:
+    numbers = {name: value for name, value in settings.items() if name != "name"}
+    return " ".join(part for part in (str(settings.get("name", "")), _named(numbers)) if part)
 
 
 def _data(data: Data) -> str:
@@ -159,6 +164,17 @@ def _environment(manifest: Manifest) -> Iterator[Row]:
         yield "requires", _named(manifest.requires, "")
 
 
+def proof_text(proof: Mapping[str, Any]) -> str:
+    """Return how a graph's outputs were compared with the module's, in a few words."""
+    if not proof.get("proved"):
+        return f"NOT proved: {proof.get('reason') or 'it was not run'}"
+    outputs = proof.get("outputs")
+    rows = list(outputs.values()) if isinstance(outputs, dict) else []
+    given = [row.get("error") for row in rows if isinstance(row, dict)]
+    errors = [error for error in given if isinstance(error, (int, float))]
+    return f"proved, outputs differ by {max(errors):.1g} at most" if errors else "proved"
+
+
 def _files(manifest: Manifest) -> Iterator[Row]:
     dtypes = Counter(record.dtype for record in manifest.weights.tensors)
     kinds = ", ".join(f"{name} {number(count)}" for name, count in dtypes.most_common())
@@ -166,6 +182,7 @@ def _files(manifest: Manifest) -> Iterator[Row]:
     for graph in manifest.graphs:
         opsets = ", ".join(f"{name or 'opset'} {v}" for name, v in graph.opsets.items())
         shown = f"{graph.files[0].path}: {opsets}, IR {graph.ir_version}, {graph.precision}"
+        shown += f", {proof_text(graph.proof)}" if graph.proof else ""
         is_same = graph.weights_identity == manifest.weights.identity
         yield "graph", shown if is_same else f"{shown}, of other weights"
     if manifest.examples:

@@ -32,8 +32,10 @@ def command(bundle: str, *, behaviour: bool, trust: tuple[str, ...]) -> Answer:
     files = tuple(report.files)
     text = "intact" if report.ok else "NOT intact"
     findings = tuple(report.findings)
+    compared = "; the stored outputs were computed again" if behaviour and not findings else ""
+    outcome = Exit.OK if report.ok else Exit.FAILED
     blocks: list[Block] = [
-        verdict(f"{text}: {_count(files, findings)}", Exit.OK if report.ok else Exit.FAILED),
+        verdict(f"{text}: {_count(files, findings)}{compared}", outcome),
         _files(files),
     ]
     if findings:
@@ -48,7 +50,7 @@ def command(bundle: str, *, behaviour: bool, trust: tuple[str, ...]) -> Answer:
         report=tuple(blocks),
         findings=findings,
         hints=_hints(bundle, ok=report.ok, behaviour=behaviour),
-        exit=Exit.OK if report.ok else Exit.FAILED,
+        exit=outcome,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,7 +21,7 @@ def halved(x: torch.Tensor) -> torch.Tensor:
 class Net(nn.Module):
     """Arguments kept in attributes, and one that is not."""
 
-    def __init__(self, width: int, activation: object = doubled, depth: int = 2) -> None:
+    def __init__(self, width: int, activation: Any = doubled, depth: int = 2) -> None:
         super().__init__()
         self.width = width
         self.activation = activation
@@ -29,7 +30,7 @@ class Net(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for layer, scale in zip(self.layers, self.scales, strict=False):
-            x = self.activation(layer(x)) * scale  # type: ignore[operator]
+            x = self.activation(layer(x)) * scale
         return x
 
 
@@ -106,7 +107,7 @@ class Closure(nn.Module):
     def __init__(self, factor: float = 1.0) -> None:
         super().__init__()
         self.layer = nn.Linear(3, 3)
-        self.act = lambda x: x * factor
+        self.act: Any = lambda x: x * factor
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = self.act(self.layer(x))
@@ -168,7 +169,7 @@ class Forking(nn.Module):
 
         self.layer = nn.Linear(3, 3)
         self.first = random.random()
-        self.second = float(np.random.rand())
+        self.second = float(np.random.rand())  # noqa: NPY002 - what older modules draw from
 
 
 def make(width: int = 5) -> Net:

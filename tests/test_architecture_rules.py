@@ -6,13 +6,13 @@ import types
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import own_models
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 from torchvision import models
 
+import own_models
 from persistlib.architecture import describe as describing
 from persistlib.architecture.behaviour import Inputs, TrialFailedError, same_outputs
 from persistlib.architecture.compare import differences
@@ -56,36 +56,36 @@ def changed(model: nn.Module, attribute: str, value: Any) -> nn.Module:
     return model
 
 
-def tricked_class() -> nn.Module:
-    class ResNet(models.ResNet):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
+def tricked_class() -> Any:
+    class ResNet(models.ResNet):  # type: ignore[misc]  # torchvision ships no types
+        def forward(self, x: torch.Tensor) -> Any:
             return super().forward(x) * 2
 
-    model = models.resnet18()
+    model: Any = models.resnet18()
     model.__class__ = ResNet
     return model
 
 
-def extra_parameter() -> nn.Module:
-    model = models.resnet18()
+def extra_parameter() -> Any:
+    model: Any = models.resnet18()
     model.scale = nn.Parameter(torch.ones(1))
     return model
 
 
-def pruned() -> nn.Module:
-    model = models.resnet18()
+def pruned() -> Any:
+    model: Any = models.resnet18()
     model.fc.weight = nn.Parameter(model.fc.weight[:, :100].detach().clone())
     return model
 
 
-def bound_forward() -> nn.Module:
-    model = models.resnet18()
-    model.forward = types.MethodType(lambda self, x: self.fc(x), model)  # type: ignore[method-assign]
+def bound_forward() -> Any:
+    model: Any = models.resnet18()
+    model.forward = types.MethodType(lambda self, x: self.fc(x), model)
     return model
 
 
-def persistent_no_more() -> nn.Module:
-    model = models.resnet18()
+def persistent_no_more() -> Any:
+    model: Any = models.resnet18()
     buffer = model.bn1.running_mean
     del model.bn1.running_mean
     model.bn1.register_buffer("running_mean", buffer, persistent=False)
@@ -177,7 +177,7 @@ KEPT: dict[str, tuple[Callable[[], nn.Module], list[tuple[str, str, str | None]]
 }
 
 
-def with_eps(model: nn.Module) -> nn.Module:
+def with_eps(model: Any) -> Any:
     model.layer1[0].bn1.eps = 0.5
     return model
 
@@ -226,7 +226,7 @@ def test_a_plain_object_with_another_setting_is_refused() -> None:
 
 
 def test_a_hook_that_changes_the_output_is_caught_by_running() -> None:
-    model = models.resnet18()
+    model: Any = models.resnet18()
     model.fc.register_forward_hook(lambda _module, _inputs, output: output * 2)
     with pytest.raises(ArchitectureError) as caught:
         describe(model)
@@ -235,7 +235,7 @@ def test_a_hook_that_changes_the_output_is_caught_by_running() -> None:
 
 
 def test_a_hook_that_only_looks_on_stays_and_is_told() -> None:
-    model = models.resnet18()
+    model: Any = models.resnet18()
     seen: list[int] = []
     model.fc.register_forward_hook(lambda *_: seen.append(1))
     found = describe(model)

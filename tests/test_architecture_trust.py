@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torchvision import models
 
-from persistlib.architecture import recipe as recipes
+from persistlib.architecture import pretrained
 from persistlib.architecture.recipe import build, origin, recorded
 from persistlib.architecture.skeleton import rebuild, skeleton
 from persistlib.architecture.structure import (
@@ -170,7 +170,10 @@ def test_build_draws_from_the_callers_generator_as_the_builder_would() -> None:
 
 
 def test_build_refuses_what_no_recipe_holds() -> None:
-    assert code_of(lambda: build(RESNET, norm_layer=lambda c: nn.BatchNorm2d(c))) == "PL901"
+    assert (
+        code_of(lambda: build(RESNET, norm_layer=lambda size: nn.BatchNorm2d(size, eps=1)))
+        == "PL901"
+    )
     assert code_of(lambda: build(RESNET, edits=[{"op": "explode", "path": ""}])) == "PL306"
     assert code_of(lambda: build("nothing")) == "PL306"
 
@@ -222,10 +225,10 @@ def test_weights_that_do_not_fit_change_nothing_and_name_every_tensor(
 def test_what_weights_configure_becomes_part_of_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     real = models.googlenet
 
-    def fetch(recipe: Any, weights: object, trust: object) -> nn.Module:
+    def fetch(*_: object) -> Any:
         return real(transform_input=True, aux_logits=False, init_weights=False)
 
-    monkeypatch.setattr(recipes.pretrained, "fetch", fetch)
+    monkeypatch.setattr(pretrained, "fetch", fetch)
     model = build("torchvision.models:googlenet", weights="DEFAULT")
     found = recorded(model)
     assert found is not None

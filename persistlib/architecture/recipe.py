@@ -55,7 +55,10 @@ class Recipe:
         unknown = set(given) - {"kind", "builder", "arguments", "edits", "structure", "source"}
         if unknown or not isinstance(given.get("builder"), str):
             raise error(
-                Code.BAD_RECIPE, "architecture", "builder, arguments and edits are expected"
+                Code.BAD_RECIPE,
+                "architecture",
+                "builder, arguments and edits are expected",
+                "see docs/manifest.md",
             )
         arguments = given.get("arguments", {})
         return cls(given["builder"], _encoded(arguments), _edits(given.get("edits", ())))

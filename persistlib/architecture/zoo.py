@@ -108,8 +108,7 @@ def inputs_of(builder: str) -> tuple[tuple[int, ...], ...]:
 @cache
 def entries() -> tuple[ZooEntry, ...]:
     """Return every entry of the shipped index, or of the user's cache where that is newer."""
-    shipped = resources.files("persistlib.architecture").joinpath("zoo.xz").read_bytes()
-    index = unpack(shipped)
+    index = unpack(shipped())
     try:
         cached = unpack(cache_path().read_bytes())
     except (OSError, ValueError):
@@ -117,6 +116,11 @@ def entries() -> tuple[ZooEntry, ...]:
     if _number(cached["releases"][-1]) > _number(index["releases"][-1]):
         return (*read_entries(index), *read_entries(cached))
     return read_entries(index)
+
+
+def shipped() -> bytes:
+    """Return the shipped index as it is packed."""
+    return resources.files("persistlib.architecture").joinpath("zoo.xz").read_bytes()
 
 
 def read_entries(index: Mapping[str, Any]) -> tuple[ZooEntry, ...]:

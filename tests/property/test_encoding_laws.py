@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections import OrderedDict
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from persistlib.architecture.encoding import NotPlainError, decode, encode, text
+from persistlib.architecture.encoding import _READERS, NotPlainError, decode, encode, text
 from persistlib.canonical import encode as canonical
 from persistlib.errors import PersistlibError
 
@@ -56,7 +57,7 @@ def nested(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 VALUES = st.recursive(LEAVES, nested, max_leaves=12)
 
 
-def same(one: Any, other: Any) -> bool:
+def same(one: Any, other: Any) -> bool:  # noqa: PLR0911 - a case for each kind of value
     """Compare values and their types, NaN to NaN and zero by its sign, dicts in order."""
     if type(one) is not type(other):
         return False
@@ -78,20 +79,13 @@ def same(one: Any, other: Any) -> bool:
 
 @given(VALUES)
 def test_decode_gives_back_what_was_encoded(value: Any) -> None:
-    try:
-        data = encode(value)
-    except NotPlainError as fault:
-        assert "Unicode" in str(fault) or "surrogate" in str(fault) or "digits" in str(fault)
-        return
+    data = encode(value)
     assert same(decode(json.loads(json.dumps(data))), value)
 
 
 @given(VALUES)
 def test_encoded_values_are_canonical_json_and_encode_to_themselves_again(value: Any) -> None:
-    try:
-        data = encode(value)
-    except NotPlainError:
-        return
+    data = encode(value)
     assert text(json.loads(canonical({"value": data}))["value"]) == text(data)
     assert text(encode(decode(data))) == text(data)
 
@@ -102,10 +96,7 @@ JSON = st.recursive(
         st.lists(inner, max_size=3),
         st.dictionaries(st.text(max_size=3), inner, max_size=3),
         st.dictionaries(
-            st.sampled_from(
-                "$tuple $size $set $frozenset $dict $ordered $float $int $complex $dtype $device"
-                " $object $enum $partial $other".split()
-            ),
+            st.sampled_from([*_READERS, "$other"]),
             inner,
             max_size=2,
         ),
@@ -117,10 +108,8 @@ JSON = st.recursive(
 @given(JSON)
 @settings(max_examples=400)
 def test_no_json_makes_decode_raise_anything_but_our_own_error(data: Any) -> None:
-    try:
+    with contextlib.suppress(PersistlibError):
         decode(data)
-    except PersistlibError:
-        pass
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ _NEEDED = ("torch", "torchvision")
     help="What stays as it is; without, all but the last layer.",
 )
 @click.option("--epochs", type=int, default=5, show_default=True, metavar="N")
-@click.option("--lr", type=float, default=1e-3, show_default=True, help="Learning rate.")
+@click.option("--lr", type=float, default=1e-2, show_default=True, help="Learning rate.")
 @click.option("--batch-size", type=int, default=32, show_default=True, metavar="N")
 @click.option(
     "--resize",

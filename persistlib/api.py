@@ -137,7 +137,10 @@ def save(
     """
     _require_torch("saving a module")
     from persistlib import examples, saving
+    from persistlib.architecture.module_state import require_savable
 
+    _check_saving(model, name=name, license=license, shard_bytes=shard_bytes)
+    require_savable(model)
     given = _as(Interface, interface) or Interface()
     shown = None
     if example_inputs is not None:
@@ -157,6 +160,28 @@ def save(
     return saving.save_module(
         model, path, plan, architecture=architecture, onnx=onnx, overwrite=overwrite
     )
+
+
+def _check_saving(model: object, *, name: object, license: object, shard_bytes: int) -> None:
+    """Refuse arguments of `save` that cannot mean anything.
+
+    Raises:
+        UsageError: one of them is of the wrong kind.
+    """
+    from torch import nn
+
+    if not isinstance(model, nn.Module):
+        raise error(
+            Code.USAGE,
+            "model",
+            f"a {type(model).__name__} is no torch.nn.Module",
+            "save the module that the weights belong to",
+        )
+    for argument, value in (("name", name), ("license", license)):
+        if not isinstance(value, (str, type(None))):
+            raise error(Code.USAGE, argument, f"a {type(value).__name__}", "give a text or None")
+    if shard_bytes < 1:
+        raise error(Code.USAGE, "shard_bytes", f"{shard_bytes} bytes hold nothing", "give more")
 
 
 @overload

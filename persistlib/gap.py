@@ -35,7 +35,12 @@ def open_folder(path: StrPath) -> Folder:
     if fd is None and location:
         fd = _across_gap(location)
     if fd is None:
-        raise error(Code.SOURCE_MISSING, location, "nothing stands there", "check the path")
+        raise error(
+            Code.SOURCE_MISSING,
+            location or "an empty path",
+            "nothing stands there",
+            "check the path",
+        )
     return Folder(location, fd)
 
 

@@ -127,17 +127,26 @@ def state_tensors(model: nn.Module) -> Iterator[StateTensor]:
                 yield StateTensor(prefix + name, buffer, is_parameter=False)
 
 
+def require_savable(model: nn.Module) -> None:
+    """Refuse a module that holds what a file cannot.
+
+    Raises:
+        ModelError: every such place is in `findings`.
+    """
+    from persistlib.architecture.refusals import refusals
+
+    if findings := tuple(refusals(model, tuple(state_tensors(model)))):
+        raise error_of(findings)
+
+
 def capture(model: nn.Module) -> ModuleState:
     """Return everything that a module holds.
 
     Raises:
-        ModelError: it holds what a file cannot; every such place is in `findings`.
+        ModelError: as `require_savable`.
     """
-    from persistlib.architecture.refusals import refusals
-
+    require_savable(model)
     named = tuple(state_tensors(model))
-    if findings := tuple(refusals(model, named)):
-        raise error_of(findings)
     aliases = _ties(named)
     by_tensor_name = {item.name: item for item in named}
     order = dict.fromkeys(aliases.get(item.name, item.name) for item in named)

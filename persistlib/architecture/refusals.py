@@ -156,7 +156,10 @@ def _hidden_state(model: nn.Module, names: set[str]) -> Iterator[Finding]:
         reported = set(model.state_dict(keep_vars=True))
     except Exception as fault:
         raise error(
-            Code.MODEL_STATE, "state_dict()", f"raised {type(fault).__name__}: {fault}"
+            Code.MODEL_STATE,
+            "state_dict()",
+            f"raised {type(fault).__name__}: {fault}",
+            "remove the hook that raises",
         ) from fault
     for name in sorted(reported ^ names)[:10]:
         yield finding(

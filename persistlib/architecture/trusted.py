@@ -157,7 +157,8 @@ def _allowed(found: Any, module: str, qualified: str) -> bool:
     if isinstance(found, type):
         return within(found.__module__, _PACKAGES) and issubclass(found, torch.nn.Module)
     if module == "torch":
-        operators = torch._C._VariableFunctions  # noqa: SLF001 - torch names them nowhere else
+        # torch names them nowhere else, and its stubs not at all.
+        operators: Any = vars(torch._C)["_VariableFunctions"]  # noqa: SLF001
         return isinstance(found, BuiltinFunctionType) and found is getattr(
             operators, qualified, None
         )

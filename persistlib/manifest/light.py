@@ -30,8 +30,10 @@ Rule = dict[str, Any]
 
 _SCHEMA = os.path.join(os.path.dirname(__file__), "schema.json")
 # What is understood here; a rule that says anything else is left to pydantic.
-_WORDS = {"type", "enum", "const", "pattern", "minLength", "maxLength", "minimum", "minItems"}
-_WORDS |= {"properties", "required", "additionalProperties", "items", "default"}
+_WORDS = {
+    *("type", "enum", "const", "pattern", "minLength", "maxLength", "minimum", "minItems"),
+    *("properties", "required", "additionalProperties", "items", "default"),
+}
 
 
 class Record:

@@ -41,6 +41,8 @@ _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 _BOOLEANS = b"\0\1"
 # Of torch.export's archives, which hold code and pickles of their own.
 _EXPORTED = ("archive_format", "archive_version", "serialized_exported_program.json")
+# What the Hub's libraries want a safetensors file of torch's tensors to say.
+_METADATA = {"format": "pt"}
 _CONVERT = "save the state_dict with torch.save, where the file is trusted"
 
 
@@ -71,6 +73,7 @@ class TorchReader(CheckpointReader):
         super().__init__(
             tuple(view.entry(name) for name, view in views.items() if kept[name] == name),
             {name: first for name, first in kept.items() if first != name},
+            _METADATA,
         )
         self.others = state.others
         self.prefix = state.prefix

@@ -8,6 +8,7 @@ never seen the module that was saved.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 import random
@@ -35,7 +36,8 @@ _INTERNAL = frozenset(vars(nn.Module()))
 def bits(tensor: torch.Tensor) -> str:
     """Return the digest of a tensor's values in row-major order."""
     flat = tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1)
-    return blake3(memoryview(flat.view(torch.uint8).numpy())).hexdigest() if len(flat) else ""
+    values: Any = flat.view(torch.uint8).numpy()
+    return blake3(memoryview(values)).hexdigest() if len(flat) else ""
 
 
 def draw(model: nn.Module, inputs: Sequence[torch.Tensor]) -> Portrait:
@@ -68,7 +70,8 @@ def differences(one: Portrait, other: Portrait) -> list[str]:
     """Return where two portraits differ, a line each."""
     found = []
     for key in sorted(one.keys() | other.keys()):
-        ours, theirs = one.get(key), other.get(key)
+        ours: Any = one.get(key)
+        theirs: Any = other.get(key)
         if key == "outputs":
             found += [f"output {n}" for n, pair in enumerate(zip(ours, theirs, strict=True))
                       if not _same(*pair)]  # fmt: skip
@@ -188,7 +191,7 @@ def _train_once(model: nn.Module, inputs: Sequence[torch.Tensor]) -> list[Any]:
     outputs = _tensors(model(*(value.clone() for value in inputs)))
     loss = sum((output.float() ** 2).mean() for output in outputs)
     if isinstance(loss, torch.Tensor) and loss.requires_grad:
-        loss.backward()
+        torch.autograd.backward(loss)
     gradients = [
         (name, None if p.grad is None else bits(p.grad)) for name, p in model.named_parameters()
     ]
@@ -255,8 +258,6 @@ class Loader:
 def _answer(request: list[Any]) -> str:
     bundle, passed, answer, path, call, arguments = request
     sys.path[:0] = path
-    import importlib
-
     module, _, function = call.partition(":")
     loading = getattr(importlib.import_module(module), function)
     inputs = torch.load(passed, weights_only=True)
@@ -275,7 +276,7 @@ def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
 
 
 def _serve() -> None:
-    import torchvision.models  # noqa: F401 - imported once, for every fork
+    importlib.import_module("torchvision.models")  # once, for every fork
 
     for line in sys.stdin:
         if (child := os.fork()) == 0:

@@ -94,7 +94,7 @@ class Attributes(nn.Module):
         self.again = self.shift
         self.pieces = [torch.randn(width), torch.randn(width)]
         self.pair = (torch.randn(width), torch.ones(width))
-        self.named = {"low": torch.randn(width), "high": [torch.randn(width)]}
+        self.named: dict[str, Any] = {"low": torch.randn(width), "high": [torch.randn(width)]}
         self.keyed = {8: torch.randn(width), "a.b": torch.randn(width), "": torch.randn(width)}
         self.own = [self.linear.weight]
 
@@ -226,7 +226,8 @@ class Shared(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.items["a"](self.items["b"](self.again(torch.tanh(self.first(x)))))
-        return x * self.weights[0] + self.weights[1]
+        result: torch.Tensor = x * self.weights[0] + self.weights[1]
+        return result
 
 
 class Scalars(nn.Module):

@@ -21,7 +21,7 @@ from persistlib.errors import IntegrityError, PersistlibError
 from portrait import differences, settle, state
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
     from pathlib import Path
 
     from torch import nn
@@ -118,7 +118,7 @@ def mutants(bundle: Bundle, each: int) -> Iterator[tuple[Region, int, int]]:
 
 
 @contextlib.contextmanager
-def mutated(file: Path, position: int, change: int) -> Iterator[None]:
+def mutated(file: Path, position: int, change: int) -> Generator[None]:
     """Change one byte in place, and change it back."""
     fd = os.open(file, os.O_RDWR)
     try:
@@ -227,7 +227,7 @@ def test_every_single_byte_of_the_manifest_counts(bundle: Bundle) -> None:
         with mutated(file, position, 1 << (position % 8)):
             for opened in (persistlib.inspect, load_module):
                 with pytest.raises(PersistlibError):
-                    opened(bundle.path)  # type: ignore[operator]  # two of one shape
+                    opened(bundle.path)
             assert persistlib.check(bundle.path).verdict == "refused"
 
 
@@ -265,7 +265,7 @@ def refused(bundle: Bundle, *, loads: bool) -> None:
     assert caught.value.remedy
 
 
-SIZES = {
+SIZES: dict[str, Callable[[bytes], bytes]] = {
     "cut by one": lambda data: data[:-1],
     "cut to half": lambda data: data[: len(data) // 2],
     "cut to eight bytes": lambda data: data[:8],

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import click
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -337,16 +338,27 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stderr.decode().strip() == "[]"
 
 
-def test_help_takes_less_than_a_third_of_a_second() -> None:
-    """Processor time: that of a free machine's clock, whatever else this one does meanwhile."""
+def test_help_and_inspect_answer_at_once(tmp_path: Path) -> None:
+    """In processor time, which a busy machine stretches least, and by how long Python itself takes.
 
-    def once() -> float:
+    On a machine that starts Python in 0.04 s these are the promised 0.3 s and 0.35 s.
+    """
+    source = {"builder": "torch.nn:Linear", "arguments": {"in_features": 2, "out_features": 2}}
+    model, example = torch.nn.Linear(2, 2), torch.randn(2, 2)
+    persistlib.save(model, tmp_path / "tiny", architecture=source, example_inputs=example)
+
+    def seconds(command: list[str]) -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        run(["--help"])
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
 
-    assert min(once() for _ in range(5)) < 0.3
+    def least(command: list[str]) -> float:
+        return min(seconds(command) for _ in range(7))
+
+    slowness = max(1.0, least([sys.executable, "-c", "pass"]) / 0.04)
+    assert least([*COMMAND, "--help"]) < 0.3 * slowness
+    assert least([*COMMAND, "inspect", str(tmp_path / "tiny")]) < 0.35 * slowness
 
 
 def test_a_reader_that_goes_away_changes_nothing_about_the_exit_code() -> None:

@@ -96,7 +96,7 @@ class Output:
             return self._print([printable(line) for line in answer.brief], answer.exit)
         lines = render(answer.report, self.width(), colour=self.colour)
         code = self._print(lines, answer.exit)
-        for hint in answer.hints:
+        for hint in answer.hints if code == answer.exit else ():
             self._say(f"{paint('next:', Style.FAINT, colour=self._colour_errors)} {hint}")
         return code
 

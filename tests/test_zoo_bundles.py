@@ -56,9 +56,10 @@ def plain(name: str) -> nn.Module:
         if name in OTHERS and not name.startswith(("quantized", "raft", "r3d", "r2plus1d", "mc3")):
             options = {"weights_backbone": None}
         try:
-            return models.get_model(name, weights=None, **options).eval()
+            model: nn.Module = models.get_model(name, weights=None, **options)
         except TypeError:
-            return models.get_model(name, weights=None).eval()
+            model = models.get_model(name, weights=None)
+    return model.eval()
 
 
 def replace_last_layer(model: nn.Module) -> None:

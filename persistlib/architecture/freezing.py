@@ -56,7 +56,7 @@ def freeze(model: nn.Module, patterns: Patterns) -> Frozen:
     still = tuple(name for name in chosen if name in buffers)
     owners = tuple(dict.fromkeys(name.rpartition(".")[0] for name in still))
     for name in frozen:
-        parameters[name].requires_grad_(False)  # noqa: FBT003 - its only argument
+        parameters[name].requires_grad_(False)
     for path in owners:
         keep_in_eval(model.get_submodule(path))
     return Frozen(frozen, owners, still)

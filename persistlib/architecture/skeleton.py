@@ -122,7 +122,7 @@ def _parameters_on_meta() -> Generator[None]:
 
     nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign]  # no other hook
     try:
-        with orthogonal_on_meta():
+        with orthogonal_on_meta(), _FillsSkipped():
             yield
     finally:
         nn.Module.register_parameter = register  # type: ignore[method-assign]  # put back

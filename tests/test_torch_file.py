@@ -359,10 +359,14 @@ def test_writing_gives_what_torch_loads_with_aligned_shared_tensors(tmp_path: Pa
 
 
 def test_a_failing_source_leaves_the_old_file(tmp_path: Path) -> None:
-    hollow = MemoryCheckpoint((Entry("w", DType.F32, (1,)),), {})
+    class Failing(MemoryCheckpoint):
+        def read_bytes(self, name: str) -> memoryview:
+            raise KeyError(name)
+
+    failing = Failing((Entry("w", DType.F32, (1,)),), {"w": memoryview(bytes(4))})
     path = asm.placed(tmp_path, b"old")
     with pytest.raises(KeyError):
-        torch_file.write(hollow, path)
+        torch_file.write(failing, path)
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["x.pt"]
 

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 COMMAND = [sys.executable, "-m", "persistlib"]
+PIPE = subprocess.PIPE
+# What could not be written stays in the buffer and is tried again at exit; unbuffered it is not.
+BUFFERED = {"PYTHONUNBUFFERED": ""}
 HEAVY = {"torch", "torchvision", "onnx", "onnxruntime", "numpy", "rich", "PIL", "h5py", "pydantic"}
 
 
@@ -364,7 +367,7 @@ def test_help_and_inspect_answer_at_once(tmp_path: Path) -> None:
 def test_a_reader_that_goes_away_changes_nothing_about_the_exit_code() -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    done = run(["--help"], capture_output=False, stdout=writing, stderr=subprocess.PIPE)
+    done = run(["--help"], env=BUFFERED, capture_output=False, stdout=writing, stderr=PIPE)
     os.close(writing)
     assert (done.returncode, done.stderr) == (0, b"")
 
@@ -372,7 +375,7 @@ def test_a_reader_that_goes_away_changes_nothing_about_the_exit_code() -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_a_full_disk_under_stdout_is_an_error() -> None:
     with Path("/dev/full").open("wb") as full:
-        done = run(["--help"], capture_output=False, stdout=full, stderr=subprocess.PIPE)
+        done = run(["--help"], env=BUFFERED, capture_output=False, stdout=full, stderr=PIPE)
     assert done.returncode == 1
     assert re.fullmatch(rb"error: PL404 stdout: .*\n", done.stderr)
 
@@ -387,6 +390,7 @@ def test_an_encoding_without_our_characters_is_no_fault(tmp_path: Path) -> None:
     done = run(["verify", absent], env={"PYTHONIOENCODING": "ascii"})
     assert done.returncode == 1
     assert done.stderr.isascii()
+    assert b"PL412" in done.stderr
 
 
 def _on_terminal(words: list[str], env: Mapping[str, str] | None = None) -> str:

@@ -112,3 +112,15 @@ def test_reading_lightly_needs_no_pydantic() -> None:
     code = "import persistlib.summary, sys; print('pydantic' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     assert done.stdout.strip() == b"False"
+
+
+@given(manifests(), st.sampled_from(["../x", "con", "a:b", "x "]), st.booleans())
+def test_a_name_that_leaves_the_folder_is_left_to_the_strict_reader(
+    manifest: Manifest, name: str, is_document: bool
+) -> None:
+    raw = json.loads(document.write(document.seal(manifest)))
+    if is_document:
+        raw["documents"] = [name]
+    else:
+        raw["weights"]["files"][0]["path"] = name
+    assert light.read(resealed(raw)) is None

@@ -26,7 +26,6 @@ import persistlib.api
 import persistlib.architecture.skeleton as skeletons
 import persistlib.loading
 import persistlib.saving
-from persistlib import publish
 
 THREADS = 2
 
@@ -108,8 +107,12 @@ def save_safetensors(model, payload, folder: Path):
 
 
 def save_raw(model, payload, folder: Path):
-    with publish.file(folder / "new.raw") as out:
-        out.write(payload)
+    fd = os.open(folder / "new.raw", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    view = memoryview(payload)
+    while view:
+        view = view[os.write(fd, view) :]
+    os.fsync(fd)
+    os.close(fd)
 
 
 LOADS = {

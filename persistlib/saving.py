@@ -1,13 +1,15 @@
 """Saving a module as a bundle.
 
-What can fail is tried before the first byte is written: the module's state, its recipe, the graph
-and its proof. Then the files are written and hashed once, and published whole.
+What a file cannot hold is refused first. Then the weights are written to a hidden folder, hashed
+on the way, while the module's recipe is found and tried and its graph is made and proved. Only when
+all of that holds is the folder published; otherwise it is removed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
@@ -44,7 +46,7 @@ from persistlib.manifest.schema import (
 from persistlib.writing import write_file, write_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from torch import nn
 
@@ -100,7 +102,7 @@ class Proved:
 
 @dataclass(frozen=True, kw_only=True)
 class _Prepared:
-    """All that was found out about a module before the first byte is written."""
+    """All that a manifest says of a module besides its weights."""
 
     state: ModuleState
     architecture: Architecture
@@ -124,18 +126,53 @@ def save_module(
         PersistlibError: see `persistlib.save`.
     """
     state = capture(model)
-    inputs = _probe(plan)
-    description = describe(model, architecture=architecture, inputs=inputs)
-    tell((*state.findings, *description.findings))
-    prepared = _Prepared(
-        state=state,
-        architecture=description.architecture,
-        unsaved=_unsaved(model, state, description),
-        graph=_export(model, plan) if onnx else None,
-        card=_previous_card(path) if overwrite else None,
+    with (
+        publish.folder(path, overwrite=overwrite, foreign=foreign_files) as folder,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        writing = pool.submit(_write_weights, folder, state, plan)
+        description = describe(model, architecture=architecture, inputs=_probe(plan))
+        tell((*state.findings, *description.findings))
+        prepared = _Prepared(
+            state=state,
+            architecture=description.architecture,
+            unsaved=_unsaved(model, state, description),
+            graph=_export(model, plan) if onnx else None,
+            card=_previous_card(path) if overwrite else None,
+        )
+        return _write(folder, prepared, plan, writing.result())
+
+
+def _write_weights(folder: NewFolder, state: ModuleState, plan: Plan) -> Written:
+    """Write the tensors of a state_dict while others try the module.
+
+    A trial may change buffers for its duration, so copies of them are written; parameters that
+    change meanwhile are a torn state that nobody asked to save.
+
+    Raises:
+        ModelError: a parameter changed.
+    """
+    versions = {item.name: item.tensor._version for item in state.tensors}  # noqa: SLF001 - how torch counts writes
+    stored = {
+        item.name: item.tensor if item.is_parameter else item.tensor.detach().clone()
+        for item in state.tensors
+    }
+    written = write_tensors(
+        folder,
+        TensorCheckpoint(stored, state.aliases),
+        stem=WEIGHTS,
+        limit=plan.shard_bytes,
+        sha256=plan.sha256,
     )
-    with publish.folder(path, overwrite=overwrite, foreign=foreign_files) as folder:
-        return _write(folder, prepared, plan)
+    for name, tensor, is_parameter in state.tensors:
+        if is_parameter and tensor._version != versions[name]:  # noqa: SLF001 - as above
+            raise error(
+                Code.MODEL_STATE,
+                name,
+                "changed while it was being saved",
+                "save between training steps, and outside the model's own forward",
+            )
+    return written
 
 
 def _probe(plan: Plan) -> tuple[torch.Tensor, ...] | None:
@@ -218,17 +255,10 @@ def _previous_card(path: StrPath) -> str | None:
         return None
 
 
-def _write(folder: NewFolder, prepared: _Prepared, plan: Plan) -> Manifest:
-    """Write every file of the bundle, the manifest last, and return it."""
+def _write(folder: NewFolder, prepared: _Prepared, plan: Plan, written: Written) -> Manifest:
+    """Write every other file of the bundle, the manifest last, and return it."""
     state, graph = prepared.state, prepared.graph
-    stored = {item.name: item.tensor for item in state.tensors}
-    written = write_tensors(
-        folder,
-        TensorCheckpoint(stored, state.aliases),
-        stem=WEIGHTS,
-        limit=plan.shard_bytes,
-        sha256=plan.sha256,
-    )
+    devices = {item.tensor.device for item in state.tensors}
     weights = _weights(state, written)
     draft = Manifest(
         writer=installed.writer(),
@@ -243,7 +273,7 @@ def _write(folder: NewFolder, prepared: _Prepared, plan: Plan) -> Manifest:
         state=_state(folder, state, prepared.unsaved, sha256=plan.sha256),
         training=plan.training,
         environment=installed.current(
-            (*_PACKAGES, *(_GRAPH_PACKAGES if graph else ())), _accelerator(stored.values())
+            (*_PACKAGES, *(_GRAPH_PACKAGES if graph else ())), _accelerator(devices)
         ),
         requires=REQUIRES,
         graphs=(_graph(folder, graph, weights.identity, sha256=plan.sha256),) if graph else (),
@@ -348,12 +378,11 @@ def _examples(folder: NewFolder, plan: Plan) -> ExamplesRecord | None:
     return ExamplesRecord(files=(entry,), tolerance=tolerance)
 
 
-def _accelerator(tensors: Any) -> str | None:
-    kinds = {tensor.device for tensor in tensors if tensor.device.type != "cpu"}
+def _accelerator(devices: Iterable[torch.device]) -> str | None:
+    kinds = sorted((device for device in devices if device.type != "cpu"), key=str)
     if not kinds:
         return None
-    device = min(kinds, key=str)
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return torch.cuda.get_device_name(kinds[0]) if kinds[0].type == "cuda" else kinds[0].type
 
 
 def _now() -> str:

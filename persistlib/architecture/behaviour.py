@@ -25,7 +25,7 @@ from persistlib.architecture.trace import trace
 from persistlib.architecture.values import same_values
 
 if TYPE_CHECKING:
-    from persistlib.architecture.trace import Trace
+    from persistlib.architecture.trace import Outcomes, Trace
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -60,9 +60,9 @@ def same_outputs(live: nn.Module, rebuilt: nn.Module, inputs: Inputs) -> bool:
         TrialFailedError: both fail on the input, or the live one does not repeat itself.
     """
     _lend(live, rebuilt)
-    if (operators := _operators(live, inputs)) is not None and operators == _operators(
-        rebuilt, inputs
-    ):
+    outcomes: Outcomes = {}
+    operators = _operators(live, inputs, outcomes)
+    if operators is not None and operators == _operators(rebuilt, inputs, outcomes):
         return True
     expected, given = _outcome(live, inputs), _outcome(rebuilt, inputs)
     if isinstance(expected, Exception) and isinstance(given, Exception):
@@ -157,10 +157,10 @@ def _holds_tensor(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and any(map(_holds_tensor, value))
 
 
-def _operators(module: nn.Module, inputs: Inputs) -> Trace | None:
+def _operators(module: nn.Module, inputs: Inputs, outcomes: Outcomes) -> Trace | None:
     """Return the operators that `forward` runs in evaluation, where that needs no values."""
     with _trial(module):
-        return trace(module, inputs.positional, inputs.keywords)
+        return trace(module, inputs.positional, inputs.keywords, outcomes)
 
 
 def _outcome(module: nn.Module, inputs: Inputs) -> Any:

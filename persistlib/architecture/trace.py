@@ -10,6 +10,7 @@ whose control flow reads values has none.
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,10 +27,12 @@ if TYPE_CHECKING:
     from torch import nn
 
 Trace = list[str]
+# Of a pure operator on arguments of certain shapes: dtype, shape and strides of its result.
+Outcomes = dict[Any, Any]
 
 
 def trace(
-    module: nn.Module, positional: Sequence[Any], keywords: Mapping[str, Any]
+    module: nn.Module, positional: Sequence[Any], keywords: Mapping[str, Any], outcomes: Outcomes
 ) -> Trace | None:
     """Return the operators that a module runs, with where each argument comes from.
 
@@ -37,12 +40,13 @@ def trace(
         module: run as it stands, in its present mode; its attributes may change.
         positional: arguments of forward; only their shapes and dtypes are used.
         keywords: likewise.
+        outcomes: what operators gave before, added to; another trace may be given it.
 
     Returns:
         A line an operator and one for the result, or None where values are needed.
     """
     state = _without_values(module)
-    recorder = _Recorder({id(tensor): name for name, tensor in state.items()})
+    recorder = _Recorder({id(tensor): name for name, tensor in state.items()}, outcomes)
     given = _pytree.tree_map(_on_meta, (tuple(positional), dict(keywords)))
     for index, leaf in enumerate(_pytree.tree_leaves(given)):
         recorder.know(leaf, f"input {index}")
@@ -71,10 +75,11 @@ def _on_meta(value: Any) -> Any:
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
     """Writes a line for every operator that runs."""
 
-    def __init__(self, names: Mapping[int, str]) -> None:
+    def __init__(self, names: Mapping[int, str], outcomes: Outcomes) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # as above
         self.lines: Trace = []
         self._names = dict(names)
+        self._outcomes = outcomes
         # What has a name is kept, or its id would be another's soon.
         self._kept: list[Any] = []
 
@@ -103,8 +108,50 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch le
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         number = len(self.lines)
         line = self.line(func, args, kwargs or {})
-        result = func(*args, **(kwargs or {}))
+        result = _run(func, args, kwargs or {}, self._outcomes)
         self.lines.append(line)
         for index, leaf in enumerate(_pytree.tree_leaves(result)):
             self.know(leaf, f"line {number} output {index}")
         return result
+
+
+def _run(operator: Any, args: Any, kwargs: Any, outcomes: Outcomes) -> Any:
+    """Return what an operator gives on tensors without values.
+
+    torch computes shapes in Python, a third of a millisecond an operator; models repeat their
+    blocks, so what a pure operator gave for such shapes is made again from their description.
+    """
+    leaves, spec = _pytree.tree_flatten((args, kwargs))
+    if not _is_pure(operator) or any(_has_values(leaf) for leaf in leaves):
+        return operator(*args, **kwargs)
+    key = (operator, spec, tuple(map(_outline, leaves)))
+    try:
+        known = outcomes.get(key)
+    except TypeError:  # an argument that cannot be a key
+        return operator(*args, **kwargs)
+    if known is None:
+        result = operator(*args, **kwargs)
+        if isinstance(result, torch.Tensor) and result.is_meta:
+            outcomes[key] = _outline(result)
+        return result
+    _, dtype, shape, stride = known
+    return torch.empty_strided(shape, stride, dtype=dtype, device="meta")
+
+
+@functools.cache
+def _is_pure(operator: Any) -> bool:
+    """Return whether an operator gives one new tensor and changes none."""
+    schema = operator._schema  # noqa: SLF001 - has no public form
+    return len(schema.returns) == 1 and not any(
+        argument.alias_info for argument in (*schema.arguments, *schema.returns)
+    )
+
+
+def _has_values(leaf: Any) -> bool:
+    return isinstance(leaf, torch.Tensor) and not leaf.is_meta
+
+
+def _outline(leaf: Any) -> Any:
+    if isinstance(leaf, torch.Tensor):
+        return torch.Tensor, leaf.dtype, tuple(leaf.shape), leaf.stride()
+    return type(leaf), leaf

@@ -147,6 +147,7 @@ def _restore_unsaved(
         tensor_bytes,
         tensor_of,
         unsaved_tensors,
+        with_strides,
     )
     from persistlib.digests import digest
 
@@ -155,7 +156,10 @@ def _restore_unsaved(
     set_unsaved(
         model,
         {
-            name: tensor_of(views[name], DType[record.dtype], record.shape)
+            name: with_strides(
+                tensor_of(views[name], DType[record.dtype], record.shape),
+                manifest.state.strides.get(name),
+            )
             for name, record in records.items()
             if record.file is not None
         },

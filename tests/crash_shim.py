@@ -29,7 +29,7 @@ from persistlib import lock, place, publish
 from persistlib.errors import PersistlibError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator
 
     from persistlib.files import Folder
 
@@ -60,7 +60,7 @@ def save(path: str, version: int, *, overwrite: bool = True) -> None:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def quiet() -> Generator[None]:
     """Let pass the warning that a dead writer's lock was taken over."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -235,7 +235,7 @@ class Stand:
 
 
 @contextlib.contextmanager
-def recorded(tape: Tape) -> Iterator[Tape]:
+def recorded(tape: Tape) -> Generator[Tape]:
     """Let the modules that write do so over the tape."""
     stand = Stand(os, frozenset(WRITE_SIDE), tape)
     stands = [

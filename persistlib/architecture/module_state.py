@@ -151,14 +151,16 @@ def capture(model: nn.Module) -> ModuleState:
     by_tensor_name = {item.name: item for item in named}
     order = dict.fromkeys(aliases.get(item.name, item.name) for item in named)
     tensors = tuple(by_tensor_name[name] for name in order)
+    unsaved = dict(unsaved_tensors(model))
+    kept = (*tensors, *(StateTensor(name, t, is_parameter=False) for name, t in unsaved.items()))
     return ModuleState(
         tensors=tensors,
         aliases=aliases,
-        unsaved=dict(unsaved_tensors(model)),
+        unsaved=unsaved,
         training=training_toggles(model),
         kept_in_eval=kept_in_eval(model),
-        strides={item.name: s for item in tensors if (s := _odd_strides(item.tensor)) is not None},
-        findings=tuple(_overlaps(tensors)),
+        strides={item.name: s for item in kept if (s := _odd_strides(item.tensor)) is not None},
+        findings=tuple(_overlaps(kept)),
     )
 
 

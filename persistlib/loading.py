@@ -87,8 +87,10 @@ def load_module(
         future = pool.submit(bundle.tensors, mapped=reading.mapped, verify=reading.verify)
         unsaved = pool.submit(bundle.unsaved, mapped=reading.mapped, verify=reading.verify)
         model = skeleton(manifest.architecture, trust=trust)
-        _check_structure(model, manifest, strict=strict)
+        has_drifted = _has_drifted(model, manifest)
         views = future.result()
+    if has_drifted:
+        _tell_drift(manifest, strict=strict)
     assign(model, _state_tensors(manifest, views))
     _restore_unsaved(model, manifest, unsaved.result(), strict=strict)
     _refuse_meta(model)
@@ -111,28 +113,33 @@ def _state_tensors(manifest: Manifest, views: Mapping[str, memoryview]) -> dict[
     return made | {alias: made[name] for alias, name in manifest.weights.aliases.items()}
 
 
-def _check_structure(model: nn.Module, manifest: Manifest, *, strict: bool) -> None:
-    """Notice that the rebuilt module is configured otherwise than the saved one was.
-
-    Under the very versions that saved it this is another model, and an error; under others, whose
-    modules may hold attributes that older ones lacked, it is a warning.
-    """
+def _has_drifted(model: nn.Module, manifest: Manifest) -> bool:
+    """Return whether the rebuilt module is configured otherwise than the saved one was."""
     from persistlib.architecture.structure import structure_digest
-    from persistlib.installed import package_version
 
     weights = manifest.weights
     dtypes = {record.name: record.dtype for record in weights.tensors}
     dtypes |= {alias: dtypes[name] for alias, name in weights.aliases.items() if name in dtypes}
-    if structure_digest(model, dtypes) == manifest.architecture.structure:
-        return
+    return structure_digest(model, dtypes) != manifest.architecture.structure
+
+
+def _tell_drift(manifest: Manifest, *, strict: bool) -> None:
+    """Refuse a module that is configured otherwise, or warn of it.
+
+    Under the very versions that saved it this is another model, and an error; under others, whose
+    modules may hold attributes that older ones lacked, it is a warning.
+    """
+    from persistlib.installed import package_version
+
     saved = manifest.environment.packages
     same = all(package_version(p) == saved.get(p) for p in ("torch", "torchvision"))
+    builder = manifest.architecture.builder
     reason = "what the recipe builds here is configured otherwise than what was saved"
     if strict and same:
-        raise error(Code.STRUCTURE_DRIFT, manifest.architecture.builder, reason, _SAME_VERSIONS)
+        raise error(Code.STRUCTURE_DRIFT, builder, reason, _SAME_VERSIONS)
     warn(
         Code.STRUCTURE_DRIFT,
-        manifest.architecture.builder,
+        builder,
         f"{reason} (with torch {saved.get('torch')})",
         "persistlib verify --behaviour BUNDLE compares the outputs",
     )

@@ -129,20 +129,37 @@ def _run(operator: Any, args: Any, kwargs: Any, outcomes: Outcomes) -> Any:
         known = outcomes.get(key)
     except TypeError:  # an argument that cannot be a key
         return operator(*args, **kwargs)
-    if known is None:
-        result = operator(*args, **kwargs)
-        if isinstance(result, torch.Tensor) and result.is_meta:
-            outcomes[key] = _outline(result)
-        return result
-    _, dtype, shape, stride = known
-    return torch.empty_strided(shape, stride, dtype=dtype, device="meta")
+    if known is not None:
+        return _pytree.tree_map(_made, known)
+    result = operator(*args, **kwargs)
+    if all(isinstance(leaf, torch.Tensor) and leaf.is_meta for leaf in _pytree.tree_leaves(result)):
+        outcomes[key] = _pytree.tree_map(_Outline.of, result)
+    return result
+
+
+class _Outline:
+    """A tensor's description: what is needed to make another one like it."""
+
+    def __init__(self, dtype: torch.dtype, shape: tuple[int, ...], stride: tuple[int, ...]) -> None:
+        self.dtype = dtype
+        self.shape = shape
+        self.stride = stride
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> _Outline:
+        """Return the description of a tensor."""
+        return cls(tensor.dtype, tuple(tensor.shape), tensor.stride())
+
+
+def _made(known: _Outline) -> torch.Tensor:
+    return torch.empty_strided(known.shape, known.stride, dtype=known.dtype, device="meta")
 
 
 @functools.cache
 def _is_pure(operator: Any) -> bool:
-    """Return whether an operator gives one new tensor and changes none."""
+    """Return whether an operator gives new tensors alone and changes none."""
     schema = operator._schema  # noqa: SLF001 - has no public form
-    return len(schema.returns) == 1 and not any(
+    return bool(schema.returns) and not any(
         argument.alias_info for argument in (*schema.arguments, *schema.returns)
     )
 

@@ -30,7 +30,7 @@ from persistlib.architecture.module_state import (
 )
 from persistlib.bundle import CARD, EXAMPLES, GRAPH, STATE, WEIGHTS
 from persistlib.digests import digest
-from persistlib.errors import Code, PersistlibError, error, tell
+from persistlib.errors import Code, PersistlibError, Severity, error, finding, tell
 from persistlib.manifest import document
 from persistlib.manifest.schema import Examples as ExamplesRecord
 from persistlib.manifest.schema import (
@@ -46,12 +46,13 @@ from persistlib.manifest.schema import (
 from persistlib.writing import write_file, write_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from torch import nn
 
     from persistlib.architecture.describe import Description
     from persistlib.architecture.module_state import ModuleState
+    from persistlib.errors import Finding
     from persistlib.examples import Examples
     from persistlib.export.onnx_export import Exported
     from persistlib.files import Folder, StrPath
@@ -132,11 +133,12 @@ def save_module(
     ):
         writing = pool.submit(_write_weights, folder, state, plan)
         description = describe(model, architecture=architecture, inputs=_probe(plan))
-        tell((*state.findings, *description.findings))
+        unsaved = _unsaved(model, state, description)
+        tell((*state.findings, *description.findings, *_borrowed(model, state, unsaved)))
         prepared = _Prepared(
             state=state,
             architecture=description.architecture,
-            unsaved=_unsaved(model, state, description),
+            unsaved=unsaved,
             graph=_export(model, plan) if onnx else None,
             card=_previous_card(path) if overwrite else None,
         )
@@ -200,6 +202,22 @@ def _unsaved(
         name: (tensor.detach(), name in made and same_bits(tensor, made[name]))
         for name, tensor in state.unsaved.items()
     }
+
+
+def _borrowed(
+    model: nn.Module, state: ModuleState, unsaved: Mapping[str, tuple[torch.Tensor, bool]]
+) -> Iterator[Finding]:
+    """Yield the stored buffers outside the state_dict that lie in memory of a tensor inside it.
+
+    Plain attributes may: old-style spectral_norm keeps its weight so until the first forward.
+    """
+    buffers = dict(model.named_buffers())
+    owners = {t.untyped_storage().data_ptr(): name for name, t, _ in state.tensors if t.numel()}
+    for name, (tensor, is_made) in unsaved.items():
+        place = tensor.untyped_storage().data_ptr() if tensor.numel() else None
+        if not is_made and name in buffers and place in owners:
+            reason = f"lies in the memory of {owners[place]}; it is saved as a copy of its own"
+            yield finding(Code.MODEL_OVERLAP, name, reason, severity=Severity.WARNING)
 
 
 def _export(model: nn.Module, plan: Plan) -> Proved:

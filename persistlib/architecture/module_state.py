@@ -160,7 +160,7 @@ def capture(model: nn.Module) -> ModuleState:
         training=training_toggles(model),
         kept_in_eval=kept_in_eval(model),
         strides={item.name: s for item in kept if (s := _odd_strides(item.tensor)) is not None},
-        findings=tuple(_overlaps(kept)),
+        findings=tuple(_overlaps(tensors)),
     )
 
 

@@ -81,7 +81,7 @@ try-bare:
 test: lint unit bare
 
 test-all: lint bare
-	$(BIN)/python -m pytest --summary docs/test-all.md $(PYTEST_ARGS)
+	PERSISTLIB_ZOO_TABLE=docs/zoo.md $(BIN)/python -m pytest --summary docs/test-all.md $(PYTEST_ARGS)
 
 docs: .venv/installed
 	$(BIN)/python docs/generate.py

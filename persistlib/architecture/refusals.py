@@ -109,6 +109,8 @@ def _unsaved(named: tuple[tuple[str, torch.Tensor], ...]) -> Iterator[Finding]:
 def _quantised_modules(model: nn.Module) -> Iterator[Finding]:
     for path, module in model.named_modules():
         name = type(module).__module__
+        if type(module).__name__ == "FloatFunctional":  # computes in float; prepares for quantising
+            continue
         if name.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")):
             yield finding(
                 Code.MODEL_QUANTISED,

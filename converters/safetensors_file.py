@@ -14,6 +14,7 @@ space before the header; none of these is read here.
 from __future__ import annotations
 
 import json
+import math
 import os
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
@@ -190,20 +191,13 @@ def _entry(name: str, record: Any, where: str) -> tuple[Entry, tuple[int, int]]:
         _refuse(
             Code.FORMAT_SHAPE, where, f"{offsets[1] - offsets[0]} bytes do not fit its dtype, shape"
         )
-    if entry.nbytes == 0 and _span(shape) >= 1 << 63:
+    if entry.nbytes == 0 and math.prod(max(extent, 1) for extent in shape) >= 1 << 63:
         _refuse(Code.FORMAT_SHAPE, where, "an empty tensor of impossible extents")
     return entry, (offsets[0], offsets[1])
 
 
 def _is_tie(key: str, value: str, names: Container[str]) -> bool:
     return key != _FORMAT and value in names and key not in names
-
-
-def _span(shape: Iterable[int]) -> int:
-    product = 1
-    for extent in shape:
-        product *= max(extent, 1)
-    return product
 
 
 def _are_counts(value: object) -> bool:

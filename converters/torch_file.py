@@ -17,7 +17,7 @@ import os
 import stat
 from typing import TYPE_CHECKING, NamedTuple
 
-from persistlib.checkpoint import CheckpointReader
+from persistlib.checkpoint import CheckpointReader, check_booleans
 from persistlib.converters.torch_layout import View, views_of
 from persistlib.converters.torch_pickle import Walk
 from persistlib.converters.torch_state import State, find
@@ -38,7 +38,6 @@ _VERSIONS = {str(number).encode() for number in range(1, 11)}  # caffe2/serializ
 _ZIP, _PROTO = b"PK\3\4", 0x80
 _TAR, _TAR_AT = b"ustar", 257
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
-_BOOLEANS = b"\0\1"
 # Of torch.export's archives, which hold code and pickles of their own.
 _EXPORTED = ("archive_format", "archive_version", "serialized_exported_program.json")
 # What the Hub's libraries want a safetensors file of torch's tensors to say.
@@ -101,9 +100,7 @@ class TorchReader(CheckpointReader):
         values = view.rows(source.data[record.start : record.start + record.size])
         if source.is_big_endian:
             values = view.swapped(values)
-        if entry.dtype is DType.BOOL and bytes(values).translate(None, _BOOLEANS):
-            raise error(Code.FORMAT_VALUE, where, "a boolean that is neither 0 nor 1")
-        return values
+        return check_booleans(values, where) if entry.dtype is DType.BOOL else values
 
     def close(self) -> None:
         """Let go of the file; views handed out before stay valid."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def _front_matter(manifest: Manifest) -> str:
 
 def _facts(manifest: Manifest) -> str:
     weights, interface = manifest.weights, manifest.interface
-    sizes = [_count(record.shape) for record in weights.tensors if record.role == "parameter"]
+    sizes = [math.prod(record.shape) for record in weights.tensors if record.role == "parameter"]
     rows = [
         ("architecture", f"`{manifest.architecture.builder}`"),
         ("edits", str(len(manifest.architecture.edits)) if manifest.architecture.edits else ""),
@@ -62,13 +63,6 @@ def _facts(manifest: Manifest) -> str:
         f"| | |\n|---|---|\n{table}\n"
         '```python\nimport persistlib\n\nmodel = persistlib.load(".")\n```\n'
     )
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    product = 1
-    for extent in shape:
-        product *= extent
-    return product
 
 
 def _shape(shape: tuple[int | str, ...]) -> str:

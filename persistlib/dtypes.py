@@ -7,6 +7,7 @@ stored as unsigned integers of the same width, and the dtype's safetensors name 
 
 from __future__ import annotations
 
+import math
 from enum import Enum
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
@@ -98,10 +99,7 @@ class DType(Enum):
 
     def nbytes(self, shape: tuple[int, ...]) -> int:
         """Bytes of a dense tensor of `shape`; exact for any integers."""
-        count = 1
-        for extent in shape:
-            count *= extent
-        return count * self.itemsize
+        return math.prod(shape) * self.itemsize
 
 
 def by_name(column: str, name: str) -> DType | None:

@@ -15,6 +15,7 @@ import torch
 from persistlib.architecture.behaviour import untouched
 from persistlib.architecture.isolation import isolated
 from persistlib.architecture.module_state import dtype_of
+from persistlib.dtypes import DType
 from persistlib.errors import Code, error
 from persistlib.manifest.schema import Interface, TensorSpec
 
@@ -87,18 +88,12 @@ def draw_inputs(interface: Interface, seed: int = 0) -> dict[str, torch.Tensor]:
     drawn: dict[str, torch.Tensor] = {}
     for spec in interface.inputs:
         shape = [_extent(extent, axis) for axis, extent in enumerate(spec.shape)]
-        dtype: torch.dtype = getattr(torch, _torch_name(spec.dtype))
+        dtype = DType[spec.dtype].torch
         if dtype.is_floating_point or dtype.is_complex:
             drawn[spec.name] = torch.randn(shape, generator=generator).to(dtype)
         else:
             drawn[spec.name] = torch.randint(0, 2, shape, generator=generator).to(dtype)
     return drawn
-
-
-def _torch_name(dtype: str) -> str:
-    from persistlib.dtypes import DType
-
-    return DType[dtype].value.torch
 
 
 def _extent(extent: int | str, axis: int) -> int:

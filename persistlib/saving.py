@@ -29,6 +29,7 @@ from persistlib.architecture.module_state import (
     unsaved_tensors,
 )
 from persistlib.bundle import CARD, EXAMPLES, GRAPH, STATE, WEIGHTS
+from persistlib.canonical import SIZE_LIMIT
 from persistlib.digests import digest
 from persistlib.errors import Code, PersistlibError, Severity, error, finding, tell
 from persistlib.manifest import document
@@ -255,7 +256,7 @@ def foreign_files(folder: Folder) -> list[str]:
     names = set(folder.names())
     own = {document.NAME, CARD, EXAMPLES, STATE, GRAPH}
     with contextlib.suppress(PersistlibError):
-        data = folder.read(document.NAME, limit=1 << 26)
+        data = folder.read(document.NAME, limit=SIZE_LIMIT)
         manifest = document.read(data)
         own |= {entry.path for entry in manifest.verified_files()} | set(manifest.documents)
         return sorted(names - own)

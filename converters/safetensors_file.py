@@ -64,6 +64,8 @@ class SafetensorsReader(CheckpointReader):
         header: what the header says.
     """
 
+    format = "safetensors"
+
     def __init__(self, header: Header, data: memoryview, location: StrPath) -> None:
         super().__init__(header.entries, header.aliases, header.metadata)
         self.header = header
@@ -215,11 +217,22 @@ def write(checkpoint: CheckpointReader, path: StrPath) -> None:
         FormatError: a name cannot be carried, or metadata collides with an alias.
         TargetError: writing failed; what stood at `path` stands unchanged.
     """
-    order = data_order(checkpoint.entries)
     with publish.file(path) as out:
-        out.write(render_header(order, checkpoint.metadata, checkpoint.aliases))
-        for entry in order:
-            out.write(checkpoint.read_bytes(entry.name))
+        write_to(checkpoint, out)
+
+
+def write_to(checkpoint: CheckpointReader, out: publish.OutFile) -> None:
+    """Write a checkpoint into a new file, a window of a tensor at a time.
+
+    Raises:
+        FormatError: a name or dtype cannot be carried, or metadata collides with an alias.
+        OSError: writing failed.
+    """
+    order = data_order(checkpoint.entries)
+    out.write(render_header(order, checkpoint.metadata, checkpoint.aliases))
+    for entry in order:
+        for window in checkpoint.windows(entry.name):
+            out.write(window)
 
 
 def render(checkpoint: CheckpointReader) -> bytes:
@@ -231,7 +244,7 @@ def render(checkpoint: CheckpointReader) -> bytes:
 
 def data_order(entries: Iterable[Entry]) -> tuple[Entry, ...]:
     """Return the entries in the order of their bytes: element size falling, then name."""
-    return tuple(sorted(entries, key=lambda e: (-e.dtype.itemsize, encode_name(e.name))))
+    return tuple(sorted(entries, key=lambda e: (-e.dtype.value.bits, encode_name(e.name))))
 
 
 def render_header(

@@ -22,7 +22,7 @@ from persistlib.converters.torch_layout import View, views_of
 from persistlib.converters.torch_pickle import Walk
 from persistlib.converters.torch_state import State, find
 from persistlib.converters.torch_values import Instance, Mapping
-from persistlib.converters.torch_write import write
+from persistlib.converters.torch_write import write, write_to
 from persistlib.converters.torch_zip import Record, audit, content
 from persistlib.dtypes import DType
 from persistlib.errors import Code, error
@@ -31,7 +31,7 @@ from persistlib.files import StrPath, map_private, read_fault
 if TYPE_CHECKING:
     from persistlib.errors import PersistlibError
 
-__all__ = ["TorchReader", "open_file", "write"]
+__all__ = ["TorchReader", "open_file", "write", "write_to"]
 
 _PICKLE, _CONSTANTS, _ORDER, _VERSION = "data.pkl", "constants.pkl", "byteorder", "version"
 _VERSIONS = {str(number).encode() for number in range(1, 11)}  # caffe2/serialize/versions.h
@@ -60,8 +60,10 @@ class TorchReader(CheckpointReader):
 
     Attributes:
         others: dotted names of what is no tensor, and of the parts of a checkpoint not taken.
-        prefix: what wrappers had put in front of every name, such as "module.", taken off here.
+        part: the dotted path of the part of a training checkpoint that is read; empty for all.
     """
+
+    format = "torch"
 
     def __init__(self, source: _Source, state: State) -> None:
         views = views_of(state.tensors, source.storages, source.location)
@@ -75,7 +77,10 @@ class TorchReader(CheckpointReader):
             _METADATA,
         )
         self.others = state.others
-        self.prefix = state.prefix
+        self.losses = tuple(f"value {name}, which is no tensor" for name in state.others)
+        self.part = state.path
+        if state.path and state.others:
+            self.notes = (f"a training checkpoint; its part {state.path!r} is read",)
         self._views = views
         self._source: _Source | None = source
         self._checked: set[str] = set()

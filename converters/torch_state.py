@@ -34,8 +34,6 @@ _AVERAGED = (
     "ema_model",
     "params_ema",
 )
-# What DistributedDataParallel and torch.compile put in front of every name.
-_WRAPPERS = ("module.", "_orig_mod.")
 _OPTIMIZER = "param_groups"
 _DEPTH = 64
 _VISITS = 1 << 20
@@ -48,12 +46,12 @@ class State(NamedTuple):
     Attributes:
         tensors: the tensors by name, in the file's order.
         others: dotted names of what is no tensor, and of the parts that were not taken.
-        prefix: what was taken off the front of every name.
+        path: the dotted path of the part that was taken; empty for the whole.
     """
 
     tensors: dict[str, Tensor]
     others: tuple[str, ...]
-    prefix: str
+    path: str
 
 
 def find(root: object, key: str | None, location: str) -> State:
@@ -81,26 +79,9 @@ def find(root: object, key: str | None, location: str) -> State:
             f"no tensors at {path or 'the root'}; parts that have some: {listed}",
             "name one of them as key" if listed != "none" else "",
         )
-    prefix = "" if key == "" or isinstance(part, Instance) else _prefix(tensors)
-    named = {name[len(prefix) :]: tensor for name, tensor in tensors.items()}
-    for name in named:
+    for name in tensors:
         encode_name(name)
-    return State(named, (*others, *inner), prefix)
-
-
-def _prefix(names: dict[str, Tensor]) -> str:
-    prefix = ""
-    while True:
-        longer = next(
-            (prefix + w for w in _WRAPPERS if all(_under(n, prefix + w) for n in names)), ""
-        )
-        if not longer:
-            return prefix
-        prefix = longer
-
-
-def _under(name: str, prefix: str) -> bool:
-    return len(name) > len(prefix) and name.startswith(prefix)
+    return State(tensors, (*others, *inner), path)
 
 
 class _Search:

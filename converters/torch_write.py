@@ -20,7 +20,9 @@ from persistlib.converters.torch_zip import FULL16, FULL32
 from persistlib.digests import encode_name
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
+
+    from typing_extensions import Buffer
 
     from persistlib.checkpoint import CheckpointReader, Entry
     from persistlib.files import StrPath
@@ -32,27 +34,38 @@ _DATE = 0x21  # 1 January 1980, the first that zip can spell
 _UTF8 = 0x0800
 # torch's version of the archive; every reader since 1.6 takes 3.
 _ARCHIVE_VERSION = b"3\n"
+_LITTLE = b"little"
 _DICT = b"ccollections\nOrderedDict\n)R"
 
 
 def write(checkpoint: CheckpointReader, path: StrPath) -> None:
     """Write a checkpoint as the state_dict that `torch.load` reads, whole and durable.
 
-    One tensor is in memory at a time. String metadata has no place in the format.
+    String metadata has no place in the format.
 
     Raises:
         FormatError: a name cannot be carried.
         TargetError: writing failed; what stood at `path` stands unchanged.
     """
-    pickled = _pickle(checkpoint)
     with publish.file(path) as out:
-        archive = _Archive(out)
-        archive.add("data.pkl", memoryview(pickled))
-        archive.add("byteorder", memoryview(b"little"))
-        for index, entry in enumerate(checkpoint.entries):
-            archive.add(f"data/{index}", checkpoint.read_bytes(entry.name))
-        archive.add("version", memoryview(_ARCHIVE_VERSION))
-        archive.finish()
+        write_to(checkpoint, out)
+
+
+def write_to(checkpoint: CheckpointReader, out: publish.OutFile) -> None:
+    """Write a checkpoint into a new file, a window of a tensor at a time.
+
+    Raises:
+        FormatError: a name or dtype cannot be carried.
+        OSError: writing failed.
+    """
+    archive = _Archive(out)
+    pickled = _pickle(checkpoint)
+    archive.add("data.pkl", len(pickled), [pickled])
+    archive.add("byteorder", len(_LITTLE), [_LITTLE])
+    for index, entry in enumerate(checkpoint.entries):
+        archive.add(f"data/{index}", entry.nbytes, checkpoint.windows(entry.name))
+    archive.add("version", len(_ARCHIVE_VERSION), [_ARCHIVE_VERSION])
+    archive.finish()
 
 
 class _Archive:
@@ -62,24 +75,25 @@ class _Archive:
         self._out = out
         self._directory: list[bytes] = []
 
-    def add(self, name: str, data: memoryview) -> None:
-        """Write one record, its bytes aligned."""
+    def add(self, name: str, size: int, parts: Iterable[Buffer]) -> None:
+        """Write one record, its bytes aligned; its CRC-32 is known, and filled in, at the end."""
         raw = f"{_ROOT}/{name}".encode()
-        offset, size, crc = self._out.size, data.nbytes, zlib.crc32(data)
+        offset = self._out.size
         wide = _zip64([size, size]) if size >= FULL32 else b""
         fixed = offset + torch_zip.LOCAL.size + len(raw) + len(wide) + 4
         padding = -fixed % _ALIGNMENT
         extra = wide + struct.pack("<2H", torch_zip.PADDING_EXTRA, padding) + bytes(padding)
-        needed = _VERSION64 if wide else _VERSION
-        said = min(size, FULL32)
-        meta = (_UTF8, torch_zip.STORED, 0, _DATE, crc, said, said, len(raw))
-        local = torch_zip.LOCAL.pack(torch_zip.LOCAL_MAGIC, needed, *meta, len(extra))
-        self._out.write(local + raw + extra)
-        self._out.write(data)
+        self._out.write(_local(0, size, raw, extra))
+        crc = 0
+        for part in parts:
+            crc = zlib.crc32(part, crc)
+            self._out.write(part)
+        self._out.patch(offset, _local(crc, size, raw, extra))
         far = [size, size] * bool(wide) + [offset] * (offset >= FULL32)
         extra = _zip64(far) if far else b""
         needed = _VERSION64 if far else _VERSION
         tail = (len(extra), 0, 0, 0, 0, min(offset, FULL32))
+        meta = _meta(crc, size, raw)
         row = torch_zip.CENTRAL.pack(torch_zip.CENTRAL_MAGIC, needed, needed, *meta, *tail)
         self._directory.append(row + raw + extra)
 
@@ -93,6 +107,18 @@ class _Archive:
         locator = torch_zip.LOCATOR.pack(torch_zip.LOCATOR_MAGIC, 0, start + length, 1)
         near = (*(min(c, FULL16) for c in sizes[:2]), *(min(s, FULL32) for s in sizes[2:]))
         self._out.write(locator + torch_zip.END.pack(torch_zip.END_MAGIC, 0, 0, *near, 0))
+
+
+def _meta(crc: int, size: int, raw: bytes) -> tuple[int, ...]:
+    said = min(size, FULL32)
+    return (_UTF8, torch_zip.STORED, 0, _DATE, crc, said, said, len(raw))
+
+
+def _local(crc: int, size: int, raw: bytes, extra: bytes) -> bytes:
+    """Return a record's local header, name and extra field."""
+    needed = _VERSION64 if size >= FULL32 else _VERSION
+    meta = _meta(crc, size, raw)
+    return torch_zip.LOCAL.pack(torch_zip.LOCAL_MAGIC, needed, *meta, len(extra)) + raw + extra
 
 
 def _zip64(values: Sequence[int]) -> bytes:

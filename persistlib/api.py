@@ -10,8 +10,9 @@ from pydantic import ValidationError
 
 from persistlib.bundle import Bundle, reading
 from persistlib.canonical import encode
+from persistlib.casting import cast_target
 from persistlib.compat import Report, check_manifest, parse_target
-from persistlib.conversion import ConversionReport, convert_weights, is_folder
+from persistlib.conversion import ConversionReport, Wishes, convert_weights
 from persistlib.errors import (
     Code,
     Finding,
@@ -21,9 +22,10 @@ from persistlib.errors import (
     error,
     missing_extra,
 )
-from persistlib.formats import by_name, by_suffix
+from persistlib.formats import FORMATS, by_name, by_suffix
 from persistlib.installed import is_importable
 from persistlib.manifest.schema import Interface, Lineage, Manifest, Section, Training
+from persistlib.sources import is_folder
 from persistlib.summary import Summary, summarize
 from persistlib.verification import FileState, verify_files
 
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
     from persistlib.architecture.freezing import Frozen
     from persistlib.files import StrPath
     from persistlib.manifest.schema import Architecture
-    from persistlib.patterns import Patterns
+    from persistlib.patterns import Patterns, Rules
     from persistlib.runtime.session import Session
     from persistlib.training.loop import FinetuneResult
 
@@ -364,28 +366,49 @@ def convert(
     *,
     to: str | None = None,
     allow_loss: Collection[str] = (),
+    dtype: str | None = None,
     only: Patterns | None = None,
+    rename: Rules | None = None,
+    key: str | None = None,
+    layout: str | None = None,
+    template: StrPath | None = None,
+    compression: str | None = None,
     trust: Collection[str] = (),
     verify: bool = True,
     overwrite: bool = False,
 ) -> ConversionReport:
     """Write a bundle or a weights file in another format.
 
+    The source's format is told by its content. What was written is read back and compared before
+    it stands at `destination`.
+
     Args:
-        source: a bundle, a safetensors file or a PyTorch checkpoint.
+        source: a bundle, or a safetensors, PyTorch, HDF5, Keras or ONNX file.
         destination: the file to write.
-        to: "safetensors", "torch" or "onnx"; by default what the destination's ending says.
+        to: the name of a format in `persistlib formats`; by default what the ending says.
         allow_loss: what may be lost, by the first word of the loss, or "all".
+        dtype: what floating-point tensors are cast to, such as "f16" or "bf16"; by default nothing
+            is cast.
         only: patterns of tensor names to write.
+        rename: pattern to replacement, or texts `PATTERN=REPLACEMENT`; each `*` of a replacement is
+            what the pattern's wildcard of the same number matched.
+        key: of a PyTorch file, which part of a training checkpoint, by its dotted path; of an ONNX
+            file, "" for constants and subgraphs too.
+        layout: of a Keras file, "torch" for torch's names and axes.
+        template: an ONNX file whose graph the weights are put into.
+        compression: of an HDF5 file that is written, "gzip" or "lzf".
         trust: packages that may be imported to rebuild the module for a graph.
         verify: whether the written file is read back and compared.
         overwrite: whether a file at `destination` is replaced.
 
     Raises:
         LossError: the format does not keep something that was not allowed to be lost.
-        PersistlibError: reading or writing failed; no file is left.
+        PersistlibError: reading or writing failed; what stood at `destination` stands unchanged.
     """
     target = by_name(to) if to is not None else by_suffix(destination)
+    if not target.is_written:
+        written = ", ".join(row.name for row in FORMATS.values() if row.is_written)
+        raise error(Code.USAGE, target.name, "is read and not written", f"write one of {written}")
     if os.path.lexists(destination) and not overwrite:
         raise error(
             Code.TARGET_EXISTS,
@@ -393,17 +416,33 @@ def convert(
             "something stands there",
             "pass overwrite=True (--overwrite)",
         )
-    if target.name == "onnx":
+    writing = {"template": template, "compression": compression}
+    given = {name: value for name, value in writing.items() if value is not None}
+    for name in given:
+        if name not in target.writes_with:
+            raise error(Code.USAGE, f"{name}=", f"means nothing for {target.title}", "leave it out")
+    if target.name == "onnx" and template is None:
         if not is_folder(source):
             raise error(
-                Code.USAGE, source, "a weights file has no architecture", "convert a bundle"
+                Code.USAGE,
+                source,
+                "a weights file has no graph",
+                "convert a bundle, or name an ONNX file that has the graph (--template)",
             )
         from persistlib.graphs import convert_graph
 
         return reading(source, lambda bundle: convert_graph(bundle, destination, trust=trust))
-    return convert_weights(
-        source, destination, target, only=only, allow_loss=allow_loss, verify=verify
+    wishes = Wishes(
+        only=only,
+        rename=rename,
+        dtype=None if dtype is None else cast_target(dtype),
+        allow_loss=allow_loss,
+        reading={"key": key, "layout": layout},
+        writing=given,
+        verify=verify,
+        overwrite=overwrite,
     )
+    return convert_weights(source, destination, target, wishes)
 
 
 def finetune(

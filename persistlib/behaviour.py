@@ -48,7 +48,7 @@ def _by_torch(
 ) -> dict[str, np.ndarray]:
     from persistlib import examples
     from persistlib.architecture.module_state import tensor_bytes, tensor_of
-    from persistlib.dtypes import by_name
+    from persistlib.dtypes import by_name, of_torch
 
     model = load_module(bundle, _READING, strict=True, trust=trust)
     order = [spec.name for spec in bundle.manifest.interface.inputs]
@@ -62,7 +62,7 @@ def _by_torch(
     computed = examples.run(model, tensors)
     arrays = {}
     for name, tensor in computed.items():
-        dtype = by_name("torch", str(tensor.dtype).removeprefix("torch."))
+        dtype = of_torch(str(tensor.dtype))
         assert dtype is not None
         flat = np.frombuffer(tensor_bytes(tensor), np.uint8)
         arrays[name] = flat.view(dtype.numpy).reshape(tuple(tensor.shape))

@@ -1,6 +1,7 @@
 """The neutral value between all formats: named tensors, read lazily.
 
-Every format is one spoke with `open(path) -> CheckpointReader` and `write(checkpoint, path)`.
+Every format is one spoke with `open_file(path) -> CheckpointReader` and `write_to(checkpoint,
+out)`, which streams: it holds one window of one tensor at a time.
 
 Law: `read(write(x)) == x` for the entries, their order and bytes, the aliases and the metadata, for
 all that the format promises to keep.
@@ -8,17 +9,18 @@ all that the format promises to keep.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections import Counter
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from persistlib.digests import TensorRow, digest_all, weights_identity
+from persistlib.digests import RunningDigest, TensorRow, weights_identity
 from persistlib.errors import Code, error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
     from types import TracebackType
 
     import numpy as np
@@ -27,7 +29,8 @@ if TYPE_CHECKING:
     from persistlib.dtypes import DType
 
 _EMPTY: Mapping[str, str] = MappingProxyType({})
-_BATCH = 256 << 20
+# Bytes that are read at a time: a tensor that is smaller is one window.
+WINDOW = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,17 @@ class CheckpointReader(ABC):
         aliases: second names, each to the name of an entry.
         metadata: string to string, as the file holds it.
         tensors: the entries by name.
+        format: name of the file's format in `formats`.
+        container: the format's variant and version, in words.
+        losses: what the file holds and a checkpoint does not, each beginning with the word by which
+            its loss is allowed, such as "value epoch, which is no tensor".
+        notes: what whoever reads the file should know, a sentence each.
     """
+
+    format: str = ""
+    container: str = ""
+    losses: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -87,16 +100,28 @@ class CheckpointReader(ABC):
             FormatError: the bytes are not to be had.
         """
 
+    def windows(self, name: str) -> Iterator[memoryview]:
+        """Yield the bytes of an entry in order, at most `WINDOW` at a time.
+
+        A window may change when the next one is asked for. What a checksum of the file says of the
+        bytes is known, and raised, at the latest before the iteration ends.
+
+        Raises:
+            KeyError: no entry has that name.
+            PersistlibError: as `read_bytes`.
+        """
+        data = self.read_bytes(name)
+        for start in range(0, data.nbytes, WINDOW):
+            yield data[start : start + WINDOW]
+
     def close(self) -> None:  # noqa: B027 - most readers hold nothing that needs closing
         """Let go of the file; views handed out before stay valid."""
 
     def read(self, name: str) -> np.ndarray:
         """Return an entry as an array of its dtype and shape, a view if possible."""
-        import numpy as np
-
         entry = self.tensors[name]
-        array = np.frombuffer(self.read_bytes(name), np.uint8)
-        return array.view(entry.dtype.numpy).reshape(entry.shape)
+        count = math.prod(entry.shape)
+        return entry.dtype.unpack(self.read_bytes(name), count).reshape(entry.shape)
 
     def __iter__(self) -> Iterator[Entry]:
         return iter(self.entries)
@@ -155,14 +180,12 @@ def check_booleans(view: memoryview, location: object) -> memoryview:
 
 
 def tensor_rows(checkpoint: CheckpointReader) -> tuple[TensorRow, ...]:
-    """Return a row for each entry and each alias: every tensor is read and hashed once.
+    """Return a row for each entry and each alias: every tensor is read and hashed once."""
+    return expand(checkpoint, {entry.name: _digest(checkpoint, entry) for entry in checkpoint})
 
-    Some are read at a time, so that a reader that copies never holds all of a large model.
-    """
-    digests: dict[str, str] = {}
-    for batch in _batches(checkpoint.entries):
-        views = [checkpoint.read_bytes(name) for name in batch]
-        digests.update(zip(batch, digest_all(views), strict=True))
+
+def expand(checkpoint: CheckpointReader, digests: Mapping[str, str]) -> tuple[TensorRow, ...]:
+    """Return a row for each entry and each alias, given the digest of each entry."""
     named = {name: name for name in digests} | dict(checkpoint.aliases)
     return tuple(
         TensorRow(name, (entry := checkpoint.tensors[kept]).dtype, entry.shape, digests[kept])
@@ -170,18 +193,11 @@ def tensor_rows(checkpoint: CheckpointReader) -> tuple[TensorRow, ...]:
     )
 
 
-def _batches(entries: Iterable[Entry]) -> Iterator[list[str]]:
-    """Yield the names in order, as many at a time as make `_BATCH` bytes."""
-    batch: list[str] = []
-    room = _BATCH
-    for entry in entries:
-        if batch and entry.nbytes > room:
-            yield batch
-            batch, room = [], _BATCH
-        batch.append(entry.name)
-        room -= entry.nbytes
-    if batch:
-        yield batch
+def _digest(checkpoint: CheckpointReader, entry: Entry) -> str:
+    running = RunningDigest()
+    for window in checkpoint.windows(entry.name):
+        running.update(window)
+    return running.hexdigest()
 
 
 def identity(checkpoint: CheckpointReader) -> str:

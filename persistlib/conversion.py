@@ -2,29 +2,63 @@
 
 Law: `identity(open(convert(x))) == identity(x)`; what a format does not keep is in `losses`, and an
 error unless it was allowed.
+
+A conversion streams: it holds a window of a tensor, not the model. What was written is read back
+and compared before it takes its name, so a conversion that fails leaves what stood there.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from persistlib import formats
-from persistlib.bundle import reading
-from persistlib.checkpoint import CheckpointReader, Entry, MemoryCheckpoint, identity
-from persistlib.dtypes import DType
+from persistlib import publish
+from persistlib.casting import Cast
+from persistlib.checkpoint import CheckpointReader, expand, tensor_rows
+from persistlib.digests import RunningDigest, weights_identity
 from persistlib.errors import Code, error
-from persistlib.patterns import select
+from persistlib.patterns import renamed, select
+from persistlib.selection import Selection
+from persistlib.sources import with_checkpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
-    from persistlib.bundle import Bundle
+    from persistlib.casting import CastError
+    from persistlib.digests import TensorRow
+    from persistlib.dtypes import DType
     from persistlib.files import StrPath
     from persistlib.formats import Format
-    from persistlib.patterns import Patterns
+    from persistlib.patterns import Patterns, Rules
+
+# Below this a thread costs more than it saves.
+_THREADED = 1 << 20
+
+
+@dataclass(frozen=True)
+class ConvertedTensor:
+    """What became of one tensor.
+
+    Attributes:
+        name: its name in the written file.
+        source: its name in the source.
+        dtype: as written.
+        shape: as written.
+        before: BLAKE3 of its bytes in the source.
+        after: BLAKE3 of its bytes in the written file; the same unless it was cast.
+        cast: what a cast changed, None where there was none.
+    """
+
+    name: str
+    source: str
+    dtype: str
+    shape: tuple[int, ...]
+    before: str
+    after: str
+    cast: CastError | None = None
 
 
 @dataclass(frozen=True)
@@ -36,9 +70,16 @@ class ConversionReport:
         destination: what was written.
         format: the written format's name.
         tensors: how many tensors were written, ties included.
-        identity: the weights identity on both sides; of a graph, that of the weights it is made of.
+        identity: the weights identity of what was written; of a graph, that of the weights it is
+            made of.
         losses: what the written file does not keep; empty when nothing was lost.
         proof: of a graph, how its outputs were compared.
+        source_format: the format that was read, and its variant.
+        source_identity: the weights identity of the source; the same as `identity` unless tensors
+            were left out, renamed or cast. None where no part of the source was left to compare.
+        kept: what was kept, in words of `formats.PROMISES`.
+        rows: of each tensor, ties included, what became of it.
+        notes: what should be known of the source, a sentence each.
     """
 
     source: str
@@ -48,118 +89,245 @@ class ConversionReport:
     identity: str
     losses: tuple[str, ...] = ()
     proof: Mapping[str, Any] = field(default_factory=dict)
+    source_format: str = ""
+    source_identity: str | None = None
+    kept: tuple[str, ...] = ()
+    rows: tuple[ConvertedTensor, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
-def bundle_checkpoint(bundle: Bundle) -> CheckpointReader:
-    """Return the verified weights of a bundle, in the order of its state_dict.
+@dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """What is asked of a conversion beside its two ends.
 
-    Raises:
-        IntegrityError: a byte differs from the manifest.
+    Attributes:
+        only: patterns of the names to write; None for all.
+        rename: patterns and what takes their place.
+        dtype: what floating-point tensors are cast to.
+        allow_loss: what may be lost.
+        reading: options of the source's format.
+        writing: options of the target's format.
+        verify: whether the written file is read back and compared.
+        overwrite: whether a file that stands there is replaced.
     """
-    weights = bundle.manifest.weights
-    entries = tuple(Entry(t.name, DType[t.dtype], t.shape) for t in weights.tensors)
-    return MemoryCheckpoint(entries, bundle.tensors(), dict(weights.aliases), {"format": "pt"})
 
-
-def is_folder(source: StrPath) -> bool:
-    """Return whether a source is a bundle rather than a file."""
-    return os.path.isdir(source) or not os.path.exists(source)
+    only: Patterns | None = None
+    rename: Rules | None = None
+    dtype: DType | None = None
+    allow_loss: Collection[str] = ()
+    reading: Mapping[str, Any] = field(default_factory=dict)
+    writing: Mapping[str, Any] = field(default_factory=dict)
+    verify: bool = True
+    overwrite: bool = False
 
 
 def convert_weights(
-    source: StrPath,
-    destination: StrPath,
-    target: Format,
-    *,
-    only: Patterns | None = None,
-    allow_loss: Collection[str] = (),
-    verify: bool = True,
+    source: StrPath, destination: StrPath, target: Format, wishes: Wishes
 ) -> ConversionReport:
     """Write the weights of a bundle or file as another file, and read them back.
 
-    Args:
-        source: a bundle, a safetensors file or a PyTorch checkpoint.
-        destination: the file to write.
-        target: its format.
-        only: patterns of the names to write; None for all.
-        allow_loss: what may be lost.
-        verify: whether the written file is read back and compared.
-
     Raises:
         LossError: the target does not keep something that was not allowed to be lost.
-        PersistlibError: reading or writing failed; no file is left.
+        PersistlibError: reading or writing failed; what stood at `destination` stands unchanged.
     """
 
-    def write(checkpoint: CheckpointReader) -> ConversionReport:
-        chosen = checkpoint if only is None else _subset(checkpoint, only)
-        losses = _losses(chosen, target)
-        if refused := [loss for loss in losses if not _is_allowed(loss, allow_loss)]:
-            raise error(
-                Code.LOSS,
-                destination,
-                f"{target.title} does not keep: {'; '.join(refused)}",
-                f"--allow-loss {_kind(refused[0])}",
+    def work(checkpoint: CheckpointReader) -> ConversionReport:
+        return _Conversion(checkpoint, source, destination, target, wishes).run()
+
+    return with_checkpoint(source, work, **wishes.reading)
+
+
+class _Conversion:
+    """One conversion: what is read, through which names and dtypes, into which file."""
+
+    def __init__(
+        self,
+        checkpoint: CheckpointReader,
+        source: StrPath,
+        destination: StrPath,
+        target: Format,
+        wishes: Wishes,
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.source, self.destination = os.fspath(source), os.fspath(destination)
+        self.target, self.wishes = target, wishes
+
+    def run(self) -> ConversionReport:
+        """Carry it out."""
+        renames = self._renames()
+        chosen = Selection(self.checkpoint, renames)
+        losses = self._losses(chosen)
+        with _Watched(chosen) as seen:
+            cast = None if self.wishes.dtype is None else Cast(seen, self.wishes.dtype)
+            with seen if cast is None else _Watched(cast) as written:
+                self._require_dtypes(written)
+                self._write(written)
+                before, after = expand(seen, seen.digests), expand(written, written.digests)
+        names = {new: old for old, new in renames.items()}
+        ledger = {} if cast is None else cast.ledger
+        rows = tuple(
+            ConvertedTensor(
+                new.name,
+                names[new.name],
+                new.dtype.name,
+                new.shape,
+                old.blake3,
+                new.blake3,
+                ledger.get(written.aliases.get(new.name, new.name)),
             )
-        target.module().write(chosen, destination)
-        before = identity(chosen)
-        if verify:
-            _read_back(destination, target, before)
-        count = len(chosen.entries) + len(chosen.aliases)
+            for old, new in zip(before, after, strict=True)
+        )
+        return self._report(rows, before, after, losses, names)
+
+    def _renames(self) -> dict[str, str]:
+        """Return the names to convert, each with its new name."""
+        names = (*self.checkpoint.tensors, *self.checkpoint.aliases)
+        chosen = names if self.wishes.only is None else select(self.wishes.only, names)
+        rules = self.wishes.rename
+        return {name: name for name in chosen} if rules is None else renamed(rules, chosen)
+
+    def _report(
+        self,
+        rows: tuple[ConvertedTensor, ...],
+        before: tuple[TensorRow, ...],
+        after: tuple[TensorRow, ...],
+        losses: tuple[str, ...],
+        names: Mapping[str, str],
+    ) -> ConversionReport:
+        whole = len(self.checkpoint.entries) + len(self.checkpoint.aliases)
+        origin = weights_identity(row._replace(name=names[row.name]) for row in before)
         return ConversionReport(
-            os.fspath(source), os.fspath(destination), target.name, count, before, tuple(losses)
+            source=self.source,
+            destination=self.destination,
+            format=self.target.name,
+            tensors=len(rows),
+            identity=weights_identity(after),
+            losses=losses,
+            source_format=self.checkpoint.format,
+            source_identity=origin if len(rows) == whole else None,
+            kept=tuple(sorted(self.target.keeps - {"graph"})),
+            rows=rows,
+            notes=self.checkpoint.notes,
         )
 
-    if is_folder(source):
-        return reading(source, lambda bundle: write(bundle_checkpoint(bundle)))
-    with formats.by_content(source).module().open_file(source) as checkpoint:
-        return write(checkpoint)
+    def _losses(self, checkpoint: CheckpointReader) -> tuple[str, ...]:
+        """Return what the target does not keep.
+
+        Raises:
+            LossError: it was not allowed to be lost.
+        """
+        losses = list(checkpoint.losses)
+        if "ties" not in self.target.keeps:
+            losses += [f"alias {alias} -> {name}" for alias, name in checkpoint.aliases.items()]
+        if "metadata" not in self.target.keeps:
+            losses += [f"metadata {key}" for key in checkpoint.metadata if key != "format"]
+        allowed = set(self.wishes.allow_loss)
+        refused = [loss for loss in losses if not {"all", _kind(loss)} & allowed]
+        if refused:
+            kinds = sorted({_kind(loss) for loss in refused})
+            more = f" and {len(refused) - _SHOWN} more" if len(refused) > _SHOWN else ""
+            raise error(
+                Code.LOSS,
+                self.destination,
+                f"{self.target.title} does not keep: {'; '.join(refused[:_SHOWN])}{more}",
+                f"--allow-loss {' '.join(kinds)}",
+            )
+        return tuple(losses)
+
+    def _require_dtypes(self, checkpoint: CheckpointReader) -> None:
+        for entry in checkpoint.entries:
+            if not self.target.holds(entry.dtype):
+                raise error(
+                    Code.FORMAT_DTYPE,
+                    f"{self.source}: {entry.name}",
+                    f"{self.target.title} cannot hold {entry.dtype.name}",
+                    "cast it (--dtype), leave it out (--only), or choose another format",
+                )
+
+    def _write(self, checkpoint: _Watched) -> None:
+        """Write the file and what lies beside it, all of it compared before any of it is there."""
+        staged: dict[str, str] = {}
+        with ExitStack() as files:
+            beside = _Beside(self.destination, files, staged, overwrite=self.wishes.overwrite)
+            out = files.enter_context(
+                publish.file(self.destination, overwrite=self.wishes.overwrite)
+            )
+            offered = {"beside": beside.create} | dict(self.wishes.writing)
+            options = {k: v for k, v in offered.items() if k in self.target.writes_with}
+            self.target.module().write_to(checkpoint, out, **options)
+            if self.wishes.verify:
+                reading = {"external": staged} if "external" in self.target.reads_with else {}
+                with self.target.module().open_file(out.path, **reading) as read:
+                    self._compare(checkpoint, read)
+
+    def _compare(self, written: _Watched, read: CheckpointReader) -> None:
+        """Refuse what does not read back as it was written."""
+        expected = {row.name: row for row in expand(written, written.digests)}
+        found = {row.name: row for row in tensor_rows(read)}
+        for name, row in expected.items():
+            if found.get(name) != row:
+                reason = f"reads back as {found.get(name)}, written was {row}"
+                raise error(Code.READBACK, f"{self.destination}: {name}", reason, _AGAIN)
+        if "ties" in self.target.keeps and dict(read.aliases) != dict(written.aliases):
+            raise error(Code.READBACK, self.destination, "other names are tied", _AGAIN)
 
 
-def _subset(checkpoint: CheckpointReader, only: Patterns) -> CheckpointReader:
-    """Return a checkpoint of the selected names; a tie to what is left out becomes a tensor."""
-    names = tuple(entry.name for entry in checkpoint.entries)
-    chosen = select(only, (*names, *checkpoint.aliases))
-    kept: dict[str, str] = {}
-    aliases: dict[str, str] = {}
-    for name in chosen:
-        owner = checkpoint.aliases.get(name, name)
-        if owner in kept:
-            aliases[name] = kept[owner]
-        else:
-            kept[owner] = name
-    entries = tuple(
-        Entry(name, checkpoint.tensors[owner].dtype, checkpoint.tensors[owner].shape)
-        for owner, name in kept.items()
-    )
-    buffers = {name: checkpoint.read_bytes(owner) for owner, name in kept.items()}
-    return MemoryCheckpoint(entries, buffers, aliases, checkpoint.metadata)
+class _Watched(CheckpointReader):
+    """Another checkpoint, each tensor digested on another thread while it passes.
+
+    Attributes:
+        digests: BLAKE3 of each entry that has passed.
+    """
+
+    def __init__(self, source: CheckpointReader) -> None:
+        super().__init__(source.entries, source.aliases, source.metadata)
+        self._source = source
+        self._pool = ThreadPoolExecutor(1)
+        self.digests: dict[str, str] = {}
+
+    def read_bytes(self, name: str) -> memoryview:
+        """Return the bytes of an entry."""
+        return memoryview(b"".join(self.windows(name)))
+
+    def windows(self, name: str) -> Iterator[memoryview]:
+        """Yield the bytes of an entry."""
+        running = RunningDigest()
+        for window in self._source.windows(name):
+            if window.nbytes < _THREADED:
+                running.update(window)
+                yield window
+            else:
+                busy = self._pool.submit(running.update, window)
+                yield window
+                busy.result()
+        self.digests[name] = running.hexdigest()
+
+    def close(self) -> None:
+        """End the thread."""
+        self._pool.shutdown()
 
 
-def _losses(checkpoint: CheckpointReader, target: Format) -> list[str]:
-    losses = [f"value {name}, which is no tensor" for name in getattr(checkpoint, "others", ())]
-    if "metadata" not in target.keeps:
-        losses += [f"metadata {key}" for key in checkpoint.metadata if key != "format"]
-    return losses
+class _Beside:
+    """Files that appear together with the destination, in its folder."""
+
+    def __init__(
+        self, destination: str, files: ExitStack, staged: dict[str, str], *, overwrite: bool
+    ) -> None:
+        self._folder = os.path.dirname(os.path.abspath(destination))
+        self._files, self._staged, self._overwrite = files, staged, overwrite
+
+    def create(self, name: str) -> publish.OutFile:
+        """Return a new file `name`, published when all is."""
+        path = os.path.join(self._folder, name)
+        out = self._files.enter_context(publish.file(path, overwrite=self._overwrite))
+        self._staged[name] = out.path
+        return out
+
+
+_SHOWN = 5
+_AGAIN = "check the disk and convert again; nothing was left there"
 
 
 def _kind(loss: str) -> str:
     """Return the word by which a loss is allowed."""
     return loss.partition(" ")[0]
-
-
-def _is_allowed(loss: str, allowed: Collection[str]) -> bool:
-    return "all" in allowed or _kind(loss) in allowed
-
-
-def _read_back(destination: StrPath, target: Format, expected: str) -> None:
-    with target.module().open_file(destination) as written:
-        found = identity(written)
-    if found != expected:
-        with contextlib.suppress(OSError):
-            os.unlink(destination)
-        raise error(
-            Code.READBACK,
-            destination,
-            f"reads back as {found}, written was {expected}; it was removed",
-            "check the disk and convert again",
-        )

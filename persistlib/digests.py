@@ -52,6 +52,22 @@ def digest(data: Buffer) -> str:
     return blake3(view, max_threads=threads).hexdigest()
 
 
+class RunningDigest:
+    """The BLAKE3 of bytes that come in parts; on all cores where a part is large."""
+
+    def __init__(self) -> None:
+        self._hasher = blake3(max_threads=_Threads.count)
+
+    def update(self, data: Buffer) -> None:
+        """Add a part."""
+        view = memoryview(data).cast("B") if memoryview(data).nbytes else b""
+        self._hasher.update(view)
+
+    def hexdigest(self) -> str:
+        """Return the digest of all parts so far."""
+        return self._hasher.hexdigest()
+
+
 def digest_all(buffers: Sequence[Buffer]) -> list[str]:
     """Return the digest of each buffer, in order, using every core.
 

@@ -1,15 +1,18 @@
 """The promise table: every file format, the module that speaks it, and what it keeps.
 
-The core names converters only here, as strings, and loads one when it is first used.
+The core names converters only here, as strings, and loads one when it is first used. The
+round-trip tests, the loss report, `persistlib formats` and the table in README.md derive from it.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
+import zipfile
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from persistlib.dtypes import DType  # noqa: TC001 - a NamedTuple resolves its annotations
 from persistlib.errors import Code, error
 from persistlib.files import read_fault
 
@@ -24,8 +27,13 @@ class Format(NamedTuple):
         name: what `--to` calls it.
         title: what people call it.
         suffixes: file name endings, the usual one first.
-        speaker: the module with `open_file` and `write`; empty for a graph, which is exported.
-        keeps: what a file of the format keeps of a model.
+        speaker: the module with `open_file`, and `write_to` where it is written.
+        keeps: what a file of the format keeps of a checkpoint, in words of `PROMISES`.
+        dtypes: the column of `dtypes.Row` that says which dtypes it can hold; empty for none.
+        reads_with: options of the speaker's `open_file` beside the path.
+        writes_with: options of its `write_to` beside the checkpoint and the file.
+        is_written: whether persistlib writes it.
+        remark: what else there is to know, a clause.
     """
 
     name: str
@@ -33,41 +41,110 @@ class Format(NamedTuple):
     suffixes: tuple[str, ...]
     speaker: str
     keeps: frozenset[str]
+    dtypes: tuple[str, ...] = ()
+    reads_with: frozenset[str] = frozenset()
+    writes_with: frozenset[str] = frozenset()
+    is_written: bool = True
+    remark: str = ""
 
     def module(self) -> Any:
         """Return the module that speaks the format."""
         return _module(self.speaker)
 
+    def holds(self, dtype: DType) -> bool:
+        """Return whether a file of the format can hold a dtype."""
+        return any(getattr(dtype.value, column) for column in self.dtypes)
 
-_HEAD = 16
-# A zip archive; pickles of protocols 2 to 5, with which torch's older stream begins.
-_TORCH_STARTS = (b"PK\3\4", b"\x80\2", b"\x80\3", b"\x80\4", b"\x80\5")
-WEIGHTS = frozenset({"dtypes", "bits", "names", "ties"})
+
+PROMISES = {
+    "bits": "every byte of every tensor",
+    "names": "every tensor's name",
+    "ties": "which names share one tensor",
+    "order": "the order of the tensors",
+    "metadata": "string metadata",
+    "graph": "the network itself",
+}
+_WEIGHTS = frozenset({"bits", "names", "ties"})
 FORMATS = {
     row.name: row
     for row in (
         Format(
             "safetensors",
             "safetensors",
-            (".safetensors",),
+            (".safetensors", ".safetensors.index.json"),
             "persistlib.converters.safetensors_file",
-            WEIGHTS | {"metadata"},
+            _WEIGHTS | {"metadata"},
+            ("safetensors",),
         ),
         Format(
             "torch",
             "PyTorch state_dict",
             (".pt", ".pth", ".bin", ".ckpt"),
             "persistlib.converters.torch_file",
-            WEIGHTS | {"order"},
+            _WEIGHTS | {"order"},
+            ("torch", "torch_pairs"),
+            reads_with=frozenset({"key"}),
         ),
-        Format("onnx", "ONNX graph", (".onnx",), "", frozenset({"graph", "interface"})),
+        Format(
+            "hdf5",
+            "HDF5",
+            (".hdf5", ".h5"),
+            "persistlib.converters.hdf5_file",
+            _WEIGHTS | {"order", "metadata"},
+            ("hdf5",),
+            reads_with=frozenset({"layout"}),
+            writes_with=frozenset({"compression"}),
+        ),
+        Format(
+            "keras",
+            "Keras",
+            (".keras", ".weights.h5"),
+            "persistlib.converters.keras_file",
+            _WEIGHTS | {"graph"},
+            ("hdf5",),
+            reads_with=frozenset({"layout"}),
+            is_written=False,
+            remark="read only",
+        ),
+        Format(
+            "onnx",
+            "ONNX graph",
+            (".onnx",),
+            "persistlib.converters.onnx_graph",
+            _WEIGHTS | {"order", "metadata", "graph"},
+            ("onnx",),
+            reads_with=frozenset({"key", "external"}),
+            writes_with=frozenset({"template", "beside"}),
+            remark="written from a bundle, or into a given graph (--template)",
+        ),
     )
 }
+
+_HEAD = 64
+_ZIP = b"PK\3\4"
+# Pickles of protocols 2 to 5, with which torch's older stream begins.
+_PICKLES = (b"\x80\2", b"\x80\3", b"\x80\4", b"\x80\5")
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+# An HDF5 file may begin with a block of the user's (the superblock is at 0, 512, 1024, ...).
+_HDF5_PLACES = tuple([0] + [512 << shift for shift in range(12)])
+_KERAS = {"config.json", "model.weights.h5"}
+_MAP = b'"weight_map"'
+_INDEX_HEAD = 1 << 16
+# Fields of ModelProto by number: the wire types that they have.
+_MODEL_FIELDS = {1: 0, 2: 2, 3: 2, 4: 2, 5: 0, 6: 2, 7: 2, 8: 2, 14: 2, 20: 2, 25: 2, 26: 2}
+_IR_VERSION = 0x08
 
 
 @cache
 def _module(name: str) -> Any:
     return importlib.import_module(name)
+
+
+def ending(path: StrPath) -> str:
+    """Return the longest ending of a path that stands for a format, or its last one."""
+    name = os.path.basename(os.fspath(path)).lower()
+    known = [s for row in FORMATS.values() for s in row.suffixes if name.endswith(s)]
+    return max(known, key=len, default=os.path.splitext(name)[1])
 
 
 def by_suffix(path: StrPath) -> Format:
@@ -76,7 +153,7 @@ def by_suffix(path: StrPath) -> Format:
     Raises:
         FormatError: no format has that ending.
     """
-    suffix = os.path.splitext(os.fspath(path))[1].lower()
+    suffix = ending(path)
     for row in FORMATS.values():
         if suffix in row.suffixes:
             return row
@@ -100,7 +177,7 @@ def by_name(name: str) -> Format:
 
 
 def by_content(path: StrPath) -> Format:
-    """Return the format that a file's first bytes show.
+    """Return the format that a file's own bytes show, whatever it is called.
 
     Raises:
         FormatError: they show none that is read here.
@@ -108,16 +185,69 @@ def by_content(path: StrPath) -> Format:
     """
     try:
         with open(path, "rb") as handle:
-            head = handle.read(_HEAD)
+            head = handle.read(_INDEX_HEAD)
+            handle.seek(0)
+            name = _shown(head) or ("hdf5" if _has_superblock(handle) else "")
     except OSError as fault:
         raise read_fault(fault, path) from fault
-    if head.startswith(_TORCH_STARTS):
-        return FORMATS["torch"]
-    if head[8:9] == b"{":
-        return FORMATS["safetensors"]
+    if name == "torch" and head.startswith(_ZIP) and _is_keras(path):
+        name = "keras"
+    if name:
+        return FORMATS[name]
     raise error(
         Code.FORMAT_UNKNOWN,
         path,
         "its first bytes show no format that is read here",
-        "give a bundle, a safetensors file or a PyTorch checkpoint",
+        f"give a bundle, or a file of {', '.join(row.title for row in FORMATS.values())}",
     )
+
+
+def _shown(head: bytes) -> str:
+    """Return the name of the format that the first bytes show, or nothing."""
+    if head.startswith((_ZIP, *_PICKLES)):
+        return "torch"
+    if head.startswith(_HDF5):
+        return "hdf5"
+    if head[8:9] == b"{" or (head.lstrip()[:1] == b"{" and _MAP in head):
+        return "safetensors"
+    return "onnx" if _is_model(head[:_HEAD]) else ""
+
+
+def _has_superblock(handle: Any) -> bool:
+    for place in _HDF5_PLACES:
+        handle.seek(place)
+        if handle.read(len(_HDF5)) == _HDF5:
+            return True
+    return False
+
+
+def _is_keras(path: StrPath) -> bool:
+    """Return whether a zip archive is a Keras model; what is odd is left to the strict audit."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return set(archive.namelist()) >= _KERAS
+    except Exception:  # noqa: BLE001 - a hostile archive may make the library raise anything
+        return False
+
+
+def _is_model(head: bytes) -> bool:
+    """Return whether bytes begin as an `onnx.ModelProto` does: known fields, well encoded."""
+    at = 0
+    seen = 0
+    while at < len(head) and seen < 3:
+        tag = head[at]
+        at += 1
+        if tag & 0x80:  # fields from 16 on take two bytes, and come last
+            break
+        if _MODEL_FIELDS.get(tag >> 3) != tag & 7 or (not seen and tag not in {_IR_VERSION, 0x3A}):
+            return False
+        value = shift = 0
+        while at < len(head):
+            byte = head[at]
+            value |= (byte & 0x7F) << shift
+            at, shift = at + 1, shift + 7
+            if byte < 0x80:
+                break
+        at += value if tag & 7 else 0
+        seen += 1
+    return seen > 0

@@ -48,7 +48,7 @@ _REMEDIES = {
 }
 # One write call moves at most about 2 GiB on Linux; smaller pieces let hashing keep up.
 _PIECE = 64 << 20
-_WRITE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+_WRITE_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 class OutFile:
@@ -57,10 +57,12 @@ class OutFile:
     Attributes:
         fd: its descriptor.
         size: bytes written so far.
+        path: where it can be read back before it is published; its name in a `NewFolder`.
     """
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, path: str) -> None:
         self.fd = fd
+        self.path = path
         self.size = 0
         self._begun = 0
 
@@ -76,6 +78,12 @@ class OutFile:
             self.size += count
             self._begin_writeback()
         return done
+
+    def patch(self, offset: int, data: Buffer) -> None:
+        """Write over bytes that were written before."""
+        view = memoryview(data)
+        if os.pwrite(self.fd, view, offset) != view.nbytes:
+            raise OSError(errno.EIO, "the disk takes no bytes")
 
     def _begin_writeback(self) -> None:
         """Let the disk begin with what is written, so that the fsync at the end waits less."""
@@ -108,7 +116,7 @@ class NewFolder:
             raise error(Code.NAME_UNSAFE, name, fault, "give the file a plain name")
         fd = os.open(name, _WRITE_FLAGS, 0o666, dir_fd=self.fd)
         try:
-            yield OutFile(fd)
+            yield OutFile(fd, name)
             sync(fd)
         finally:
             close(fd)
@@ -190,7 +198,7 @@ def file(path: StrPath, *, overwrite: bool = True) -> Generator[OutFile]:
         fd = -1
         try:
             fd = os.open(staged, _WRITE_FLAGS, 0o666, dir_fd=place.fd)
-            yield OutFile(fd)
+            yield OutFile(fd, os.path.join(place.parent, staged))
             keep_mode(fd, _check_file(place, overwrite=overwrite))
             sync(fd)
             place.rename(staged, place.name)

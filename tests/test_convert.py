@@ -17,12 +17,16 @@ from safetensors.torch import load_file, load_model
 import persistlib
 import saved_models
 from persistlib import conversion
+from persistlib.checkpoint import tensor_rows
+from persistlib.digests import digest
 from persistlib.errors import Code, LossError, PersistlibError, UsageError
 from portrait import bits, settle
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from persistlib.checkpoint import CheckpointReader
+    from persistlib.digests import TensorRow
     from persistlib.manifest.schema import Manifest
 
 ENDINGS = {"safetensors": ".safetensors", "torch": ".pt"}
@@ -193,8 +197,11 @@ def test_a_file_that_stands_there_is_replaced_only_when_asked(tied: Path, tmp_pa
 def test_what_does_not_read_back_the_same_is_removed(
     tied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    identities = iter(["blake3:one", "blake3:other"])
-    monkeypatch.setattr(conversion, "identity", lambda _checkpoint: next(identities))
+    def spoiled(checkpoint: CheckpointReader) -> tuple[TensorRow, ...]:
+        first, *rest = tensor_rows(checkpoint)
+        return (first._replace(blake3=digest(b"other")), *rest)
+
+    monkeypatch.setattr(conversion, "tensor_rows", spoiled)
     with pytest.raises(PersistlibError) as caught:
         persistlib.convert(tied, tmp_path / "model.pt")
     assert caught.value.code == Code.READBACK.identifier

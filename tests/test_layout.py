@@ -35,8 +35,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("checkpoint", "manifest"),
     ("formats", "installed"),
     (
-        *("architecture", "bundle", "card", "compat", "conversion", "examples", "preprocessing"),
-        *("summary", "verification", "writing"),
+        *("architecture", "bundle", "card", "casting", "compat", "conversion", "examples"),
+        *("preprocessing", "selection", "sources", "summary", "verification", "writing"),
     ),
     ("export", "runtime", "training"),
     ("behaviour", "graphs", "loading", "saving"),

@@ -18,7 +18,7 @@ from torch import nn
 from persistlib.architecture.freezing import keep_in_eval, kept_in_eval
 from persistlib.checkpoint import CheckpointReader, Entry, check_booleans
 from persistlib.digests import digest, encode_name
-from persistlib.dtypes import DType, by_name
+from persistlib.dtypes import DType, of_torch
 from persistlib.errors import Code, Severity, error, error_of, finding
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def dtype_of(tensor: torch.Tensor) -> DType:
     Raises:
         ModelError: no file keeps that dtype.
     """
-    dtype = by_name("torch", str(tensor.dtype).removeprefix("torch."))
+    dtype = of_torch(str(tensor.dtype))
     if dtype is None:
         raise error(Code.MODEL_DTYPE, str(tensor.dtype), "no file keeps it", "cast the tensor")
     return dtype

@@ -17,10 +17,11 @@ from persistlib.architecture.encoding import decode
 from persistlib.architecture.module_state import tensor_bytes
 from persistlib.architecture.structure import dtype_name
 from persistlib.digests import TensorRow, digest, weights_identity
-from persistlib.dtypes import by_name
+from persistlib.dtypes import of_torch
 from persistlib.errors import Code, error, finding
-from persistlib.formats import FORMATS
 from persistlib.manifest.schema import Lineage
+from persistlib.selection import without_wrappers
+from persistlib.sources import open_file
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -77,22 +78,20 @@ def fetched_from(recipe: Recipe, weights: object, module: nn.Module) -> Lineage:
     rows = [
         TensorRow(name, dtype, tuple(tensor.shape), digest(tensor_bytes(tensor)))
         for name, tensor in module.state_dict(keep_vars=True).items()
-        if (dtype := by_name("torch", str(tensor.dtype).removeprefix("torch."))) is not None
+        if (dtype := of_torch(str(tensor.dtype))) is not None
     ]
     source = f"{recipe.builder}:{getattr(weights, 'name', weights)}"
     return Lineage(relation=_FINE_TUNED, id=weights_identity(rows), source=source)
 
 
 def open_checkpoint(path: str) -> CheckpointReader:
-    """Return a reader of a .safetensors, .pt or .pth file.
+    """Return a reader of a weights file, what wrappers put before its names taken off.
 
     Raises:
         FormatError: the file is not well-formed.
         TargetError: it cannot be read.
     """
-    name = "safetensors" if path.endswith(".safetensors") else "torch"
-    reader: CheckpointReader = FORMATS[name].module().open_file(path)
-    return reader
+    return without_wrappers(open_file(path))
 
 
 def load(module: nn.Module, reader: CheckpointReader, path: str) -> Lineage | Unfit:

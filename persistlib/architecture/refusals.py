@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from persistlib.architecture.module_state import unsaved_tensors
-from persistlib.dtypes import by_name
+from persistlib.dtypes import of_torch
 from persistlib.errors import Code, error, finding
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def _wrapped(model: nn.Module) -> Iterator[Finding]:
 
 def _refusal(tensor: torch.Tensor) -> tuple[Code, str, str] | None:
     """Return why a tensor cannot be kept, and the remedy; the first reason decides."""
-    keeps = by_name("torch", str(tensor.dtype).removeprefix("torch.")) is not None
+    keeps = of_torch(str(tensor.dtype)) is not None
     kind = type(tensor).__name__
     reasons = (
         (is_lazy(tensor), Code.MODEL_UNINITIALISED, "has no shape yet", "run the model once"),

@@ -16,7 +16,7 @@ from persistlib.architecture.freezing import is_kept_in_eval
 from persistlib.architecture.parametrized import is_parametrized, plain_class, recomputed
 from persistlib.architecture.values import Outline, class_name, outline
 from persistlib.digests import PREFIX, digest
-from persistlib.dtypes import by_name
+from persistlib.dtypes import of_torch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -147,9 +147,8 @@ def module_class_name(module: nn.Module) -> str:
 
 def dtype_name(tensor: torch.Tensor) -> str:
     """Return a tensor's dtype as the manifest spells it, or as torch does where it has none."""
-    name = str(tensor.dtype).removeprefix("torch.")
-    known = by_name("torch", name)
-    return known.name if known else name
+    known = of_torch(str(tensor.dtype))
+    return known.name if known else str(tensor.dtype).removeprefix("torch.")
 
 
 def source_digest(builder: Callable[..., Any]) -> str | None:

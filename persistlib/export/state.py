@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from persistlib.dtypes import DType, by_name
+from persistlib.dtypes import DType, of_torch
 from persistlib.errors import Code, error
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def dtype_of(tensor: torch.Tensor, name: str) -> DType:
     Raises:
         ExportError: the table has none.
     """
-    dtype = by_name("torch", str(tensor.dtype).removeprefix("torch."))
+    dtype = of_torch(str(tensor.dtype))
     if dtype is None:
         raise error(Code.EXPORT_FAILED, name, f"{tensor.dtype} has no place in a graph", "cast it")
     return dtype

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from hypothesis import strategies as st
 
 from persistlib.checkpoint import Entry, MemoryCheckpoint
 from persistlib.digests import digest
-from persistlib.dtypes import DType
+from persistlib.dtypes import DType, of_torch
+from persistlib.formats import FORMATS
 from persistlib.manifest import document
 from persistlib.manifest.schema import (
     Architecture,
@@ -44,7 +46,8 @@ tensor_names = st.one_of(
     odd_names,
     st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12),
 )
-dtypes = st.sampled_from(list(DType))
+# Those that a bundle keeps; a format's own set is `held_by`.
+dtypes = st.sampled_from([dtype for dtype in DType if of_torch(dtype.value.torch)])
 # Scalars, empty ones, and extents that no vector width divides.
 shapes = st.one_of(
     st.just(()),
@@ -62,7 +65,14 @@ def tensor_bytes(draw: st.DrawFn, dtype: DType, shape: tuple[int, ...]) -> memor
     data = bytearray((seed * (size // len(seed) + 1))[:size])
     if dtype is DType.BOOL:
         data = bytearray(byte & 1 for byte in data)
+    if data and (used := math.prod(shape) * dtype.value.bits % 8):
+        data[-1] &= (1 << used) - 1
     return memoryview(data)
+
+
+def held_by(*formats: str) -> st.SearchStrategy[DType]:
+    """Dtypes that all these formats can hold."""
+    return st.sampled_from([d for d in DType if all(FORMATS[name].holds(d) for name in formats)])
 
 
 @st.composite

@@ -12,11 +12,11 @@ import zipfile
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from persistlib.dtypes import DType  # noqa: TC001 - a NamedTuple resolves its annotations
 from persistlib.errors import Code, error
 from persistlib.files import read_fault
 
 if TYPE_CHECKING:
+    from persistlib.dtypes import DType
     from persistlib.files import StrPath
 
 

@@ -13,6 +13,7 @@ The file is LZMA of canonical JSON::
 
 Names, shapes, rows and releases are referred to by position; groups of rows
 are shared by the builders that agree. `releases` is the first and the last that gave these rows.
+What else `zoo_forms` describes stands in the same file, under a key of its own.
 """
 
 from __future__ import annotations
@@ -107,15 +108,19 @@ def inputs_of(builder: str) -> tuple[tuple[int, ...], ...]:
 
 @cache
 def entries() -> tuple[ZooEntry, ...]:
-    """Return every entry of the shipped index, or of the user's cache where that is newer."""
+    """Return every entry of the shipped index, and of the user's cache where that is newer."""
+    return tuple(entry for index in indexes() for entry in read_entries(index))
+
+
+def indexes() -> tuple[dict[str, Any], ...]:
+    """Return the shipped index, and the one in the user's cache where that is newer."""
     index = unpack(shipped())
     try:
         cached = unpack(cache_path().read_bytes())
     except (OSError, ValueError):
-        return read_entries(index)
-    if _number(cached["releases"][-1]) > _number(index["releases"][-1]):
-        return (*read_entries(index), *read_entries(cached))
-    return read_entries(index)
+        return (index,)
+    newer = _number(cached["releases"][-1]) > _number(index["releases"][-1])
+    return (index, cached) if newer else (index,)
 
 
 def shipped() -> bytes:
@@ -125,12 +130,7 @@ def shipped() -> bytes:
 
 def read_entries(index: Mapping[str, Any]) -> tuple[ZooEntry, ...]:
     """Return the entries of an index."""
-    names, shapes = index["names"], [tuple(shape) for shape in index["shapes"]]
-    groups = [
-        frozenset((names[name], dtype, shapes[shape]) for name, shape, dtype in group)
-        for group in index["rows"]
-    ]
-    releases = index["releases"]
+    groups, releases = read_groups(index), index["releases"]
     return tuple(
         ZooEntry(
             item["builder"],
@@ -142,6 +142,15 @@ def read_entries(index: Mapping[str, Any]) -> tuple[ZooEntry, ...]:
         )
         for item in index["entries"]
     )
+
+
+def read_groups(index: Mapping[str, Any]) -> list[frozenset[Row]]:
+    """Return the groups of rows that entries and forms refer to."""
+    names, shapes = index["names"], [tuple(shape) for shape in index["shapes"]]
+    return [
+        frozenset((names[name], dtype, shapes[shape]) for name, shape, dtype in group)
+        for group in index["rows"]
+    ]
 
 
 def index_of(found: Iterable[ZooEntry], releases: Iterable[str]) -> dict[str, Any]:

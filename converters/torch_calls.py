@@ -36,6 +36,7 @@ REFUSED = {
     "torch._utils._rebuild_qtensor": "a quantised tensor",
     "torch._utils._rebuild_meta_tensor_no_storage": "a tensor without values (device meta)",
     "torch._utils._rebuild_nested_tensor": "a nested tensor",
+    "torch.nested._internal.nested_tensor._rebuild_njt": "a nested tensor",
     "torch._utils._rebuild_wrapper_subclass": "a tensor subclass",
 }
 

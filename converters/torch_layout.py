@@ -6,6 +6,7 @@ its own size.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from persistlib.checkpoint import Entry
@@ -32,8 +33,8 @@ class View(NamedTuple):
         storage: the storage's key.
         begin: first byte, from the storage's start.
         dtype: element type.
-        shape: extents.
-        strides: steps in elements.
+        shape: extents, in bytes where two elements share one.
+        strides: steps in elements, or in such bytes.
     """
 
     storage: str
@@ -43,13 +44,14 @@ class View(NamedTuple):
     strides: tuple[int, ...]
 
     def entry(self, name: str) -> Entry:
-        """Return the tensor that the view shows."""
-        return Entry(name, self.dtype, self.shape)
+        """Return the tensor that the view shows; of pairs, twice as many elements."""
+        shape = (*self.shape[:-1], 2 * self.shape[-1]) if self.dtype.is_packed else self.shape
+        return Entry(name, self.dtype, shape)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the dense tensor."""
-        return self.dtype.nbytes(self.shape)
+        return math.prod(self.shape) * self.dtype.itemsize
 
     @property
     def is_dense(self) -> bool:
@@ -72,7 +74,7 @@ class View(NamedTuple):
         size = self.dtype.itemsize
         strided = np.ndarray(
             self.shape,
-            np.dtype(f"u{size}"),
+            np.dtype(f"V{size}"),
             storage,
             self.begin,
             tuple(stride * size for stride in self.strides),
@@ -83,7 +85,8 @@ class View(NamedTuple):
         """Return dense elements in the other byte order."""
         import numpy as np
 
-        size = 4 if self.dtype is DType.C64 else self.dtype.itemsize
+        is_complex = self.dtype in (DType.C64, DType.C128)
+        size = self.dtype.itemsize // 2 if is_complex else self.dtype.itemsize
         if size == 1 or not values.nbytes:
             return values
         array: np.ndarray = np.frombuffer(values, np.dtype(f"u{size}")).byteswap()
@@ -114,7 +117,10 @@ def views_of(
 
 
 def _view(tensor: Tensor, record: Record, where: str) -> View:
-    storage, dtype = tensor.storage, by_name("torch", tensor.dtype)
+    storage, pairs = tensor.storage, by_name("torch_pairs", tensor.dtype)
+    dtype = pairs or by_name("torch", tensor.dtype)
+    if pairs and not tensor.shape:
+        raise error(Code.FORMAT_SHAPE, where, "two elements in a tensor without dimensions")
     if dtype is None:
         raise _dtype_fault(where, f"the dtype {tensor.dtype}", "cast it")
     if tensor.is_lazy:

@@ -23,11 +23,11 @@ STORAGES = {
     "uint8": "ByteStorage",
     "bool": "BoolStorage",
     "complex64": "ComplexFloatStorage",
+    "complex128": "ComplexDoubleStorage",
 }
 # Those that persistlib cannot keep, with the bytes of an element: such a tensor may stand unused
 # beside the weights, and is refused by its own name otherwise.
 _FOREIGN = {
-    "complex128": ("ComplexDoubleStorage", 16),
     "qint32": ("QInt32Storage", 4),
     "qint8": ("QInt8Storage", 1),
     "quint8": ("QUInt8Storage", 1),
@@ -42,11 +42,10 @@ STORAGE_DTYPES = (
     | {f"torch.cuda.{kind}": dtype for dtype, kind in _TYPED.items()}
     | dict.fromkeys(UNTYPED, "")
 )
-DTYPES = frozenset(
-    {f"torch.{dtype.value.torch}" for dtype in DType}
-    | {f"torch.{dtype}" for dtype in _FOREIGN}
-    | {"torch.complex32", "torch.float4_e2m1fn_x2"}
-)
+_KEPT = {name for dtype in DType for name in (dtype.value.torch, dtype.value.torch_pairs) if name}
+# Bare bytes under a dtype that nothing else knows; refused by name as well.
+_UNKEPT = {"complex32", "bcomplex32", "bits8", "bits16", "bits1x8", "bits2x4", "bits4x2"}
+DTYPES = frozenset(f"torch.{name}" for name in (*_KEPT, *_FOREIGN, *_UNKEPT))
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from persistlib.converters import torch_zip
 from persistlib.converters.torch_values import STORAGES, UNTYPED
 from persistlib.converters.torch_zip import FULL16, FULL32
 from persistlib.digests import encode_name
+from persistlib.errors import Code, error
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -138,13 +139,13 @@ def _pickle(checkpoint: CheckpointReader) -> bytes:
 
 def _tensor(entry: Entry, index: int) -> bytes:
     """Return the call that rebuilds one tensor; dtypes without a storage class name themselves."""
-    kind = STORAGES.get(entry.dtype.value.torch)
-    itemsize = entry.dtype.itemsize
-    numel = entry.nbytes // itemsize if kind else entry.nbytes
+    dtype, shape = _named(entry)
+    kind = STORAGES.get(dtype)
+    numel = entry.nbytes // entry.dtype.itemsize if kind else entry.nbytes
     storage = f"torch {kind}" if kind else " ".join(UNTYPED[0].rsplit(".", 1))
     strides: list[int] = []
     step = 1
-    for extent in reversed(entry.shape):
+    for extent in reversed(shape):
         strides.insert(0, step)
         step *= max(extent, 1)
     return b"".join(
@@ -154,14 +155,32 @@ def _tensor(entry: Entry, index: int) -> bytes:
             *(_text("storage"), _global(storage), _text(str(index)), _text("cpu"), _int(numel)),
             b"tQ",
             _int(0),
-            *(b"(", *map(_int, entry.shape), b"t"),
+            *(b"(", *map(_int, shape), b"t"),
             *(b"(", *map(_int, strides), b"t"),
             b"\x89",
             _DICT,
-            b"" if kind else _global(f"torch {entry.dtype.value.torch}"),
+            b"" if kind else _global(f"torch {dtype}"),
             b"tR",
         )
     )
+
+
+def _named(entry: Entry) -> tuple[str, tuple[int, ...]]:
+    """Return torch's dtype and shape of a tensor; of pairs, the last extent is half.
+
+    Raises:
+        FormatError: torch has no such dtype, or the elements do not come in pairs.
+    """
+    row = entry.dtype.value
+    if row.torch:
+        return row.torch, entry.shape
+    if not row.torch_pairs:
+        remedy = "cast it, or choose another format"
+        raise error(Code.FORMAT_DTYPE, entry.name, f"torch has no {entry.dtype.name}", remedy)
+    if not entry.shape or entry.shape[-1] % 2:
+        reason = f"torch keeps {entry.dtype.name} in pairs, its last extent is odd or none"
+        raise error(Code.FORMAT_SHAPE, entry.name, reason, "choose another format")
+    return row.torch_pairs, (*entry.shape[:-1], entry.shape[-1] // 2)
 
 
 def _global(name: str) -> bytes:

@@ -1,0 +1,194 @@
+"""The objects of an HDF5 file, reached by hard links alone: the one accessor.
+
+Law: every object of the tree was reached from the root by hard links and is met once, and nothing
+of it was read; a file with a link of any other kind has no tree.
+
+Soft and external links, user-defined ones, groups with two paths (a cycle is one) and names that
+are no plain path component are refused. Everything that reads HDF5 here goes through this module
+and `hdf5_dataset`: none subscripts an `h5py.File`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+from h5py import h5a, h5g, h5l, h5o, h5t
+
+from persistlib.converters.listing import refusal
+from persistlib.errors import Code
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+DEPTH_LIMIT = 64
+OBJECT_LIMIT = 200_000
+ATTRIBUTE_LIMIT = 1_000
+TEXT_LIMIT = 16 << 20
+_OBJECT_BYTES = 64  # of a file, at least, for each object
+_FEW = 1_000
+
+
+@dataclass
+class Item:
+    """One object: a group, a dataset or a named datatype.
+
+    Attributes:
+        paths: its paths from the root, joined by slashes, in the order met; the root's is empty.
+        id: the open object of h5py's low-level interface.
+    """
+
+    paths: list[str]
+    id: Any
+
+    @property
+    def path(self) -> str:
+        """The first path."""
+        return self.paths[0]
+
+
+@dataclass
+class Tree:
+    """All objects of a file, each kind in the order of their first paths' walk.
+
+    Attributes:
+        groups: the groups by path, the root's empty path among them.
+        datasets: the datasets by first path.
+        others: paths of named datatypes, which hold no values.
+    """
+
+    groups: dict[str, Item] = field(default_factory=dict)
+    datasets: dict[str, Item] = field(default_factory=dict)
+    others: list[str] = field(default_factory=list)
+
+
+def survey(file: Any, size: int) -> Tree:
+    """Return the tree of an open `h5py.File` whose file has `size` bytes; parents come first.
+
+    Raises:
+        FormatError: a link is no hard link, or the tree is deeper or larger than it may be.
+    """
+    return _Survey(file, min(OBJECT_LIMIT, _FEW + size // _OBJECT_BYTES)).run()
+
+
+class _Survey:
+    def __init__(self, file: Any, most: int) -> None:
+        self._tree, self._most = Tree(), most
+        self._met: dict[int, Item] = {}
+        self._waiting: list[tuple[Item, int]] = []
+        self._links = 0
+        self._add("", h5g.open(file.id, b"/"), 0)
+
+    def run(self) -> Tree:
+        while self._waiting:
+            group, depth = self._waiting.pop()
+            if depth > DEPTH_LIMIT:
+                raise refusal(Code.FORMAT_LIMIT, group.path[:80], f"deeper than {DEPTH_LIMIT}")
+            for name in self._names(group):
+                path = f"{group.path}/{name}" if group.path else name
+                self._add(path, h5o.open(group.id, name.encode()), depth + 1)
+        return self._tree
+
+    def _names(self, group: Item) -> list[str]:
+        """Return the names of a group's links, all hard, in the order of their bytes."""
+        found: list[tuple[bytes, int]] = []
+
+        def note(name: bytes, info: Any) -> bool | None:
+            found.append((name, info.type))
+            return True if len(found) + self._links > self._most else None
+
+        group.id.links.iterate(note, info=True)
+        self._links += len(found)
+        if self._links > self._most:
+            raise refusal(Code.FORMAT_LIMIT, group.path, f"more than {self._most} links")
+        for raw, kind in found:
+            if kind != h5l.TYPE_HARD:
+                said = {h5l.TYPE_SOFT: "a soft link", h5l.TYPE_EXTERNAL: "an external link"}
+                where = f"{group.path}/{raw.decode('utf-8', 'replace')}".lstrip("/")
+                what = said.get(kind, "a link of an unknown kind")
+                raise refusal(Code.FORMAT_UNSAFE, where, f"{what}, which is never followed")
+        return [_component(raw, group.path) for raw, _ in sorted(found)]
+
+    def _add(self, path: str, opened: Any, depth: int) -> None:
+        info = h5o.get_info(opened)
+        if (known := self._met.get(info.addr)) is not None:
+            if info.type == h5o.TYPE_GROUP:
+                reason = f"the same group as {known.path or 'the root'!r}"
+                raise refusal(Code.FORMAT_UNSAFE, path, reason)
+            known.paths.append(path)
+            return
+        self._met[info.addr] = item = Item([path], opened)
+        if info.type == h5o.TYPE_GROUP:
+            self._tree.groups[path] = item
+            self._waiting.append((item, depth))
+        elif info.type == h5o.TYPE_DATASET:
+            self._tree.datasets[path] = item
+        else:
+            self._tree.others.append(path)
+
+
+def _component(raw: bytes, folder: str) -> str:
+    try:
+        name = raw.decode()
+    except UnicodeDecodeError as fault:
+        raise refusal(Code.FORMAT_NAME, folder, f"holds the name {raw[:80]!r}") from fault
+    if name in {"", ".", ".."} or "/" in name:
+        raise refusal(Code.FORMAT_NAME, folder, f"holds the name {name!r}")
+    return name
+
+
+def attributes(item: Item) -> Mapping[str, Any]:
+    """Return the attributes of an object that are text or numbers, by name in byte order.
+
+    Text is `str`, or a list of `str`; numbers are numpy arrays, of rank 0 for one. Others (NULL,
+    references, compounds) are None.
+
+    Raises:
+        FormatError: there are too many, or one is too large, or its name is not UTF-8.
+    """
+    names: list[bytes] = []
+
+    def note(name: bytes) -> bool | None:
+        names.append(name)
+        return True if len(names) > ATTRIBUTE_LIMIT else None
+
+    h5a.iterate(item.id, note)
+    if len(names) > ATTRIBUTE_LIMIT:
+        raise refusal(Code.FORMAT_LIMIT, item.path, f"more than {ATTRIBUTE_LIMIT} attributes")
+    return {_text(raw, item.path): _value(item, raw) for raw in sorted(names)}
+
+
+def _value(item: Item, name: bytes) -> Any:
+    opened = h5a.open(item.id, name)
+    kind, space = opened.get_type(), opened.get_space()
+    where = f"{item.path}@{name.decode('utf-8', 'replace')}"
+    count = space.get_simple_extent_npoints()
+    if count * kind.get_size() > TEXT_LIMIT:
+        raise refusal(
+            Code.FORMAT_LIMIT, where, f"an attribute of {count} x {kind.get_size()} bytes"
+        )
+    if space.get_simple_extent_type() not in {h5py.h5s.SCALAR, h5py.h5s.SIMPLE}:
+        return None
+    if isinstance(kind, h5t.TypeStringID):
+        raw = np.empty(opened.shape, opened.dtype)
+        opened.read(raw)
+        if sum(len(value) for value in raw.flat) > TEXT_LIMIT:
+            raise refusal(Code.FORMAT_LIMIT, where, f"more than {TEXT_LIMIT} bytes of text")
+        texts = [_text(value, where) for value in raw.flat]
+        return texts if opened.shape else texts[0]
+    if isinstance(kind, (h5t.TypeIntegerID, h5t.TypeFloatID)) and kind.get_size() <= 8:
+        numbers = np.empty(opened.shape, opened.dtype)
+        opened.read(numbers)
+        return numbers
+    return None
+
+
+def _text(raw: Any, where: str) -> str:
+    if isinstance(raw, str):
+        return raw
+    try:
+        return bytes(raw).decode()
+    except UnicodeDecodeError as fault:
+        raise refusal(Code.FORMAT_HEADER, where, "text that is not UTF-8") from fault

@@ -1,0 +1,206 @@
+"""The process in which HDF5 and Keras files are parsed; its parent is `isolation`.
+
+Law: whatever the file makes the C library do, this process opens nothing, writes no file, takes no
+more memory and time than the file's own size allows, and says nothing that its parent believes
+unchecked.
+
+How a reader plugs in: a row of `WALKERS` names, for a kind of file, modules that are asked in
+order. Each has
+
+    def claims(source: Opened) -> bool
+    def walk(source: Opened, options: Mapping[str, str]) -> Listing
+
+The first that claims the file walks it. All modules are imported before anything of the file is
+read, because afterwards no descriptor can be had: a walker that needs a module imports it at its
+top, and opens nothing. Its errors (`listing.refusal`) name a place in the file, not the file. Any
+other exception it raises is reported as a malformed file.
+
+On the pipe a frame is a byte of kind, the payload's length (64 bits, little-endian) and the
+payload. The child says READY, then LISTING or FAULT. Asked for an entry by its index (64 bits), it
+says its bytes as DATA frames, at most `WINDOW` each, then END, or FAULT in their place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import resource
+import sys
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from persistlib.checkpoint import WINDOW
+from persistlib.converters.listing import Listing, Source, check_declared, refusal, render
+from persistlib.errors import Code, PersistlibError, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from typing_extensions import Buffer
+
+WALKERS: dict[str, tuple[str, ...]] = {
+    "hdf5": ("persistlib.converters.hdf5_walk",),
+}
+READY, LISTING, DATA, END, FAULT = b"R", b"L", b"D", b"Z", b"E"
+HEAD = 9  # a byte of kind, and the length
+INDEX = 8
+
+_REQUESTS, _REPLIES = 0, 1
+# Memory beyond what the interpreter and its libraries take: the largest chunk as it is stored and
+# as it is read, HDF5's own caches, a window, and the listing.
+_MEMORY = 384 << 20
+# Seconds of processor time, and the bytes that one more second is for.
+_CPU, _LISTED_A_SECOND, _READ_A_SECOND = 2, 16 << 20, 16 << 20
+
+
+class Opened(Source):
+    """The file being parsed: its descriptor, and the HDF5 library's view of it once asked for."""
+
+    _hdf5: Any = None
+
+    @property
+    def hdf5(self) -> Any:
+        """The file as an `h5py.File`, opened when first asked for.
+
+        Raises:
+            OSError: it is no HDF5 file.
+        """
+        if self._hdf5 is None:
+            self._hdf5 = open_hdf5(self)
+        return self._hdf5
+
+
+def open_hdf5(source: Source) -> Any:
+    """Return an `h5py.File` over a source, read-only; nothing is opened by name.
+
+    Raises:
+        OSError: it is no HDF5 file.
+    """
+    import h5py
+
+    return h5py.File(source, "r", driver="fileobj", rdcc_nbytes=16 << 20, rdcc_nslots=4001)
+
+
+class _Task(NamedTuple):
+    """What the parent asks for on the command line."""
+
+    fd: int
+    size: int
+    kind: str
+    options: dict[str, str]
+
+
+def main() -> None:
+    """Serve one file until the parent closes the pipe."""
+    task = _Task(*json.loads(sys.argv[1]))
+    walkers = [importlib.import_module(name) for name in WALKERS[task.kind]]
+    _warm_up()
+    _confine(task)
+    with contextlib.suppress(BrokenPipeError):
+        _say(READY)
+        source = Opened(task.fd, task.size)
+        if (listing := _list(walkers, source, task)) is not None:
+            _serve(listing, task)
+    # Closing what is half-parsed is the library's business no longer.
+    os._exit(0)
+
+
+def _warm_up() -> None:
+    """Load what Python would load at first use: a codec, and h5py's lazy parts."""
+    import h5py
+
+    printable("\n")
+    while h5py.h5pl.size():
+        h5py.h5pl.remove(0)
+
+
+def _confine(task: _Task) -> None:
+    """Give up, for good, what parsing does not need."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    allowed = _mapped() + _MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (allowed, allowed))
+    _allow_time(_CPU + task.size // _LISTED_A_SECOND)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
+
+
+def _mapped() -> int:
+    """Return the bytes of address space in use."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as handle:
+            return int(handle.read().split()[0]) * resource.getpagesize()
+    except OSError:  # no Linux; what the libraries map there is less than this
+        return 2 << 30
+
+
+def _allow_time(seconds: int) -> None:
+    """Let the process run for some seconds more; the kernel ends it then."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    soft = int(used.ru_utime + used.ru_stime) + 1 + seconds
+    resource.setrlimit(resource.RLIMIT_CPU, (soft, resource.RLIM_INFINITY))
+
+
+def _list(walkers: list[Any], source: Opened, task: _Task) -> Listing | None:
+    """Say what the file holds and return it, or say why not."""
+    try:
+        walker = next((w for w in walkers if w.claims(source)), None)
+        if walker is None:
+            raise refusal(Code.FORMAT_UNKNOWN, "", "no known layout of its format")  # noqa: TRY301
+        listing: Listing = walker.walk(source, task.options)
+        check_declared(listing.entries, source.size)
+        _say(LISTING, render(listing))
+    except BrokenPipeError:
+        raise
+    except Exception as fault:  # noqa: BLE001 - a hostile file may make the library raise anything
+        _say(FAULT, _fault(fault))
+        return None
+    return listing
+
+
+def _serve(listing: Listing, task: _Task) -> None:
+    """Answer requests until there are no more."""
+    assert listing.windows is not None
+    while index := os.read(_REQUESTS, INDEX):
+        entry = listing.entries[int.from_bytes(index, "little")]
+        _allow_time(_CPU + (task.size + entry.nbytes) // _READ_A_SECOND)
+        try:
+            for piece in _pieces(listing.windows(entry.name)):
+                _say(DATA, piece)
+            _say(END)
+        except BrokenPipeError:
+            raise
+        except Exception as fault:  # noqa: BLE001 - as above
+            _say(FAULT, _fault(fault, entry.name))
+
+
+def _pieces(windows: Iterator[memoryview]) -> Iterator[memoryview]:
+    for window in windows:
+        for start in range(0, window.nbytes, WINDOW):
+            yield window[start : start + WINDOW]
+
+
+def _fault(fault: Exception, name: str = "") -> bytes:
+    """Return an exception as the parent reads it."""
+    if isinstance(fault, PersistlibError):
+        said = [fault.code, fault.location, fault.reason, fault.remedy]
+    else:
+        code = Code.FORMAT_LIMIT if isinstance(fault, MemoryError) else Code.FORMAT_HEADER
+        reason = f"{type(fault).__name__}: {fault}"
+        if isinstance(fault, MemoryError):
+            reason = "parsing it needs more memory than a well-meant file would"
+        said = [code.identifier, name, reason, "fetch the file again from where it came"]
+    # Python may hold what UTF-8 cannot; the longest texts come from hostile files.
+    return json.dumps([printable(text)[:2000] for text in said]).encode()
+
+
+def _say(kind: bytes, payload: Buffer = b"") -> None:
+    view = memoryview(payload).cast("B") if memoryview(payload).nbytes else memoryview(b"")
+    _write(memoryview(kind + len(view).to_bytes(HEAD - 1, "little")))
+    _write(view)
+
+
+def _write(view: memoryview) -> None:
+    done = 0
+    while done < len(view):
+        done += os.write(_REPLIES, view[done:])

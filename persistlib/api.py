@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from pydantic import ValidationError
 
-from persistlib.bundle import Bundle, reading
+from persistlib.bundle import SHARD_BYTES, Bundle, reading
 from persistlib.canonical import encode
 from persistlib.casting import cast_target
 from persistlib.compat import Report, check_manifest, parse_target
@@ -22,10 +22,10 @@ from persistlib.errors import (
     error,
     missing_extra,
 )
-from persistlib.formats import FORMATS, by_name, by_suffix
+from persistlib.formats import FORMATS, by_name, by_suffix, ending
 from persistlib.installed import is_importable
 from persistlib.manifest.schema import Interface, Lineage, Manifest, Section, Training
-from persistlib.sources import is_folder
+from persistlib.sources import BUNDLE, is_folder, open_file
 from persistlib.summary import Summary, summarize
 from persistlib.verification import FileState, verify_files
 
@@ -60,7 +60,6 @@ if TYPE_CHECKING:
 
 _Section = TypeVar("_Section", bound=Section)
 
-SHARD_BYTES = 5_000_000_000
 _RUNTIMES = ("torch", "onnxruntime")
 
 
@@ -385,7 +384,8 @@ def convert(
     Args:
         source: a bundle, or a safetensors, PyTorch, HDF5, Keras or ONNX file.
         destination: the file to write.
-        to: the name of a format in `persistlib formats`; by default what the ending says.
+        to: the name of a format in `persistlib formats`; by default what the ending says. A whole
+            Keras model also becomes a "bundle", which a destination without an ending stands for.
         allow_loss: what may be lost, by the first word of the loss, or "all".
         dtype: what floating-point tensors are cast to, such as "f16" or "bf16"; by default nothing
             is cast.
@@ -405,6 +405,8 @@ def convert(
         LossError: the format does not keep something that was not allowed to be lost.
         PersistlibError: reading or writing failed; what stood at `destination` stands unchanged.
     """
+    if to == BUNDLE or (to is None and not ending(destination)):
+        return _convert_whole(source, destination, BUNDLE, trust=trust, overwrite=overwrite)
     target = by_name(to) if to is not None else by_suffix(destination)
     if not target.is_written:
         written = ", ".join(row.name for row in FORMATS.values() if row.is_written)
@@ -423,12 +425,7 @@ def convert(
             raise error(Code.USAGE, f"{name}=", f"means nothing for {target.title}", "leave it out")
     if target.name == "onnx" and template is None:
         if not is_folder(source):
-            raise error(
-                Code.USAGE,
-                source,
-                "a weights file has no graph",
-                "convert a bundle, or name an ONNX file that has the graph (--template)",
-            )
+            return _convert_whole(source, destination, "onnx", trust=trust, overwrite=overwrite)
         from persistlib.graphs import convert_graph
 
         return reading(source, lambda bundle: convert_graph(bundle, destination, trust=trust))
@@ -443,6 +440,32 @@ def convert(
         overwrite=overwrite,
     )
     return convert_weights(source, destination, target, wishes)
+
+
+def _convert_whole(
+    source: StrPath, destination: StrPath, to: str, *, trust: Collection[str], overwrite: bool
+) -> ConversionReport:
+    """Write a file that holds a whole model, architecture and all, as a bundle or a graph.
+
+    Raises:
+        UsageError: the file holds weights alone.
+        PersistlibError: as `keras_conversion.convert_keras`.
+    """
+    if is_folder(source):
+        raise error(Code.USAGE, source, "a bundle is not converted into one", "copy the folder")
+    with open_file(source) as file:
+        if file.format == "keras":
+            _require_torch("a whole Keras model")
+            from persistlib.keras_conversion import convert_keras
+
+            return convert_keras(source, file, destination, to=to, trust=trust, overwrite=overwrite)
+    raise error(
+        Code.USAGE,
+        source,
+        "a weights file has no graph",
+        f"persistlib identify {os.fspath(source)} --bundle DIR finds its architecture; or name an"
+        " ONNX file that has the graph (--template)",
+    )
 
 
 def finetune(

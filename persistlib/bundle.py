@@ -36,6 +36,8 @@ STATE = "state.safetensors"
 EXAMPLES = "examples.safetensors"
 GRAPH = "model.onnx"
 CARD = "README.md"
+# Weights above this are written as shards.
+SHARD_BYTES = 5_000_000_000
 # How often a reader begins again when a writer replaces the bundle under it.
 _ATTEMPTS = 1000
 _REFETCH = "fetch the bundle again from where it came"

@@ -39,13 +39,7 @@ def convert_graph(
         proof: Mapping[str, JsonValue] = graph.proof
     else:
         files, proof = _export(bundle, trust)
-    model, *external = files
-    for name in external:
-        beside = os.path.join(os.path.dirname(os.path.abspath(destination)), name)
-        with publish.file(beside) as out:
-            out.write(files[name])
-    with publish.file(destination) as out:
-        out.write(files[model])
+    write_graph(files, destination, overwrite=True)
     weights = manifest.weights
     return ConversionReport(
         source=bundle.path,
@@ -55,6 +49,21 @@ def convert_graph(
         identity=weights.identity,
         proof=proof,
     )
+
+
+def write_graph(files: Mapping[str, Buffer], destination: StrPath, *, overwrite: bool) -> None:
+    """Write a model, the first of the files, and its external data beside it.
+
+    Raises:
+        TargetError: writing failed; what stood there stands unchanged.
+    """
+    model, *external = files
+    for name in external:
+        beside = os.path.join(os.path.dirname(os.path.abspath(destination)), name)
+        with publish.file(beside, overwrite=overwrite) as out:
+            out.write(files[name])
+    with publish.file(destination, overwrite=overwrite) as out:
+        out.write(files[model])
 
 
 def _export(

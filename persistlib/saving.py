@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,7 @@ from persistlib.architecture.module_state import (
     tensor_bytes,
     unsaved_tensors,
 )
-from persistlib.bundle import CARD, EXAMPLES, GRAPH, STATE, WEIGHTS
+from persistlib.bundle import CARD, EXAMPLES, GRAPH, SHARD_BYTES, STATE, WEIGHTS
 from persistlib.canonical import SIZE_LIMIT
 from persistlib.digests import digest
 from persistlib.errors import Code, PersistlibError, Severity, error, finding, tell
@@ -65,6 +65,8 @@ _PACKAGES = ("torch", "torchvision", "numpy", "safetensors")
 _GRAPH_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 # The oldest releases that the loader is written for.
 REQUIRES = {"python": ">=3.10", "torch": ">=2.6"}
+
+
 # Of stored outputs, relative to their scale: another CPU or release sums in another order.
 _TOLERANCE = 1e-4
 
@@ -82,16 +84,19 @@ class Plan:
         license: SPDX identifier.
         sha256: whether files also get that digest.
         shard_bytes: the most bytes of tensors in one file.
+        requires: packages that the module cannot be rebuilt without, beyond torch, each with the
+            versions that will do.
     """
 
     interface: Interface
-    examples: Examples | None
-    training: Training | None
-    lineage: tuple[Lineage, ...]
-    name: str | None
-    license: str | None
-    sha256: bool
-    shard_bytes: int
+    examples: Examples | None = None
+    training: Training | None = None
+    lineage: tuple[Lineage, ...] = ()
+    name: str | None = None
+    license: str | None = None
+    sha256: bool = False
+    shard_bytes: int = SHARD_BYTES
+    requires: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -292,9 +297,10 @@ def _write(folder: NewFolder, prepared: _Prepared, plan: Plan, written: Written)
         state=_state(folder, state, prepared.unsaved, sha256=plan.sha256),
         training=plan.training,
         environment=installed.current(
-            (*_PACKAGES, *(_GRAPH_PACKAGES if graph else ())), _accelerator(devices)
+            (*_PACKAGES, *plan.requires, *(_GRAPH_PACKAGES if graph else ())),
+            _accelerator(devices),
         ),
-        requires=REQUIRES,
+        requires=REQUIRES | dict(plan.requires),
         graphs=(_graph(folder, graph, weights.identity, sha256=plan.sha256),) if graph else (),
         examples=_examples(folder, plan),
         lineage=plan.lineage,

@@ -32,6 +32,8 @@ _PACKAGES = ("torch.nn", "torchvision.models", "torchvision.ops")
 # Of torch's own operators, those that reach a file or foreign memory; the rest of `torch`, where
 # `load` lives, is no operator and not allowed at all.
 _REACHING_OUT = frozenset({"from_file", "frombuffer"})
+# A module of our own, which holds what it is given to be harmless.
+_OWN = frozenset({"persistlib.keras_models:KerasModel"})
 PARAMETRIZATIONS = frozenset(
     {
         "torch.nn.utils.parametrizations:orthogonal",
@@ -145,6 +147,8 @@ def untrusted(name: str) -> PersistlibError:
 
 def _allowed_module(module: str, qualified: str) -> bool:
     """Say from the text alone whether a name may be looked up."""
+    if f"{module}:{qualified}" in _OWN:
+        return True
     if module == "torch":
         return not qualified.startswith("_") and qualified not in _REACHING_OUT
     return within(module, _PACKAGES) and "." not in qualified and not qualified.startswith("__")
@@ -152,7 +156,7 @@ def _allowed_module(module: str, qualified: str) -> bool:
 
 def _allowed(found: Any, module: str, qualified: str) -> bool:
     """Say whether an object that was found on the allow-list may be used."""
-    if f"{module}:{qualified}" in PARAMETRIZATIONS:
+    if f"{module}:{qualified}" in PARAMETRIZATIONS | _OWN:
         return True
     if isinstance(found, type):
         return within(found.__module__, _PACKAGES) and issubclass(found, torch.nn.Module)

@@ -1,0 +1,156 @@
+"""From a Keras model file to a bundle or a graph, with proof.
+
+Law: what is published computes what Keras computes from the file: the torch module's outputs are
+compared with those that Keras gave in a process of its own, and the graph's with the module's.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from persistlib import examples
+from persistlib.architecture.module_state import TensorCheckpoint
+from persistlib.architecture.recipe import build
+from persistlib.checkpoint import identity
+from persistlib.conversion import ConversionReport
+from persistlib.errors import Code, error
+from persistlib.graphs import write_graph
+from persistlib.keras_models import BUILDER, KerasModel
+from persistlib.keras_reading import KerasContents, read
+from persistlib.manifest.schema import Interface, Lineage
+from persistlib.saving import Plan, save_module
+from persistlib.sources import BUNDLE
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from torch import nn
+
+    from persistlib.checkpoint import CheckpointReader
+    from persistlib.files import StrPath
+
+# Keras in the child and Keras in the module are the same code on the same machine.
+_TOLERANCE = 1e-5
+_REQUIRES = {"keras": ">=3"}
+_PREFIX = "weights."
+
+
+def convert_keras(
+    source: StrPath,
+    file: CheckpointReader,
+    destination: StrPath,
+    *,
+    to: str,
+    trust: Collection[str],
+    overwrite: bool,
+) -> ConversionReport:
+    """Write a whole Keras model as a bundle or as an ONNX file.
+
+    Args:
+        source: the file.
+        file: the same, open.
+        destination: the folder or file to make.
+        to: "bundle" or "onnx".
+        trust: packages whose classes the model uses.
+        overwrite: whether what stands there is replaced.
+
+    Raises:
+        PersistlibError: the file is no whole model, Keras cannot be had, or the outputs differ.
+    """
+    contents = read(source, file, trust)
+    module = _module(contents, trust)
+    shown = _compared(module, contents, os.fspath(source))
+    origin = Lineage(
+        relation="converted-from", id=identity(file), source=os.path.basename(os.fspath(source))
+    )
+    proof: dict[str, Any] = {}
+    if to == BUNDLE:
+        plan = Plan(
+            interface=examples.describe_interface(Interface(), shown),
+            examples=shown,
+            lineage=(origin,),
+            requires=_REQUIRES,
+        )
+        manifest = save_module(
+            module, destination, plan, architecture=None, onnx=False, overwrite=overwrite
+        )
+        made = manifest.weights.identity
+    else:
+        made, proof = _graph(module, shown, destination, overwrite=overwrite)
+    return ConversionReport(
+        source=os.fspath(source),
+        destination=os.fspath(destination),
+        format=to,
+        tensors=len(contents.weights.entries),
+        identity=made,
+        losses=tuple(loss for loss in file.losses if not loss.startswith("graph ")),
+        proof=proof,
+        source_format=file.format,
+        source_identity=identity(file),
+        notes=file.notes,
+    )
+
+
+def _module(contents: KerasContents, trust: Collection[str]) -> nn.Module:
+    """Return the model as a torch module with the weights that Keras read."""
+    arguments: dict[str, Any] = {"config": contents.config}
+    if contents.custom:
+        arguments["custom_objects"] = contents.custom
+    module = build(BUILDER, trust=trust, **arguments)
+    assert isinstance(module, KerasModel)
+    state = module.state_dict(keep_vars=True)
+    weights = contents.weights
+    if {f"{_PREFIX}{entry.name}" for entry in weights} != set(state):
+        raise error(Code.TENSOR_MISMATCH, BUILDER, "Keras builds other weights than it loaded")
+    with torch.no_grad():
+        for entry in weights:
+            values = np.array(weights.read(entry.name))
+            state[_PREFIX + entry.name].copy_(torch.from_numpy(values))
+    return module.eval()
+
+
+def _compared(module: nn.Module, contents: KerasContents, location: str) -> examples.Examples:
+    """Return example inputs and the module's outputs, which are Keras' own.
+
+    Raises:
+        ExportError: they are not.
+    """
+    inputs = {n: torch.from_numpy(np.array(a)) for n, a in contents.inputs.items()}
+    outputs = examples.run(module, inputs)
+    for (name, ours), theirs in zip(outputs.items(), contents.outputs.values(), strict=True):
+        expected = torch.from_numpy(np.array(theirs)).double()
+        scale = float(expected.abs().max()) or 1.0
+        if ours.shape != expected.shape:
+            gap = float("inf")
+        else:
+            gap = float((ours.double() - expected).abs().max()) / scale
+        if not gap <= _TOLERANCE:
+            raise error(
+                Code.EXPORT_MISMATCH,
+                f"{location}: {name}",
+                f"the module departs from Keras by {gap:.2g} of the output's scale",
+                "report the model's layers",
+            )
+    return examples.Examples(inputs, outputs)
+
+
+def _graph(
+    module: nn.Module, shown: examples.Examples, destination: StrPath, *, overwrite: bool
+) -> tuple[str, dict[str, Any]]:
+    """Write the module as a proved graph; return the identity of its weights, and the proof."""
+    from persistlib.export.onnx_export import export
+    from persistlib.export.proof import prove
+
+    exported = export(
+        module,
+        tuple(shown.inputs.values()),
+        input_names=tuple(shown.inputs),
+        output_names=tuple(shown.outputs),
+    )
+    proof = prove(module, exported)
+    write_graph({file.name: file.data for file in exported.files}, destination, overwrite=overwrite)
+    return identity(TensorCheckpoint(module.state_dict(), {})), proof

@@ -1,0 +1,227 @@
+"""A Keras model as a torch module: Keras computes, torch holds the values.
+
+Law: for a file that Keras reads, the module has the weights that Keras read, bit for bit, and its
+outputs on the torch backend are Keras' own.
+
+A recipe names `persistlib.keras_models:KerasModel` and the model's configuration as text. Building
+it runs Keras' own deserialisation in safe mode after the configuration was held to be harmless:
+classes of Keras, and of packages that the caller trusts; never code from the file.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.utils.weak import WeakIdKeyDictionary
+
+from persistlib.architecture import trusted
+from persistlib.canonical import parse
+from persistlib.errors import Code, error, missing_extra
+from persistlib.installed import is_importable
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping
+
+BUILDER = "persistlib.keras_models:KerasModel"
+_BACKEND = "torch"
+_KERAS = "keras"
+_PLAIN = frozenset({"builtins", None})
+# Where Python's own byte code stands in a configuration.
+_CODE = frozenset({"__lambda__", "Lambda"})
+_LIMIT = 16 << 20
+
+
+class KerasModel(nn.Module):
+    """A Keras model on its torch backend.
+
+    Parameters are what Keras trains, buffers are its other weights (BatchNorm statistics), each
+    under its path in Keras with dots for slashes. Inputs and outputs are Keras' own: images have
+    their channels last.
+    """
+
+    def __init__(self, config: str, custom_objects: Mapping[str, Any] | None = None) -> None:
+        """Build the model.
+
+        Args:
+            config: what Keras' `to_json()` gives.
+            custom_objects: classes of other packages that the configuration names, by that name.
+
+        Raises:
+            FormatError: the configuration names code, or what is neither Keras' nor given.
+            ArchitectureError: Keras cannot build it.
+        """
+        super().__init__()
+        self.config = config
+        self.custom_objects = dict(custom_objects or {})
+        self.weights = nn.Module()
+        model = built(config, self.custom_objects)
+        for path, variable in variables(model).items():
+            owner, leaf = _owner(self.weights, path)
+            value = variable.value.detach()
+            if is_parameter(model, variable):
+                trained = nn.Parameter(value, requires_grad=variable.trainable)
+                owner.register_parameter(leaf, trained)
+            else:
+                owner.register_buffer(leaf, value)
+        _MODELS[self] = model
+
+    def forward(self, *inputs: torch.Tensor) -> Any:
+        """Return what the Keras model returns.
+
+        Args:
+            *inputs: one tensor for each input of the model, in its order.
+        """
+        model = _MODELS.get(self)
+        if model is None:  # a copy of the module that was built
+            model = _MODELS[self] = built(self.config, self.custom_objects)
+        for path, variable in variables(model).items():
+            owner, leaf = _owner(self.weights, path)
+            variable._value = getattr(owner, leaf)  # noqa: SLF001 - the one place that holds it
+        device = next((t.device for t in inputs), torch.device("cpu"))
+        with backend().device(str(device)):
+            return model(inputs[0] if len(inputs) == 1 else list(inputs), training=self.training)
+
+
+# Beside the modules and not on them: a Keras model is a torch module too, and its tensors would
+# stand in the state_dict twice.
+_MODELS: Any = WeakIdKeyDictionary()
+
+
+def built(config: str, custom_objects: Mapping[str, Any]) -> Any:
+    """Return the Keras model of a configuration, with fresh values.
+
+    Raises:
+        FormatError: the configuration names what is not allowed.
+        ArchitectureError: Keras cannot build it.
+    """
+    require_harmless(parse(config.encode(), "config", limit=_LIMIT), set(custom_objects))
+    keras = backend()
+    try:
+        with keras.device("cpu"):
+            return keras.models.model_from_json(config, custom_objects=dict(custom_objects))
+    except Exception as fault:
+        reason = f"{type(fault).__name__}: {str(fault).strip().splitlines()[0:1]}"
+        raise error(
+            Code.BUILDER_FAILED, BUILDER, reason, "open it with the Keras that wrote it"
+        ) from fault
+
+
+def variables(model: Any) -> dict[str, Any]:
+    """Return the weights of a Keras model by path, dots for slashes; a second one gets a number."""
+    found: dict[str, Any] = {}
+    for variable in model.weights:
+        path = variable.path.replace(".", "_").replace("/", ".")
+        count = 1
+        name = path
+        while name in found:
+            name = f"{path}_{count}"
+            count += 1
+        found[name] = variable
+    return found
+
+
+def is_parameter(model: Any, variable: Any) -> bool:
+    """Return whether Keras counts a weight among those that training changes, frozen or not."""
+    return any(variable is own for layer in _layers(model) for own in layer._trainable_variables)  # noqa: SLF001
+
+
+def _layers(model: Any) -> Iterator[Any]:
+    yield model
+    yield from model._flatten_layers(include_self=False)  # noqa: SLF001 - Keras has no public walk
+
+
+def require_harmless(config: object, custom: Collection[str], path: str = "config") -> None:
+    """Raise where a configuration names code, or a class that is neither Keras' nor allowed.
+
+    Raises:
+        FormatError: it names code; the location is the path inside the configuration.
+        ArchitectureError: it names such a class.
+    """
+    for place, entry in _named(config, path):
+        kind, module = entry.get("class_name"), entry.get("module")
+        if kind in _CODE:
+            raise error(
+                Code.FORMAT_UNSAFE,
+                place,
+                f"{kind}: Python code that stands in a file is never run",
+                "make the layer a class of a package, register it, and save the model again",
+            )
+        if not _is_keras(module) and not {kind, entry.get("registered_name")} & set(custom):
+            raise error(
+                Code.UNTRUSTED,
+                place,
+                f"{module}:{kind} is no class of Keras",
+                f"if you trust that code: trust={{{str(module).split('.')[0]!r}}}",
+            )
+
+
+def custom_classes(config: object, trust: Collection[str]) -> dict[str, Any]:
+    """Return the classes of trusted packages that a configuration names, by the names it uses.
+
+    Raises:
+        ArchitectureError: a trusted package has no such class.
+    """
+    found: dict[str, Any] = {}
+    for _, entry in _named(config, "config"):
+        module, kind = entry.get("module"), entry.get("class_name")
+        if not _is_keras(module) and trusted.within(str(module), trust):
+            resolved = trusted.resolve(f"{module}:{kind}", trust)
+            names = {kind, entry.get("registered_name")} - {None}
+            found |= {str(name): resolved for name in names}
+    return found
+
+
+def _named(config: object, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield every object of a configuration that names a class, with its path."""
+    if isinstance(config, list):
+        for index, item in enumerate(config):
+            yield from _named(item, f"{path}.{index}")
+    elif isinstance(config, dict):
+        if isinstance(config.get("class_name"), str):
+            yield path, config
+        for key, item in config.items():
+            yield from _named(item, f"{path}.{key}")
+
+
+def _is_keras(module: object) -> bool:
+    """Return whether a class is Keras' own; configurations of Keras 1 and 2 name no module."""
+    return module in _PLAIN or (isinstance(module, str) and module.split(".")[0] == _KERAS)
+
+
+def _owner(root: nn.Module, path: str) -> tuple[nn.Module, str]:
+    """Return the module that holds a weight, made where it is not there, and the weight's name."""
+    *parents, leaf = path.split(".")
+    for part in parents:
+        inner = root._modules.get(part)  # noqa: SLF001 - a part may be named as a method is
+        if inner is None:
+            inner = nn.Module()
+            root.add_module(part, inner)
+        root = inner
+    return root, leaf
+
+
+def backend() -> Any:
+    """Return Keras on its torch backend.
+
+    Raises:
+        MissingExtra: Keras is not installed.
+        UsageError: it runs on another backend in this process.
+    """
+    if not is_importable(_KERAS):
+        raise missing_extra(_KERAS, _KERAS, "a whole Keras model")
+    if _KERAS not in sys.modules:
+        os.environ["KERAS_BACKEND"] = _BACKEND
+    import keras
+
+    if keras.backend.backend() != _BACKEND:
+        raise error(
+            Code.USAGE,
+            "KERAS_BACKEND",
+            f"Keras runs on {keras.backend.backend()} in this process",
+            "set KERAS_BACKEND=torch before Keras is imported",
+        )
+    return keras

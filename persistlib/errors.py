@@ -180,6 +180,7 @@ class Code(Enum):
     LEFT_ON_META = ("PL309", ArchitectureError, "a tensor was left without values")
     BUILT_REALLY = ("PL310", ArchitectureError, "the module was built with values first")
     HOOKS_DROPPED = ("PL311", ArchitectureError, "hooks are not saved")
+    TWINS = ("PL312", ArchitectureError, "names and shapes fit several builders")
     MODEL_META = ("PL320", ModelError, "a tensor is on the meta device")
     MODEL_WRAPPED = ("PL321", ModelError, "the module is a wrapper around the model")
     MODEL_LAYOUT = ("PL322", ModelError, "a tensor is sparse")

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 from graph_assembly import branches, field, function, model, of, outside, value, varint, weight
 from persistlib.errors import Code, FormatError
 from persistlib.runtime.structure import check_graph
-from persistlib.runtime.wire import DEPTH_LIMIT, FIELDS_LIMIT
+from persistlib.wire import DEPTH_LIMIT, FIELDS_LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import Callable

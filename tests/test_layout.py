@@ -29,14 +29,14 @@ ROOT = Path(__file__).parents[1]
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     (
-        *("canonical", "digests", "dtypes", "files", "gap", "images", "lock", "patterns", "place"),
-        "publish",
+        *("canonical", "digests", "dtypes", "files", "gap", "graph_notes", "graph_tensors"),
+        *("images", "lock", "patterns", "place", "publish", "wire"),
     ),
     ("checkpoint", "manifest"),
     ("formats", "installed"),
     (
         *("architecture", "blocks", "bundle", "card", "casting", "compat", "conversion"),
-        *("difference", "examples"),
+        *("deviation", "difference", "examples"),
         *("preprocessing", "selection", "sources", "summary", "verification", "writing"),
     ),
     ("export", "runtime", "training"),

@@ -1,7 +1,8 @@
 """From a module to the bytes of an ONNX file that holds its whole state_dict.
 
-Laws: every tensor of `model.state_dict()` stands in the file under its own name, bit for bit; the
-same module exported twice gives the same bytes; nothing of the exporting machine stands in them.
+Laws: every tensor of `model.state_dict()` stands in the file under its own name, bit for bit, and
+the file notes which they are (`graph_notes`), so it alone gives the state_dict back; the same
+module exported twice gives the same bytes; nothing of the exporting machine stands in them.
 
 State that the graph does not use (auxiliary heads, second names of tied tensors, counters) stands
 as initializers that nothing refers to; ONNX Runtime drops those when a session is made.
@@ -9,7 +10,6 @@ as initializers that nothing refers to; ONNX Runtime drops those when a session 
 
 from __future__ import annotations
 
-import json
 import mmap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,14 @@ from persistlib.errors import Code, error
 from persistlib.export.capture import capture
 from persistlib.export.naming import settle_names, strip_notes
 from persistlib.export.state import aliases_of, dtype_of, state_of
+from persistlib.graph_notes import Notes, render
+from persistlib.graph_tensors import (
+    EXTERNAL_ABOVE,
+    EXTERNAL_TENSOR,
+    ExternalPlace,
+    aligned,
+    pairs_of,
+)
 from persistlib.manifest.schema import TensorSpec
 
 if TYPE_CHECKING:
@@ -32,12 +40,6 @@ if TYPE_CHECKING:
 
 MODEL = "model.onnx"
 DATA = "model.onnx.data"
-ALIASES = "persistlib.aliases"
-COMPLEX = "persistlib.complex"
-# protobuf ends at 2 GiB; what is not the state (constants, the graph) needs room beside it.
-EXTERNAL_ABOVE = 1_500_000_000
-_EXTERNAL_TENSOR = 1024  # bytes; smaller ones stay in the file, as onnx's own writer does
-_ALIGNMENT = 4096  # of a tensor in the data file: the page size, so that it can be mapped
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,12 +137,8 @@ def _require_names(names: Sequence[str], values: Sequence[object], argument: str
 
 
 def _notes(state: Mapping[str, StateTensor], metadata: Mapping[str, str]) -> dict[str, str]:
-    notes = dict(metadata)
-    if aliases := aliases_of(state):
-        notes[ALIASES] = json.dumps(aliases, sort_keys=True)
-    if views := sorted(name for name, tensor in state.items() if tensor.is_complex):
-        notes[COMPLEX] = json.dumps(views)
-    return notes
+    views = tuple(sorted(name for name, tensor in state.items() if tensor.is_complex))
+    return {**metadata, **render(Notes(tuple(state), aliases_of(state), views))}
 
 
 def _require_free_batch(
@@ -169,15 +167,14 @@ def _put_back(
         entry, kept = state[name], aliases.get(name, name)
         tensor = graph.initializer.add(name=name, dims=entry.shape)
         tensor.data_type = onnx.TensorProto.DataType.Value(entry.dtype.value.onnx)
-        if not is_external or entry.nbytes < _EXTERNAL_TENSOR:
+        if not is_external or entry.nbytes < EXTERNAL_TENSOR:
             tensor.raw_data = bytes(entry.data)
             continue
         if kept not in places:
-            places[kept] = -(-end // _ALIGNMENT) * _ALIGNMENT
+            places[kept] = aligned(end)
             end = places[kept] + entry.nbytes
-        place = {"location": DATA, "offset": places[kept], "length": entry.nbytes}
-        for key, item in place.items():
-            tensor.external_data.add(key=key, value=str(item))
+        for key, text in pairs_of(ExternalPlace(DATA, places[kept], entry.nbytes)):
+            tensor.external_data.add(key=key, value=text)
         tensor.data_location = onnx.TensorProto.EXTERNAL
     if not places:
         return ()

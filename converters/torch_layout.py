@@ -9,13 +9,16 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
-from persistlib.checkpoint import Entry
+from persistlib.checkpoint import WINDOW, Entry
 from persistlib.dtypes import DType, by_name
 from persistlib.errors import Code, PersistlibError, error
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
+    import numpy as np
+
+    from persistlib.converters.file_bytes import FileBytes
     from persistlib.converters.torch_values import Tensor
     from persistlib.converters.torch_zip import Record
 
@@ -81,6 +84,18 @@ class View(NamedTuple):
         )
         return np.ascontiguousarray(strided).reshape(-1).view(np.uint8).data
 
+    def blocks(self, data: FileBytes, start: int) -> Iterator[memoryview]:
+        """Yield the elements row by row, in blocks, out of the storage that begins at `start`.
+
+        A part of the file of at most `WINDOW` bytes is held with each block, which is as small, or
+        one tensor where neighbours in a row stand farther apart than neighbours in a column.
+        """
+        if not self.nbytes:
+            return
+        gather = _Gather(data, self.dtype.itemsize)
+        for _, block in gather.pieces(start + self.begin, self.shape, self.strides):
+            yield block.reshape(-1).view("u1").data
+
     def swapped(self, values: memoryview) -> memoryview:
         """Return dense elements in the other byte order."""
         import numpy as np
@@ -91,6 +106,86 @@ class View(NamedTuple):
             return values
         array: np.ndarray = np.frombuffer(values, np.dtype(f"u{size}")).byteswap()
         return array.view(np.uint8).data
+
+
+class _Gather:
+    """Strided elements of a file, made dense piece by piece."""
+
+    def __init__(self, data: FileBytes, size: int) -> None:
+        self._data = data
+        self._size = size  # of an element
+
+    def pieces(
+        self, begin: int, shape: tuple[int, ...], strides: tuple[int, ...]
+    ) -> Iterator[tuple[tuple[int | slice, ...], np.ndarray]]:
+        """Yield dense blocks in the order of rows, each with its place in the whole."""
+        room = WINDOW // self._size
+        if math.prod(shape) <= room and _span(shape, strides) <= room:
+            yield (), self._piece(begin, shape, strides)
+        elif strides[0] < max(strides):
+            yield (), self._turned(begin, shape, strides)
+        else:
+            rows = self._rows(shape, strides, room)
+            for at in range(0, shape[0], rows):
+                start = begin + at * strides[0] * self._size
+                if rows == 1:
+                    for place, piece in self.pieces(start, shape[1:], strides[1:]):
+                        yield (at, *place), piece
+                else:
+                    part = (min(rows, shape[0] - at), *shape[1:])
+                    yield (slice(at, at + rows),), self._piece(start, part, strides)
+
+    @staticmethod
+    def _rows(shape: tuple[int, ...], strides: tuple[int, ...], room: int) -> int:
+        """Return how many rows fit the room, with what lies between them; at least one."""
+        free = room - _span(shape[1:], strides[1:])
+        if free < 0 or (width := math.prod(shape[1:])) > room:
+            return 1
+        between = 1 + free // strides[0] if strides[0] else room
+        return max(1, min(between, room // width))
+
+    def _piece(self, begin: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> np.ndarray:
+        import numpy as np
+
+        size = self._size
+        held = self._data[begin : begin + _span(shape, strides) * size]
+        steps = tuple(stride * size for stride in strides)
+        return np.ascontiguousarray(np.ndarray(shape, np.dtype(f"V{size}"), held, 0, steps))
+
+    def _turned(self, begin: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> np.ndarray:
+        """Return all elements, gathered in the order in which the file has them."""
+        import numpy as np
+
+        whole = np.empty(shape, np.dtype(f"V{self._size}"))
+        order = sorted(range(len(shape)), key=lambda axis: -strides[axis])
+        turned = whole.transpose(order)
+        there = tuple(shape[axis] for axis in order)
+        for place, piece in self.pieces(begin, there, tuple(strides[axis] for axis in order)):
+            turned[place] = piece
+        return whole
+
+
+def _span(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
+    """Return how many elements lie from the first to the last of a view that has some."""
+    return 1 + sum((extent - 1) * stride for extent, stride in zip(shape, strides, strict=True))
+
+
+def entangled(views: Mapping[str, View]) -> tuple[str, ...]:
+    """Return the names of different views that stand in the same stretch of a storage."""
+    placed = sorted(
+        (view.storage, view.begin, view.begin + _span(view.shape, view.strides) * size, name)
+        for name, view in views.items()
+        if view.nbytes and (size := view.dtype.itemsize)
+    )
+    found: set[str] = set()
+    last = ("", 0, 0, "")
+    for here in placed:
+        if here[0] == last[0] and here[1] < last[2]:
+            found |= {here[3], last[3]}
+            last = max(here, last, key=lambda span: span[2])
+        else:
+            last = here
+    return tuple(name for name in views if name in found)
 
 
 def views_of(
@@ -140,9 +235,7 @@ def _view(tensor: Tensor, record: Record, where: str) -> View:
         tensor.shape,
         tensor.strides,
     )
-    steps = (extent - 1 for extent in tensor.shape)
-    last = sum(step * stride for step, stride in zip(steps, tensor.strides, strict=True)) + 1
-    elements = last if view.nbytes else 0
+    elements = _span(tensor.shape, tensor.strides) if view.nbytes else 0
     room = storage.length * storage.itemsize
     if (tensor.offset + elements) * dtype.itemsize > room:
         raise error(Code.FORMAT_SHAPE, where, "the view leaves its storage")

@@ -47,11 +47,15 @@ class State(NamedTuple):
         tensors: the tensors by name, in the file's order.
         others: dotted names of what is no tensor, and of the parts that were not taken.
         path: the dotted path of the part that was taken; empty for the whole.
+        candidates: the paths of other parts that have tensors.
+        is_chosen: whether the part was found rather than named, and something was left out.
     """
 
     tensors: dict[str, Tensor]
     others: tuple[str, ...]
     path: str
+    candidates: tuple[str, ...]
+    is_chosen: bool
 
 
 def find(root: object, key: str | None, location: str) -> State:
@@ -71,7 +75,8 @@ def find(root: object, key: str | None, location: str) -> State:
     if key != "":
         part, path = search.settle(part, path, others)
     tensors, inner = search.flatten(part)
-    if not tensors:
+    is_empty = isinstance(part, Mapping) and not part.items
+    if not tensors and not is_empty:
         listed = ", ".join(search.candidates(root)) or "none"
         raise error(
             Code.FORMAT_UNKNOWN,
@@ -81,7 +86,10 @@ def find(root: object, key: str | None, location: str) -> State:
         )
     for name in tensors:
         encode_name(name)
-    return State(tensors, (*others, *inner), path)
+    is_chosen = not key and bool(path)
+    parts = search.candidates(root) if is_chosen else []
+    rest = tuple(name for name in parts if name != path and not path.startswith(f"{name}."))
+    return State(tensors, (*others, *inner), path, rest, is_chosen and bool(others))
 
 
 class _Search:

@@ -16,9 +16,14 @@ import struct
 import unicodedata
 import zlib
 from itertools import pairwise
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from persistlib.errors import Code, error
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from persistlib.converters.file_bytes import FileBytes
 
 STORED = 0
 LOCAL = struct.Struct("<4s5H3I2H")
@@ -37,10 +42,18 @@ _DESCRIPTOR_MAGIC = b"PK\7\x08"
 _HAS_DESCRIPTOR, _UTF8 = 0x0008, 0x0800
 # What other archivers add when they repack: times and owners. Nothing that renames or encrypts.
 _EXTRAS = {ZIP64_EXTRA, PADDING_EXTRA, 0x5455, 0x7875}
-# TorchScript deflates its sources, which are never read.
-_UNREAD = "code/"
 _RECORDS = 1 << 18
-_REMEDY = "save the file again with torch.save"
+# Bytes of what is read whole: the directory (torch's rows have about 100), a pickle (about 250 a
+# tensor), and of what most local headers need.
+_DIRECTORY, _CONTENT, _HEADER = 64 << 20, 128 << 20, 256
+
+
+class Bytes(Protocol):
+    """The archive's bytes, any stretch of them as a copy; fewer where they end."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, span: slice, /) -> bytes: ...
 
 
 class _BentError(Exception):
@@ -62,6 +75,30 @@ class Record(NamedTuple):
     crc: int | None
     is_stored: bool = True
 
+    @property
+    def stop(self) -> int:
+        """The offset behind the last byte."""
+        return self.start + self.size
+
+
+class Writer(NamedTuple):
+    """What a program's archives are like.
+
+    Attributes:
+        has_root: whether all records stand in one folder, whose name is left out.
+        unread: beginnings of names whose records may be compressed, since they are never read.
+        remedy: what to do about an archive that bends the rules.
+    """
+
+    has_root: bool
+    unread: tuple[str, ...]
+    remedy: str
+
+
+# TorchScript deflates its sources.
+TORCH = Writer(has_root=True, unread=("code/",), remedy="save the file again with torch.save")
+KERAS = Writer(has_root=False, unread=(), remedy="save the model again with Keras 3")
+
 
 class _Member(NamedTuple):
     """A row of the central directory."""
@@ -76,77 +113,117 @@ class _Member(NamedTuple):
     offset: int
 
 
-def audit(data: memoryview, location: str) -> dict[str, Record]:
+def audit(data: Bytes, location: str, writer: Writer = TORCH) -> dict[str, Record]:
     """Return the records by name, without the archive's root folder, in directory order.
 
     Raises:
         FormatError: the archive breaks a rule, or could be read in two ways.
     """
     try:
-        return _records(data)
+        return _records(data, writer)
     except struct.error as fault:
-        raise error(Code.FORMAT_TRUNCATED, location, "the archive is cut off", _REMEDY) from fault
+        raise error(
+            Code.FORMAT_TRUNCATED, location, "the archive is cut off", writer.remedy
+        ) from fault
     except _BentError as fault:
-        raise error(Code.FORMAT_HEADER, location, str(fault), _REMEDY) from fault
+        raise error(Code.FORMAT_HEADER, location, str(fault), writer.remedy) from fault
 
 
-def content(data: memoryview, record: Record, name: str, code: Code, location: str) -> memoryview:
-    """Return a record's bytes, compared with their CRC-32.
+def content(data: FileBytes, record: Record, name: str, location: str) -> bytes:
+    """Return the bytes of a record of moderate size, compared with their CRC-32.
 
     Args:
         data: the archive.
         record: what `audit` found.
         name: the record's name, for the message.
-        code: the code of a mismatch.
         location: what the error names.
 
     Raises:
         IntegrityError: the bytes differ from the CRC-32.
-        FormatError: the record is compressed.
+        FormatError: the record is compressed, or large.
     """
     if not record.is_stored:
         reason = f"the record {name} is compressed"
-        raise error(Code.FORMAT_HEADER, location, reason, _REMEDY)
-    view = data[record.start : record.start + record.size]
-    if record.crc is not None and (found := zlib.crc32(view)) != record.crc:
+        raise error(Code.FORMAT_HEADER, location, reason, TORCH.remedy)
+    if record.size > _CONTENT:
+        reason = f"the record {name} has {record.size} bytes"
+        raise error(Code.FORMAT_LIMIT, location, reason, "save the state_dict alone")
+    found = data[record.start : record.stop]
+    check_crc(record, zlib.crc32(found), name, location, Code.FILE_DIGEST)
+    return found
+
+
+def check_crc(record: Record, found: int, name: str, location: str, code: Code) -> None:
+    """Require the CRC-32 that the file says, where it says one.
+
+    Raises:
+        IntegrityError: it is another.
+    """
+    if record.crc is not None and found != record.crc:
         unsaid = " (saved with set_crc32_options(False)?)" if record.crc == 0 else ""
         reason = f"the record {name} has CRC-32 {found:08x}, not {record.crc:08x}{unsaid}"
         raise error(code, location, reason, "fetch or save the file again")
-    return view
 
 
-def _records(data: memoryview) -> dict[str, Record]:
+def checked_windows(
+    data: FileBytes, record: Record, name: str, location: str
+) -> Iterator[memoryview]:
+    """Yield the bytes of a record; before the last window they are compared with their CRC-32.
+
+    Raises:
+        IntegrityError: the bytes differ from the CRC-32.
+        FormatError: the file shrank.
+    """
+    if record.crc is None:
+        yield from data.windows(record.start, record.stop)
+        return
+    crc = passed = 0
+
+    def watch(window: memoryview) -> None:
+        nonlocal crc, passed
+        crc = zlib.crc32(window, crc)
+        passed += window.nbytes
+        if passed == record.size:
+            check_crc(record, crc, name, location, Code.TENSOR_DIGEST)
+
+    yield from data.windows(record.start, record.stop, watch)
+
+
+def _records(data: Bytes, writer: Writer) -> dict[str, Record]:
     start, stop, count = _end(data)
-    members = _directory(data, start, stop, count)
-    root = _root(members)
+    if stop - start > _DIRECTORY:
+        raise _BentError(f"a directory of {stop - start} bytes")
+    members = _directory(data[start:stop], count)
+    root = _root(members, writer)
     begins = [*sorted(member.offset for member in members), start]
     if begins[0] != 0:
         raise _BentError("bytes before the first record")
     follow = dict(pairwise(begins))
     if len(follow) != len(members):
         raise _BentError("two records begin at one place")
+    unread = tuple(root + beginning for beginning in writer.unread)
     return {
-        member.name[len(root) :]: _record(data, member, follow[member.offset], root)
+        member.name[len(root) :]: _record(data, member, follow[member.offset], unread)
         for member in members
     }
 
 
-def _end(data: memoryview) -> tuple[int, int, int]:
+def _end(data: Bytes) -> tuple[int, int, int]:
     """Return where the directory begins and ends, and how many records it has."""
     at = len(data) - END.size
     if at < 0:
         raise _BentError("shorter than an end record")
-    magic, *disks, here, total, length, start, comment = END.unpack_from(data, at)
+    magic, *disks, here, total, length, start, comment = END.unpack(data[at:])
     if magic != END_MAGIC or comment != 0:
         raise _BentError("the file does not end with an end record")
     found = (here, total, length, start)
     stop = at
     back = at - LOCATOR.size
-    if back >= 0 and bytes(data[back : back + 4]) == LOCATOR_MAGIC:
-        _, disk, stop, all_disks = LOCATOR.unpack_from(data, back)
+    if back >= 0 and (locator := data[back:at])[:4] == LOCATOR_MAGIC:
+        _, disk, stop, all_disks = LOCATOR.unpack(locator)
         if stop != back - END64.size:
             raise _BentError("the zip64 end record is not where it must be")
-        magic, rest, _, _, *disks64, here, total, length, start = END64.unpack_from(data, stop)
+        magic, rest, _, _, *disks64, here, total, length, start = END64.unpack(data[stop:back])
         if magic != END64_MAGIC or rest != END64.size - 12 or disk or all_disks > 1 or any(disks64):
             raise _BentError("a malformed zip64 end record")
         full = (FULL16, FULL16, FULL32, FULL32)
@@ -160,19 +237,19 @@ def _end(data: memoryview) -> tuple[int, int, int]:
     return start, stop, total
 
 
-def _directory(data: memoryview, start: int, stop: int, count: int) -> list[_Member]:
+def _directory(data: bytes, count: int) -> list[_Member]:
     """Return the rows of the central directory, which must fill its place exactly."""
     members: list[_Member] = []
-    at = start
+    at = 0
     for _ in range(count):
         row = CENTRAL.unpack_from(data, at)
         magic, _, _, flags, method, _, _, crc, packed, size = row[:10]
         name_size, extra_size, comment_size, disk, _, _, offset = row[10:]
         at += CENTRAL.size
-        raw_name = bytes(data[at : at + name_size])
+        raw_name = data[at : at + name_size]
         extra = data[at + name_size : at + name_size + extra_size]
         at += name_size + extra_size
-        if magic != CENTRAL_MAGIC or comment_size or disk or at > stop:
+        if magic != CENTRAL_MAGIC or comment_size or disk or at > len(data):
             raise _BentError("a malformed directory")
         name = _name(raw_name, flags)
         if flags & ~(_HAS_DESCRIPTOR | _UTF8):
@@ -184,7 +261,7 @@ def _directory(data: memoryview, start: int, stop: int, count: int) -> list[_Mem
         if wide:
             raise _BentError(f"the record {name} has zip64 values that nothing asks for")
         members.append(_Member(name, raw_name, flags, method, crc, packed, size, offset))
-    if at != stop:
+    if at != len(data):
         raise _BentError("bytes after the last directory entry")
     return members
 
@@ -195,7 +272,7 @@ def _take(wide: list[int]) -> int:
     return wide.pop(0)
 
 
-def _wide(extra: memoryview) -> list[int]:
+def _wide(extra: bytes) -> list[int]:
     """Return the zip64 values of an extra field whose parts must all be known and whole."""
     values: list[int] = []
     seen: set[int] = set()
@@ -214,22 +291,22 @@ def _wide(extra: memoryview) -> list[int]:
 
 
 def _name(raw: bytes, flags: int) -> str:
-    """Return a record's name: a plain relative path of two or more components."""
+    """Return a record's name: a plain relative path."""
     try:
         name = raw.decode("utf-8" if flags & _UTF8 else "ascii")
     except UnicodeDecodeError as fault:
         raise _BentError(f"the record name {raw!r} is not text") from fault
     parts = name.split("/")
-    if len(parts) < 2 or any(part in ("", ".", "..") for part in parts):
-        raise _BentError(f"the record name {name} is not root/name")
+    if any(part in ("", ".", "..") for part in parts):
+        raise _BentError(f"the record name {name} is no plain path")
     if not name.isprintable() or "\\" in name:
         raise _BentError(f"the record name {name} holds a character that has no place there")
     return name
 
 
-def _root(members: list[_Member]) -> str:
+def _root(members: list[_Member], writer: Writer) -> str:
     """Return the one root folder with its slash; no two names may be taken for each other."""
-    root = members[0].name.split("/", 1)[0] + "/"
+    root = members[0].name.split("/", 1)[0] + "/" if writer.has_root else ""
     twins: set[str] = set()
     for member in members:
         if not member.name.startswith(root):
@@ -241,36 +318,39 @@ def _root(members: list[_Member]) -> str:
     return root
 
 
-def _record(data: memoryview, member: _Member, stop: int, root: str) -> Record:
+def _record(data: Bytes, member: _Member, stop: int, unread: tuple[str, ...]) -> Record:
     """Return the record of a directory row, after comparing it with its local header.
 
     Args:
         data: the archive.
         member: the directory's row.
         stop: where the next record, or the directory, begins.
-        root: the archive's root folder.
+        unread: beginnings of names that are never read.
     """
-    is_unread = member.name.startswith(root + _UNREAD)
+    is_unread = member.name.startswith(unread)
     if member.method != STORED and not is_unread:
         raise _BentError(f"the record {member.name} is compressed")
     if member.method == STORED and member.packed != member.size:
         raise _BentError(f"the record {member.name} has two sizes")
-    at = member.offset
-    local = LOCAL.unpack_from(data, at)
+    at = LOCAL.size
+    head = data[member.offset : member.offset + at + len(member.raw_name) + _HEADER]
+    local = LOCAL.unpack(head[:at])
     magic, _, flags, method, _, _, crc, packed, size, name_size, extra_size = local
-    at += LOCAL.size
-    raw_name = bytes(data[at : at + name_size])
-    start = at + name_size + extra_size
+    if at + name_size + extra_size > len(head):
+        head = data[member.offset : member.offset + at + name_size + extra_size]
+    raw_name = head[at : at + name_size]
+    extra = head[at + name_size : at + name_size + extra_size]
+    start = member.offset + at + name_size + extra_size
     if magic != LOCAL_MAGIC or (flags, method, raw_name) != (*member[2:4], member.raw_name):
         raise _BentError(f"the local header of {member.name} differs from the directory")
-    wide = _wide(data[at + name_size : start])
+    wide = _wide(extra)
     true = (member.crc, member.size, member.packed)
     if not set(wide) <= {0, member.size, member.packed, member.offset}:
         raise _BentError(f"the local header of {member.name} has other zip64 values")
     gap = stop - start - member.packed
     if flags & _HAS_DESCRIPTOR:
         said_here = (0, 0, 0)
-        _check_descriptor(data[stop - max(gap, 0) : stop], member)
+        _check_descriptor(data[stop - min(max(gap, 0), _HEADER) : stop], member)
     else:
         said_here = true
         if gap != 0:
@@ -284,7 +364,7 @@ def _record(data: memoryview, member: _Member, stop: int, root: str) -> Record:
     return Record(start, member.size, member.crc, member.method == STORED)
 
 
-def _check_descriptor(found: memoryview, member: _Member) -> None:
+def _check_descriptor(found: bytes, member: _Member) -> None:
     """Require the descriptor after a record, which says again what the directory says."""
     for shape in _DESCRIPTORS:
         if len(found) == shape.size:

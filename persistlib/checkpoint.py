@@ -20,7 +20,7 @@ from persistlib.digests import RunningDigest, TensorRow, weights_identity
 from persistlib.errors import Code, error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from types import TracebackType
 
     import numpy as np
@@ -164,6 +164,14 @@ class MemoryCheckpoint(CheckpointReader):
     def read_bytes(self, name: str) -> memoryview:
         """Return the bytes of an entry."""
         return self.buffers[name]
+
+
+def joined(windows: Iterable[memoryview]) -> memoryview:
+    """Return windows as one; each may change when the next is asked for."""
+    data = bytearray()
+    for window in windows:
+        data += window
+    return memoryview(data)
 
 
 def check_booleans(view: memoryview, location: object) -> memoryview:

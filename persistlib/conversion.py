@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from persistlib import publish
 from persistlib.casting import Cast
-from persistlib.checkpoint import CheckpointReader, expand, tensor_rows
+from persistlib.checkpoint import CheckpointReader, expand, joined, tensor_rows
 from persistlib.digests import RunningDigest, weights_identity
 from persistlib.errors import Code, error
 from persistlib.patterns import renamed, select
@@ -287,7 +287,7 @@ class _Watched(CheckpointReader):
 
     def read_bytes(self, name: str) -> memoryview:
         """Return the bytes of an entry."""
-        return memoryview(b"".join(self.windows(name)))
+        return joined(self.windows(name))
 
     def windows(self, name: str) -> Iterator[memoryview]:
         """Yield the bytes of an entry."""

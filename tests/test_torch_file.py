@@ -42,6 +42,7 @@ def assert_same(reader: torch_file.TorchReader, expected: dict[str, torch.Tensor
         assert str(tensor.dtype) == f"torch.{row.torch or row.torch_pairs}"
         assert entry.shape == extents(tensor)
         assert bytes(reader.read_bytes(kept)) == raw(tensor)
+        assert b"".join(map(bytes, reader.windows(kept))) == raw(tensor)
 
 
 def extents(tensor: torch.Tensor) -> tuple[int, ...]:

@@ -129,6 +129,7 @@ def test_any_view_reads_row_by_row(
     for name, tensor in saved.items():
         kept = reader.aliases.get(name, name)
         assert np.array_equal(reader.read(kept), tensor.numpy())
+        assert b"".join(map(bytes, reader.windows(kept))) == tensor.numpy().tobytes()
 
 
 def saved(obj: Any, *, as_zip: bool = True) -> bytes:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from persistlib.architecture.freezing import Frozen
     from persistlib.files import StrPath
+    from persistlib.identification.reading import Identification
     from persistlib.manifest.schema import Architecture
     from persistlib.patterns import Patterns, Rules
     from persistlib.runtime.session import Session
@@ -360,6 +361,33 @@ def inspect(path: StrPath) -> Summary:
     return reading(path, lambda bundle: summarize(bundle.path, bundle.manifest, bundle.size()))
 
 
+def identify(path: StrPath, *, key: str | None = None, zoo: str = "torchvision") -> Identification:
+    """Return what a weights file or a bundle is, and which model its tensors belong to.
+
+    Only headers are read, nothing in the file is executed, and torch is not needed.
+
+    Args:
+        path: a safetensors, PyTorch, HDF5, Keras or ONNX file, or a bundle.
+        key: of a PyTorch file, which part of a training checkpoint, by its dotted path.
+        zoo: "torchvision" for the index that persistlib brings along, or "timm" to ask an
+            installed timm too, in a process of its own.
+
+    Raises:
+        FormatError: the file is not well-formed.
+        TargetError: nothing stands at `path`, or it cannot be read.
+        MissingExtra: timm was asked for and is not installed.
+    """
+    if zoo not in {"torchvision", "timm"}:
+        raise error(Code.USAGE, f"zoo={zoo!r}", "is no zoo", "use torchvision or timm")
+    from persistlib.identification import reading as headers
+
+    if is_folder(path):
+        if key is not None:
+            raise error(Code.USAGE, "key=", "means nothing for a bundle", "leave it out")
+        return reading(path, headers.identify_bundle)
+    return headers.identify_file(path, key=key, timm=zoo == "timm")
+
+
 def convert(
     source: StrPath,
     destination: StrPath,
@@ -406,7 +434,7 @@ def convert(
         LossError: the format does not keep something that was not allowed to be lost.
         PersistlibError: reading or writing failed; what stood at `destination` stands unchanged.
     """
-    if to == BUNDLE or (to is None and not ending(destination)):
+    if to == BUNDLE or (to is None and not ending(destination) and not is_folder(source)):
         return _convert_whole(source, destination, BUNDLE, trust=trust, overwrite=overwrite)
     target = by_name(to) if to is not None else by_suffix(destination)
     if not target.is_written:
@@ -469,6 +497,31 @@ def _convert_whole(
     )
 
 
+def diff(
+    a: StrPath,
+    b: StrPath,
+    *,
+    only: Patterns | None = None,
+    rename: Rules | None = None,
+    key: str | None = None,
+    layout: str | None = None,
+) -> Difference:
+    """Return what differs between two of: bundle, weights file of any format; torch-free.
+
+    Args:
+        a: a bundle or a weights file.
+        b: another one.
+        only: patterns of the tensor names to compare, as `a` has them.
+        rename: rules, as of `convert`, that give the names of `b` those of `a`.
+        key: as `convert`, for each of the two whose format has parts.
+        layout: as `convert`, for each of the two that is a Keras file.
+
+    Raises:
+        PersistlibError: one of the two cannot be read.
+    """
+    return compare(a, b, only=only, rename=rename, reading_with={"key": key, "layout": layout})
+
+
 def finetune(
     model: nn.Module,
     train: Any,
@@ -497,31 +550,6 @@ def finetune(
             bit for bit, BatchNorm statistics included.
         seed: of the order of samples and of dropout; the same seed gives the same weights.
         out: the bundle to save.
-def diff(
-    a: StrPath,
-    b: StrPath,
-    *,
-    only: Patterns | None = None,
-    rename: Rules | None = None,
-    key: str | None = None,
-    layout: str | None = None,
-) -> Difference:
-    """Return what differs between two of: bundle, weights file of any format; torch-free.
-
-    Args:
-        a: a bundle or a weights file.
-        b: another one.
-        only: patterns of the tensor names to compare, as `a` has them.
-        rename: rules, as of `convert`, that give the names of `b` those of `a`.
-        key: as `convert`, for each of the two whose format has parts.
-        layout: as `convert`, for each of the two that is a Keras file.
-
-    Raises:
-        PersistlibError: one of the two cannot be read.
-    """
-    return compare(a, b, only=only, rename=rename, reading_with={"key": key, "layout": layout})
-
-
         name: as `save`.
         license: as `save`.
         onnx: as `save`.

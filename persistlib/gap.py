@@ -86,7 +86,10 @@ def _open_pinned(name: str, location: str, folder_fd: int | None = None) -> int 
         return None
     except NotADirectoryError as fault:
         raise error(
-            Code.NOT_A_BUNDLE, location, "not a folder", "name the folder that save made"
+            Code.NOT_A_BUNDLE,
+            location,
+            "not a folder",
+            "name the folder that save made; what a file is says persistlib identify",
         ) from fault
     except ValueError as fault:
         raise error(Code.NAME_UNSAFE, ascii(location), str(fault), "check the path") from fault

@@ -212,7 +212,7 @@ def test_convert_takes_a_part_and_a_format_by_name(bundles: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("words", "expected", "exit_code"),
     [
-        (("{b}", "{t}/x.h5"), "PL501", 1),
+        (("{b}", "{t}/x.zip"), "PL501", 1),
         (("{b}", "{t}/x", "--to", "hdf6"), "PL901", 2),
         (("{t}/absent", "{t}/x.pt"), "PL412", 1),
         (("{b}", "{t}/x.pt", "--only", "nothing.*"), "PL804", 1),

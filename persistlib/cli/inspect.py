@@ -1,7 +1,8 @@
-"""`persistlib inspect`: what a bundle holds, from its manifest alone, on one screen."""
+"""`persistlib inspect`: what a bundle or a weights file holds, on one screen; no weight is read."""
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import click
@@ -10,9 +11,9 @@ import persistlib
 from persistlib.cli.answer import Answer, Fields, Findings, Line, Span, Style
 from persistlib.cli.command import Verb
 from persistlib.cli.manifest_text import fields_of
-from persistlib.cli.tensor_table import every_tensor, folded_tensors
+from persistlib.cli.tensor_table import every_tensor, file_tensors, folded_tensors
 from persistlib.cli.text import command as words
-from persistlib.cli.text import counted, size
+from persistlib.cli.text import counted, listing, size
 from persistlib.summary import glance
 
 if TYPE_CHECKING:
@@ -21,13 +22,58 @@ if TYPE_CHECKING:
 
 
 @click.command("inspect", cls=Verb)
-@click.argument("bundle")
+@click.argument("source", metavar="BUNDLE|FILE")
 @click.option("--all", "show_all", is_flag=True, help="List every tensor.")
-def command(bundle: str, *, show_all: bool) -> Answer:
-    """Show what BUNDLE holds, from its manifest alone.
+def command(source: str, *, show_all: bool) -> Answer:
+    """Show what a bundle or a weights file holds.
 
-    Reads no weights: `persistlib verify` compares them.
+    Reads no weights: `persistlib verify` compares those of a bundle.
     """
+    return _file(source, show_all=show_all) if os.path.isfile(source) else _bundle(source, show_all)
+
+
+def _file(path: str, *, show_all: bool) -> Answer:
+    from persistlib.formats import FORMATS
+    from persistlib.sources import open_file
+
+    with open_file(path) as checkpoint:
+        tensors, aliases = file_tensors(checkpoint), dict(checkpoint.aliases)
+        table = every_tensor(tensors, aliases) if show_all else folded_tensors(tensors)
+        form = FORMATS[checkpoint.format].title
+        stored = sum(entry.nbytes for entry in checkpoint)
+        title = Line(
+            (Span(os.path.basename(path), Style.STRONG), Span(f"  {form}")),
+            size(os.path.getsize(path)),
+        )
+        facts = [
+            ("container", checkpoint.container),
+            ("tensors", f"{counted(len(tensors), 'tensor')} of {size(stored)}"),
+            ("ties", counted(len(aliases), "second name") if aliases else ""),
+            ("metadata", listing(tuple(k for k in checkpoint.metadata if k != "format"))),
+            *(("besides" if not n else "", text) for n, text in enumerate(checkpoint.losses[:3])),
+            *(("note", text) for text in checkpoint.notes),
+        ]
+        return Answer(
+            data={
+                "path": path,
+                "size": os.path.getsize(path),
+                "format": checkpoint.format,
+                "container": checkpoint.container,
+                "tensors": [
+                    {"name": t.name, "dtype": t.dtype, "shape": [*t.shape]} for t in tensors
+                ],
+                "aliases": dict(aliases),
+                "metadata": dict(checkpoint.metadata),
+                "losses": [*checkpoint.losses],
+                "notes": [*checkpoint.notes],
+            },
+            report=(title, Fields(tuple(f for f in facts if f[1])), Line((Span(""),)), table),
+            brief=(checkpoint.format,),
+            hints=(words("persistlib", "identify", path),),
+        )
+
+
+def _bundle(bundle: str, show_all: bool) -> Answer:
     summary = glance(bundle) or persistlib.inspect(bundle)
     return Answer(
         data={
@@ -60,7 +106,12 @@ def _title(summary: Summary) -> Line:
 
 def _body(summary: Summary, *, show_all: bool) -> tuple[Block, ...]:
     manifest = summary.manifest
-    table = every_tensor(manifest) if show_all else folded_tensors(manifest)
+    weights = manifest.weights
+    table = (
+        every_tensor(weights.tensors, weights.aliases)
+        if show_all
+        else folded_tensors(weights.tensors)
+    )
     blocks: list[Block] = [
         Fields(fields_of(manifest, summary.parameters, summary.trainable)),
         Line((Span(""),)),

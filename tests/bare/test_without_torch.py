@@ -132,6 +132,40 @@ def test_a_checkpoint_of_torch_is_read_without_it(tmp_path: Path) -> None:
     assert {k: v.tobytes() for k, v in stored.items()} == {k: v.tobytes() for k, v in read.items()}
 
 
+def test_every_tensor_format_leads_to_every_other(tmp_path: Path) -> None:
+    before = persistlib.inspect(BUNDLE).manifest.weights.identity
+    source = PREPARED / "checkpoint.pt"
+    for step, ending in enumerate(("h5", "safetensors", "hdf5", "pt", "safetensors.index.json")):
+        destination = tmp_path / f"{step}.{ending}"
+        report = persistlib.convert(source, destination)
+        assert (report.identity, report.source_identity) == (before, before)
+        source = destination
+
+
+def test_a_graph_gives_the_state_dict_back(tmp_path: Path) -> None:
+    graph = BUNDLE / "model.onnx"
+    answer("convert", graph, tmp_path / "back.h5", "--allow-loss", "graph", "metadata")
+    answer("convert", tmp_path / "back.h5", tmp_path / "again.onnx", "--template", graph)
+    assert answer("diff", tmp_path / "again.onnx", PREPARED / "checkpoint.pt")["data"]["same"]
+
+
+def test_a_checkpoint_that_nobody_can_explain_gets_an_answer() -> None:
+    data = answer("identify", PREPARED / "checkpoint.pt")["data"]
+    assert data["builder"] == "torchvision.models:resnet18"
+    assert [(edit["op"], edit["path"]) for edit in data["edits"]] == [("replace", "fc")]
+    assert "torch" not in loaded(
+        f"import persistlib; persistlib.identify({str(PREPARED / 'checkpoint.pt')!r})"
+    )
+
+
+def test_what_differs_is_told(tmp_path: Path) -> None:
+    assert run("diff", BUNDLE, PREPARED / "checkpoint.pt").returncode == 0
+    persistlib.convert(BUNDLE, tmp_path / "half.safetensors", dtype="f16")
+    done = run("diff", BUNDLE, tmp_path / "half.safetensors")
+    assert done.returncode == 1
+    assert "conv1.weight" in done.stdout
+
+
 def test_onnx_runtime_gives_the_outputs_that_torch_gave() -> None:
     manifest = persistlib.inspect(BUNDLE).manifest
     assert manifest.examples is not None

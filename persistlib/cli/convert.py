@@ -2,90 +2,239 @@
 
 from __future__ import annotations
 
+import difflib
 import os
+from collections import Counter
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
 
 import persistlib
-from persistlib.cli.answer import Answer, Exit, Fields, verdict
+from persistlib.cli.answer import Answer, Exit, Fields, Line, Span, Table, verdict
 from persistlib.cli.command import Spread, Verb, trust_option
 from persistlib.cli.manifest_text import proof_text
 from persistlib.cli.text import command as words
-from persistlib.cli.text import number
+from persistlib.cli.text import counted, number, shape
 from persistlib.cli.text import size as shown
-from persistlib.formats import by_name
+from persistlib.formats import FORMATS, LOSSES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from persistlib.conversion import ConversionReport
+    from persistlib.casting import CastError
+    from persistlib.cli.answer import JSON, Block
+    from persistlib.conversion import ConversionReport, ConvertedTensor
+
+_ANYTHING = "all"
+_LINES = 6  # of losses, unless all are asked for
+
+
+def _known_losses(
+    ctx: click.Context, param: click.Parameter, value: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Return the words, each of which names a kind of loss."""
+    known = (*LOSSES, _ANYTHING)
+    for word in value:
+        if word not in known:
+            near = difflib.get_close_matches(word, known, 1)
+            tail = f"Did you mean '{near[0]}'?" if near else f"There are {', '.join(known)}."
+            raise click.BadParameter(f"No loss is called '{word}'. {tail}", ctx, param)
+    return value
 
 
 @click.command("convert", cls=Verb)
-@click.argument("source", metavar="BUNDLE")
+@click.argument("source", metavar="SOURCE")
 @click.argument("destination", metavar="OUT")
-@click.option("--to", metavar="FORMAT", help="onnx, safetensors or torch; otherwise from OUT.")
+@click.option("--to", metavar="FORMAT", help="One of `persistlib formats`; otherwise from OUT.")
 @click.option(
     "--allow-loss",
     cls=Spread,
     metavar="LOSS...",
-    help="What may be lost, as the refusal names it.",
+    callback=_known_losses,
+    help="What may be lost, as the refusal names it, or all.",
 )
 @click.option("--only", cls=Spread, metavar="PATTERN...", help="Only the tensors so named.")
+@click.option(
+    "--rename",
+    cls=Spread,
+    metavar="PATTERN=NAME...",
+    help="New names, * for what the pattern's * is: 'module.*=*' takes a prefix off.",
+)
+@click.option("--dtype", metavar="DTYPE", help="Cast floating-point tensors: f32, f16, bf16, ...")
+@click.option("--key", metavar="PATH", help="Which part of a training checkpoint, such as model.")
+@click.option("--layout", metavar="LAYOUT", help="torch: of a Keras file, torch's names and axes.")
+@click.option("--template", metavar="FILE", help="An ONNX file whose graph takes the weights.")
+@click.option("--compression", metavar="KIND", help="Of HDF5: gzip or lzf.")
+@click.option("--no-verify", is_flag=True, help="Do not read back and compare what was written.")
 @click.option("--overwrite", is_flag=True, help="Replace a file that stands at OUT.")
+@click.option("--all", "show_all", is_flag=True, help="List every tensor and every loss.")
 @trust_option
 def command(
     source: str,
     destination: str,
     *,
-    to: str | None,
     allow_loss: tuple[str, ...],
     only: tuple[str, ...],
-    overwrite: bool,
-    trust: tuple[str, ...],
+    rename: tuple[str, ...],
+    no_verify: bool,
+    show_all: bool,
+    **options: object,
 ) -> Answer:
-    """Write the model in BUNDLE to OUT (.onnx, .safetensors or .pt).
+    """Write the weights in SOURCE, a bundle or a file of any format, to OUT.
 
     Refuses to lose anything in silence, and reads back what it wrote.
     """
     report = persistlib.convert(
         source,
         destination,
-        to=to,
         allow_loss=allow_loss,
         only=only or None,
-        overwrite=overwrite,
-        trust=trust,
+        rename=rename or None,
+        verify=not no_verify,
+        **options,  # type: ignore[arg-type] # click has checked them
     )
     is_proved = not report.proof or bool(report.proof.get("proved"))
     outcome = Exit.OK if is_proved else Exit.DEGRADED
-    size = os.path.getsize(report.destination)
     return Answer(
-        data={
-            "source": source,
-            "destination": report.destination,
-            "format": report.format,
-            "size": size,
-            "tensors": report.tensors,
-            "losses": [*report.losses],
-            "identity": report.identity,
-            "proof": dict(report.proof),
-        },
-        report=(
-            verdict(f"{report.destination}: {by_name(report.format).title}", outcome, shown(size)),
-            Fields(tuple(_facts(report))),
-        ),
+        data=_data(report),
+        report=tuple(_blocks(report, outcome, show_all=show_all)),
         brief=(report.destination,),
-        hints=(words("persistlib", "verify", source),) if os.path.isdir(source) else (),
+        hints=_hints(report),
         exit=outcome,
     )
 
 
-def _facts(report: ConversionReport) -> Iterator[tuple[str, str]]:
-    yield "tensors", number(report.tensors)
+def _data(report: ConversionReport) -> dict[str, JSON]:
+    return {
+        "source": report.source,
+        "source_format": report.source_format,
+        "source_identity": report.source_identity,
+        "destination": report.destination,
+        "format": report.format,
+        "size": _size(report.destination),
+        "tensors": report.tensors,
+        "kept": [*report.kept],
+        "losses": [*report.losses],
+        "identity": report.identity,
+        "proof": dict(report.proof),
+        "notes": [*report.notes],
+        "rows": [_row_data(row) for row in report.rows],
+    }
+
+
+def _row_data(row: ConvertedTensor) -> dict[str, JSON]:
+    return {
+        "name": row.name,
+        "source": row.source,
+        "dtype": row.dtype,
+        "shape": [*row.shape],
+        "before": row.before,
+        "after": row.after,
+        "cast": None if row.cast is None else asdict(row.cast),
+    }
+
+
+def _hints(report: ConversionReport) -> tuple[str, ...]:
+    if os.path.isdir(report.source):
+        return (words("persistlib", "verify", report.source),)
+    return (words("persistlib", "diff", report.source, report.destination),)
+
+
+def _size(path: str) -> int:
+    """Return the bytes of a file, or of all files in a folder."""
+    if not os.path.isdir(path):
+        return os.path.getsize(path)
+    return sum(entry.stat().st_size for entry in os.scandir(path) if entry.is_file())
+
+
+def _title(name: str) -> str:
+    return FORMATS[name].title if name in FORMATS else name
+
+
+def _blocks(report: ConversionReport, outcome: Exit, *, show_all: bool) -> Iterator[Block]:
+    """Yield the report: the verdict, what was read, and what became of it."""
+    size = shown(_size(report.destination))
+    yield verdict(f"{report.destination}: {_title(report.format)}", outcome, size)
+    yield Fields(tuple(_facts(report, show_all=show_all)))
+    if show_all and report.rows:
+        yield Line((Span(""),))
+        yield _tensors(report)
+
+
+def _facts(report: ConversionReport, *, show_all: bool) -> Iterator[tuple[str, str]]:
+    if report.source_format:
+        yield "from", f"{report.source}: {_title(report.source_format)}"
+    yield "tensors", _tensors_said(report)
     yield "identity", report.identity
-    for index, loss in enumerate(report.losses or ("nothing",)):
+    if report.source_identity not in {None, report.identity}:
+        yield "was", f"{report.source_identity}"
+    losses = report.losses if show_all else _folded(report.losses)
+    for index, loss in enumerate(losses or ("nothing",)):
         yield "lost" if index == 0 else "", loss
+    for index, text in enumerate(_casts(report)):
+        yield "cast" if index == 0 else "", text
+    for index, note in enumerate(report.notes):
+        yield "note" if index == 0 else "", note
     if report.proof:
         yield "proof", proof_text(report.proof)
+
+
+def _tensors_said(report: ConversionReport) -> str:
+    renamed = sum(row.name != row.source for row in report.rows)
+    return number(report.tensors) + (f", {number(renamed)} renamed" if renamed else "")
+
+
+def _folded(losses: tuple[str, ...]) -> tuple[str, ...]:
+    """Return many losses in few lines: `value optimizer.* (312)`."""
+    if len(losses) <= _LINES:
+        return losses
+    groups: dict[str, list[str]] = {}
+    for loss in losses:
+        groups.setdefault(loss.split(",")[0].split(".")[0], []).append(loss)
+    lines = [
+        same[0] if len(same) == 1 else f"{s}.* ({number(len(same))})" for s, same in groups.items()
+    ]
+    more = len(lines) - _LINES
+    return (*lines[:_LINES], f"… {number(more)} more (--all)") if more > 0 else tuple(lines)
+
+
+def _casts(report: ConversionReport) -> Iterator[str]:
+    """Yield how far casts went: how many, and where the largest errors are."""
+    cast = [(row.name, row.cast) for row in report.rows if row.cast is not None]
+    if not cast:
+        return
+    for (before, after), count in Counter((c.before, c.after) for _, c in cast).items():
+        yield f"{before} → {after}: {counted(count, 'tensor')}"
+    place, far = max(cast, key=lambda item: item[1].absolute)
+    if far.absolute == 0:
+        yield "every value is what it was"
+        return
+    yield f"largest error {far.absolute:.2g}, in {place}"
+    place, far = max(cast, key=lambda item: item[1].relative)
+    yield f"largest relative error {far.relative:.2g}, in {place}"
+
+
+def _tensors(report: ConversionReport) -> Table:
+    """Return a row for each tensor."""
+    rows = [
+        (
+            row.name,
+            "" if row.name == row.source else row.source,
+            shape(row.dtype, row.shape),
+            *_errors(row.cast),
+        )
+        for row in report.rows
+    ]
+    head = ("tensor", "was called", "dtype and shape", "cast from", "error", "relative")
+    used = [i for i in range(len(head)) if not i or any(row[i] for row in rows)]
+    right = frozenset(place for place, i in enumerate(used) if head[i] in {"error", "relative"})
+    return Table(
+        tuple(head[i] for i in used), tuple(tuple(row[i] for i in used) for row in rows), right
+    )
+
+
+def _errors(cast: CastError | None) -> tuple[str, str, str]:
+    if cast is None:
+        return "", "", ""
+    return cast.before, f"{cast.absolute:.2g}", f"{cast.relative:.2g}"

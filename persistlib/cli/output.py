@@ -27,7 +27,7 @@ SCHEMA = "persistlib.cli/1"
 _WIDEST = 100
 _NARROWEST = 40
 # Where the stream cannot say these, plain characters do.
-_PLAIN = str.maketrans({"✓": "+", "✗": "x", "·": "-", "…": "...", "→": "->"})
+_PLAIN = str.maketrans({"✓": "+", "✗": "x", "·": "-", "…": "...", "→": "->", "≠": "!="})
 
 
 class Mode(Enum):

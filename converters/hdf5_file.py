@@ -10,16 +10,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from persistlib import publish
-from persistlib.converters import isolation
+from persistlib.converters import isolation, keras_file
 
 if TYPE_CHECKING:
     from persistlib.checkpoint import CheckpointReader
-    from persistlib.converters.isolation import IsolatedReader
     from persistlib.files import StrPath
     from persistlib.publish import OutFile
 
 
-def open_file(path: StrPath, *, layout: str | None = None) -> IsolatedReader:
+def open_file(path: StrPath, *, layout: str | None = None) -> CheckpointReader:
     """Return a reader of the HDF5 file at `path`; no tensor is read yet.
 
     Args:
@@ -30,7 +29,8 @@ def open_file(path: StrPath, *, layout: str | None = None) -> IsolatedReader:
         FormatError: the file breaks a rule, a limit or its parser.
         TargetError: the file cannot be read.
     """
-    return isolation.open_file(path, "hdf5", {"layout": layout} if layout else {})
+    reader = isolation.open_file(path, "hdf5", {"layout": layout} if layout else {})
+    return keras_file.read(reader, path, layout) if reader.format == "keras" else reader
 
 
 def write(checkpoint: CheckpointReader, path: StrPath, *, compression: str | None = None) -> None:

@@ -39,8 +39,11 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
+    from persistlib.converters.hdf5_tree import Tree
+
 WALKERS: dict[str, tuple[str, ...]] = {
-    "hdf5": ("persistlib.converters.hdf5_walk",),
+    "hdf5": ("persistlib.converters.keras_walk", "persistlib.converters.hdf5_walk"),
+    "keras": ("persistlib.converters.keras_walk",),
 }
 READY, LISTING, DATA, END, FAULT = b"R", b"L", b"D", b"Z", b"E"
 HEAD = 9  # a byte of kind, and the length
@@ -50,14 +53,34 @@ _REQUESTS, _REPLIES = 0, 1
 # Memory beyond what the interpreter and its libraries take: the largest chunk as it is stored and
 # as it is read, HDF5's own caches, a window, and the listing.
 _MEMORY = 384 << 20
-# Seconds of processor time, and the bytes that one more second is for.
-_CPU, _LISTED_A_SECOND, _READ_A_SECOND = 2, 16 << 20, 16 << 20
+# Seconds of processor time, and the bytes that one more second is for. A step forward, such as one
+# more object found (their number is limited), gets as much again: time is short for one call only.
+_CPU, _LISTED_A_SECOND, _READ_A_SECOND = 1, 64 << 20, 16 << 20
 
 
 class Opened(Source):
     """The file being parsed: its descriptor, and the HDF5 library's view of it once asked for."""
 
     _hdf5: Any = None
+    _tree: Tree | None = None
+
+    @property
+    def tree(self) -> Tree:
+        """The objects of the HDF5 file, surveyed when first asked for.
+
+        Raises:
+            FormatError: a link is no hard link, or there are too many.
+        """
+        if self._tree is None:
+            from persistlib.converters.hdf5_tree import survey
+
+            self._tree = survey(self.hdf5, self.size, self.go_on)
+        return self._tree
+
+    def go_on(self) -> None:
+        """Let the process run on: a step was made, of which there are not too many."""
+        if _Limits.are_set:
+            _allow_time(_CPU)
 
     @property
     def hdf5(self) -> Any:
@@ -80,6 +103,12 @@ def open_hdf5(source: Source) -> Any:
     import h5py
 
     return h5py.File(source, "r", driver="fileobj", rdcc_nbytes=16 << 20, rdcc_nslots=4001)
+
+
+class _Limits:
+    """Whether this process is confined, which one that imports this module is not."""
+
+    are_set = False
 
 
 class _Task(NamedTuple):
@@ -123,6 +152,7 @@ def _confine(task: _Task) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (allowed, allowed))
     _allow_time(_CPU + task.size // _LISTED_A_SECOND)
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
+    _Limits.are_set = True
 
 
 def _mapped() -> int:
@@ -138,7 +168,8 @@ def _allow_time(seconds: int) -> None:
     """Let the process run for some seconds more; the kernel ends it then."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     soft = int(used.ru_utime + used.ru_stime) + 1 + seconds
-    resource.setrlimit(resource.RLIMIT_CPU, (soft, resource.RLIM_INFINITY))
+    allowed = max(soft, resource.getrlimit(resource.RLIMIT_CPU)[0] if _Limits.are_set else 0)
+    resource.setrlimit(resource.RLIMIT_CPU, (allowed, resource.RLIM_INFINITY))
 
 
 def _list(walkers: list[Any], source: Opened, task: _Task) -> Listing | None:

@@ -217,6 +217,7 @@ class Code(Enum):
     FORMAT_LIMIT = ("PL507", FormatError, "larger than a well-meant file would be")
     FORMAT_UNSAFE = ("PL508", FormatError, "refers to code or to what lies outside the file")
     FORMAT_VALUE = ("PL509", FormatError, "bytes that are no value of their dtype")
+    FORMAT_LAYOUT = ("PL510", FormatError, "a weight whose layout rule is not known")
     LOSS = ("PL520", LossError, "the conversion would lose something")
     READBACK = ("PL521", FormatError, "what was written does not read back the same")
 

@@ -1,0 +1,112 @@
+"""A Keras file's weights as the state of torch's layers: owners found, rules applied, names joined.
+
+Law: every weight of the file goes into a tensor of exactly one layer, or there is an error that
+names it; the tensors stand in the order of the configuration's layers.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from persistlib.converters.keras_config import Layer, parse_config
+from persistlib.converters.keras_details import LEGACY
+from persistlib.converters.keras_flatten import flattened
+from persistlib.converters.keras_inference import inferred
+from persistlib.converters.keras_layout import Made, Weights, apply_rule
+from persistlib.converters.keras_names import Owner, Path, legacy_owner, stored_owner
+from persistlib.converters.keras_variables import variable_names
+from persistlib.errors import Code, error
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from persistlib.checkpoint import Entry
+    from persistlib.converters.keras_details import Details
+
+_Found = dict[tuple[Path, str], "Entry"]
+# Keras on Theano computes true convolutions: its kernels are turned around in space.
+_TURNED = {"theano"}
+
+
+def torch_tensors(
+    details: Details, entries: tuple[Entry, ...], location: str
+) -> tuple[Mapping[str, Made], tuple[str, ...]]:
+    """Return the tensors of torch's layers by name, and what should be known of them.
+
+    Args:
+        details: what the file says about its weights.
+        entries: the weights.
+        location: the file, for messages.
+
+    Raises:
+        FormatError: the file does not say what its layers are, or no rule is known for a weight.
+    """
+    if details.backend in _TURNED:
+        raise error(
+            Code.FORMAT_LAYOUT,
+            location,
+            f"no rule is known for kernels of Keras on {details.backend}",
+            "load and save the model with Keras on TensorFlow",
+        )
+    model, notes = _model(details, entries, location)
+    found = _by_layer(model, details, entries, location)
+    made: dict[str, Made] = {}
+    for layer in model.walk():
+        if (weights := found.get(id(layer))) is not None:
+            notes += _convert(layer, weights, made, location)
+        elif variable_names(layer.kind, layer.config) and _is_whole(layer, model):
+            notes.append(f"the file has no weights of {layer}")
+    return made, (*notes, *flattened(model))
+
+
+def _model(details: Details, entries: tuple[Entry, ...], location: str) -> tuple[Layer, list[str]]:
+    """Return the model's layers: as the configuration says, or as the weights leave no choice."""
+    if details.config is not None:
+        return parse_config(details.config.encode(), f"{location}: model_config"), []
+    if details.kind != LEGACY:
+        raise error(
+            Code.FORMAT_LAYOUT,
+            location,
+            "the file has no configuration: nothing says which class a layer has",
+            "convert the whole model's file (.keras, or .h5 of model.save), or without layout",
+        )
+    return inferred(details, entries, location)
+
+
+def _by_layer(
+    model: Layer, details: Details, entries: tuple[Entry, ...], location: str
+) -> dict[int, _Found]:
+    """Return the weights of each layer that has a rule, by the layer's identity."""
+    found: dict[int, _Found] = {}
+    for entry, path in zip(entries, details.paths, strict=True):
+        if details.kind == LEGACY:
+            owner = legacy_owner(model, *path, location)
+        else:
+            owner = stored_owner(model, path, details.names, location)
+        _keep(found.setdefault(id(owner.layer), {}), owner, entry, location)
+    return found
+
+
+def _keep(weights: _Found, owner: Owner, entry: Entry, location: str) -> None:
+    key = owner.place, owner.variable
+    if key in weights:
+        reason = f"as {weights[key].name}, it would be {owner.variable} of {owner.layer}"
+        raise error(Code.FORMAT_LAYOUT, f"{location}: {entry.name}", reason, "save it again")
+    weights[key] = entry
+
+
+def _convert(layer: Layer, found: _Found, made: dict[str, Made], location: str) -> list[str]:
+    """Add the tensors of one layer and return its notes."""
+    weights = Weights(layer, found, location)
+    for tensor in apply_rule(weights):
+        name = ".".join((*layer.path, tensor.name)).replace("/", ".")
+        if name in made:
+            reason = f"two tensors would have this name; one is of {layer}"
+            raise error(Code.FORMAT_LAYOUT, f"{location}: {name}", reason, "rename a layer")
+        made[name] = tensor
+    return weights.notes
+
+
+def _is_whole(layer: Layer, model: Layer) -> bool:
+    """Return whether a layer stands for itself, not for a part of a recurrent one."""
+    return layer is not model and layer.name == (layer.path or ("",))[-1]

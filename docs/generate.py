@@ -1,4 +1,4 @@
-"""Write what is made from the code: `errors.md`, both schemas, tables of `manifest.md`.
+"""Write what is made from the code: `errors.md`, both schemas, tables of `manifest.md` and README.
 
 `make docs` runs it; a test holds that every page is what the code says.
 """
@@ -13,16 +13,22 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
+from persistlib.dtypes import DType
 from persistlib.errors import Code
+from persistlib.formats import FORMATS, PROMISES
 from persistlib.manifest import schema
 from persistlib.manifest.schema import VERSION, Manifest, Section
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from persistlib.formats import Format
+
 HERE = Path(__file__).parent
 # Between these lines of manifest.md stands what `field_tables` returns.
 MARKS = ("<!-- fields: made by `make docs` from the schema -->\n", "<!-- end of fields -->\n")
+# And in README.md what `formats_table` returns.
+FORMAT_MARKS = ("<!-- formats: made by `make docs` -->\n", "<!-- end of formats -->\n")
 
 _PATTERNS = {
     TypeAdapter(kind).json_schema()["pattern"]: name
@@ -124,6 +130,42 @@ def manifest_page() -> str:
     return f"{before}{MARKS[0]}\n{field_tables()}\n{MARKS[1]}{after}"
 
 
+def formats_table() -> str:
+    """Return a table with a row for each format, and what all of them keep."""
+    always = [word for word in PROMISES if all(word in row.keeps for row in FORMATS.values())]
+    others = [word for word in PROMISES if word not in always]
+    head = f"| format | endings | written | {' | '.join(others)} | cannot hold |\n"
+    head += f"|---|---|{':-:|' * (1 + len(others))}---|\n"
+    rows = [
+        f"| {row.title} | {' '.join(f'`{suffix}`' for suffix in row.suffixes)} | "
+        f"{' | '.join(_mark(is_so) for is_so in _promises(row, others))} | {_lacking(row)} |\n"
+        for row in FORMATS.values()
+    ]
+    kept = "; ".join(PROMISES[word] for word in always)
+    return f"{head}{''.join(rows)}\nAll keep: {kept}.\n"
+
+
+def _promises(row: Format, words: list[str]) -> list[bool]:
+    return [row.is_written, *(word in row.keeps for word in words)]
+
+
+def _mark(is_so: bool) -> str:
+    return "✓" if is_so else ""
+
+
+def _lacking(row: Format) -> str:
+    return ", ".join(dtype.name for dtype in DType if not row.holds(dtype))
+
+
+def readme_page() -> str:
+    """Return `README.md` with its table of formats renewed."""
+    before, _, rest = (
+        (HERE.parent / "README.md").read_text(encoding="utf-8").partition(FORMAT_MARKS[0])
+    )
+    _, _, after = rest.partition(FORMAT_MARKS[1])
+    return f"{before}{FORMAT_MARKS[0]}\n{formats_table()}\n{FORMAT_MARKS[1]}{after}"
+
+
 def documented(section: type[Section]) -> tuple[str, dict[str, str]]:
     """Return a section's summary and what its docstring says of each field."""
     summary, _, attributes = cleandoc(section.__doc__ or "").partition("\n\nAttributes:\n")
@@ -194,6 +236,7 @@ PAGES = {
     "errors.md": errors_page,
     "manifest.schema.json": manifest_schema,
     "manifest.md": manifest_page,
+    "../README.md": readme_page,
     "../persistlib/manifest/schema.json": bare_schema,
 }
 

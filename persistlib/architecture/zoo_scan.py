@@ -123,9 +123,10 @@ def _steps(
     for path, part in model.named_modules():
         if type(part) in {nn.Conv2d, nn.Conv3d} and getattr(part, "in_channels", 0) == _CHANNELS:
             yield zoo_forms.Step(zoo_forms.CHANNELS, path, *infer(part), 1)
-    if "num_classes" not in signature(resolve_builder(builder)):
-        if "kwargs" not in signature(resolve_builder(builder)) or "optical_flow" in builder:
-            return
+    if "optical_flow" in builder or not {"num_classes", "kwargs"} & {
+        *signature(resolve_builder(builder))
+    }:
+        return
     other = rebuild(builder, {**arguments, "num_classes": _CLASSES})
     for edit in express(other, model, ()):
         if edit.op == "set":
@@ -136,7 +137,7 @@ def _steps(
         plain = infer(model.get_submodule(edit.path))
         new: Any = edit.arguments
         outputs = new["out_features" if "out_features" in new else "out_channels"]
-        assert edit.op == "replace" and outputs % _CLASSES == 0, edit
+        assert outputs % _CLASSES == 0, edit
         yield zoo_forms.Step(zoo_forms.CLASSES, edit.path, *plain, outputs // _CLASSES)
 
 

@@ -166,5 +166,5 @@ def _remarks(model: OnnxModel, weights: Weights) -> Iterator[str]:
     if weights.notes is None:
         writer = model.producer or "a program that does not say its name"
         yield f"the names are the graph's own, by {writer}; they need not be a state_dict's"
-    if made := len(weights.tensors) + len(weights.texts) - len(model.initializers()):
-        yield f"{made} tensors of Constant nodes, subgraphs or functions have names made of places"
+    if weights.inner:
+        yield f"{weights.inner} tensors of Constant nodes, subgraphs or functions have names made of places"

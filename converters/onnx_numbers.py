@@ -38,7 +38,7 @@ def count_numbers(data: FileBytes, spans: Sequence[tuple[int, int]], where: str)
         for at in range(start, end, _PIECE):
             piece = np.frombuffer(data[at : min(at + _PIECE, end)], np.uint8)
             count += int(np.count_nonzero(piece < 0x80))
-        if start < end and data[end - 1] >= 0x80:
+        if start < end and data[end - 1 : end] >= b"\x80":
             raise _endless(where)
     return count
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from persistlib.checkpoint import WINDOW, Entry
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 TEXT_LIMIT = 1 << 20
 RANK_LIMIT = 64
+# Old writers give each number of a small tensor a part of its own.
+PARTS_LIMIT = 1 << 16
 # Fields of TensorProto by number.
 DIMS, DTYPE, SEGMENT, NAME, RAW, EXTERNAL, LOCATION = 1, 2, 3, 8, 9, 13, 14
 FLOATS, INT32S, STRINGS, INT64S, DOUBLES, UINT64S = 4, 5, 6, 7, 10, 11
@@ -79,7 +82,9 @@ def tensor_at(data: FileBytes, start: int, end: int, location: str) -> Tensor:
     Raises:
         FormatError: it is ambiguous, or refers to what is never read.
     """
-    found = list(fields(data, start, end, location))
+    found = list(islice(fields(data, start, end, location), PARTS_LIMIT + 1))
+    if len(found) > PARTS_LIMIT:
+        raise error(Code.FORMAT_LIMIT, location, f"a tensor in over {PARTS_LIMIT} parts", _AGAIN)
     name = next((text_of(data, f, location, TEXT_LIMIT) for f in found if f.number == NAME), "")
     where = f"{location}: {name}"
     encode_name(name)
@@ -110,10 +115,10 @@ def _dims(data: FileBytes, found: Sequence[Field], where: str) -> tuple[int, ...
     if sum(field.end - field.start for field in found) <= 10 * RANK_LIMIT:
         for field in found:
             at = field.start
-            while at < field.end:
-                stop = next((i + 1 for i in range(at, field.end) if data[i] < 0x80), field.end)
-                dims.append(number_of(data, Field(DIMS, VARINT, at, at, stop), where))
-                at = stop
+            for place, byte in enumerate(data[field.start : field.end], field.start + 1):
+                if byte < 0x80:
+                    dims.append(number_of(data, Field(DIMS, VARINT, at, at, place), where))
+                    at = place
         if any(extent < 0 for extent in dims):
             raise _invalid(where, "a negative extent")
         if len(dims) <= RANK_LIMIT:

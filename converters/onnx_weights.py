@@ -38,6 +38,7 @@ class Weights(NamedTuple):
         aliases: second names among these, each to the first.
         notes: what the file notes of them; None where it notes nothing that fits.
         texts: names of tensors of strings.
+        inner: how many tensors do not stand among the main graph's initializers.
         misfit: why what is noted does not fit; empty when it does.
     """
 
@@ -46,6 +47,7 @@ class Weights(NamedTuple):
     aliases: Mapping[str, str]
     notes: Notes | None
     texts: tuple[str, ...]
+    inner: int
     misfit: str
 
 
@@ -81,7 +83,8 @@ def weights_of(model: OnnxModel, *, whole: bool) -> Weights:
     aliases = _tied(tensors, names, aliases)
     _require_apart(model.location, tensors.values())
     texts = tuple(name for name, tensor in named if tensor.is_text)
-    return Weights(tensors, names, aliases, notes, texts, misfit)
+    inner = len(named) - len(model.initializers()) if whole else 0
+    return Weights(tensors, names, aliases, notes, texts, inner, misfit)
 
 
 def place(found: Stored) -> tuple[object, ...] | None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import codecs
 import os
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from persistlib.errors import Code, PersistlibError, error
 from persistlib.files import read_fault
@@ -30,6 +30,7 @@ DEPTH_LIMIT = 64
 VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
 _WIDTH = {FIXED64: 8, FIXED32: 4}
 _BLOCK = 1 << 16  # of a file that is walked
+_HEAD = 32  # bytes that hold any field's tag, and its number or length
 _TEXT_PIECE = 1 << 20  # of a text that is decoded
 _VARINT_BYTES = 10
 _REPEATED = 3  # FieldDescriptor.LABEL_REPEATED
@@ -50,24 +51,23 @@ class FileBytes:
         self._fd, self._location = fd, location
         self._start, self._block = 0, b""
 
-    @overload
-    def __getitem__(self, at: int) -> int: ...
-    @overload
-    def __getitem__(self, at: slice) -> bytes: ...
-    def __getitem__(self, at: int | slice) -> int | bytes:
-        if isinstance(at, slice):
-            data = bytearray(at.stop - at.start)
-            self.read_into(memoryview(data), at.start)
-            return bytes(data)
-        offset = at - self._start
-        if not 0 <= offset < len(self._block):
-            self._start = at - at % _BLOCK
-            self._block = self[self._start : min(self._start + _BLOCK, self.size)]
-            offset = at - self._start
-        return self._block[offset]
+    def __getitem__(self, part: slice) -> bytes:
+        if self._start <= part.start <= part.stop <= self._start + len(self._block):
+            return self._block[part.start - self._start : part.stop - self._start]
+        data = bytearray(part.stop - part.start)
+        self.read_into(memoryview(data), part.start)
+        return bytes(data)
 
     def __len__(self) -> int:
         return self.size
+
+    def block(self, at: int) -> tuple[bytes, int, int]:
+        """Return bytes around a place, where they begin, and where the last whole head does."""
+        if not self._start <= at < self._start + _BLOCK or not self._block:
+            start = at - at % _BLOCK
+            self._block = self[start : min(start + _BLOCK + _HEAD, self.size)]
+            self._start = start
+        return self._block, self._start, self._start + _BLOCK
 
     def read_into(self, view: memoryview, start: int) -> None:
         """Fill a buffer with the bytes from `start` on.
@@ -168,10 +168,10 @@ def fields(data: Encoded, start: int, end: int, location: object) -> Iterator[Fi
     walk = _Walk(data, location, {})
     at = start
     while at < end:
-        begin = at
-        tag, at = walk.varint(at, end)
-        content, at = walk.value(at, end, tag & 7)
-        yield Field(tag >> 3, tag & 7, begin, content, at)
+        walk.move(at)
+        tag, content, stop = walk.field(at, end)
+        yield Field(tag >> 3, tag & 7, at, content, stop)
+        at = stop
 
 
 def number_of(data: Encoded, field: Field, location: object) -> int:
@@ -182,7 +182,9 @@ def number_of(data: Encoded, field: Field, location: object) -> int:
     """
     if field.wire != VARINT:
         raise error(Code.GRAPH_INVALID, location, f"field {field.number} is no number", _REMEDY)
-    value, _ = _Walk(data, location, {}).varint(field.start, field.end)
+    value = 0
+    for place, byte in enumerate(bytes(data[field.start : min(field.end, field.start + 10)])):
+        value |= (byte & 0x7F) << 7 * place
     value &= (1 << 64) - 1
     return value - (1 << 64) if value >> 63 else value
 
@@ -253,79 +255,101 @@ class _Walk:
         self.location = location
         self.gather = gather
         self.count = 0
+        # The part of the data that is at hand: its bytes, where it begins, and where it ends.
+        whole = data if isinstance(data, memoryview) else None
+        self._at_hand: memoryview | bytes = b"" if whole is None else whole
+        self._base, self._limit = 0, 0 if whole is None else whole.nbytes
+
+    def move(self, at: int) -> None:
+        """Have the bytes at hand in which the field at a place begins."""
+        if not self._base <= at < self._limit and not isinstance(self.data, memoryview):
+            self._at_hand, self._base, self._limit = self.data.block(at)
 
     def message(self, span: _Span) -> list[_Span]:
         """Return the messages directly inside `span` that hold anything."""
-        data, known = self.data, _declared(span.kind)
+        known = _declared(span.kind)
         at, end = span.start, span.end
         seen: set[int] = set()
         inner: list[_Span] = []
         while at < end:
-            tag, at = (data[at], at + 1) if data[at] < 0x80 else self.varint(at, end)
+            self.move(at)
+            tag, start, at = self.field(at, end)
             if (field := known.get(tag >> 3)) is None:
                 raise self._fault(f"field {tag >> 3} is unknown in {span.kind.name}", _NEWER)
-            self._require_wire(field, tag & 7)
-            start, at = self.value(at, end, tag & 7)
             self.count += 1
             if self.count > FIELDS_LIMIT:
                 raise self._fault(f"more than {FIELDS_LIMIT} fields", code=Code.FORMAT_LIMIT)
-            if not field.repeated:
-                if tag in seen:
-                    raise self._fault(f"{field.name} stands twice")
-                seen.add(tag)
-            if start == at:
-                continue
-            if field.text:
+            if tag & 7 != field.wire or not field.repeated:
+                self._require_allowed(field, tag, seen)
+            if start < at and field.text:
                 self._require_text(start, at, field.name)
-            elif field.message is not None:
+            elif start < at and field.message is not None:
                 inner.append(_Span(start, at, field.message, span.depth + 1))
-                self._gather(field.message.full_name, start, at)
         if inner and span.depth == DEPTH_LIMIT:
             raise self._fault(f"nested deeper than {DEPTH_LIMIT}", code=Code.FORMAT_LIMIT)
+        if self.gather:
+            self._gather(inner)
         return inner
 
-    def _require_wire(self, field: _Declared, wire: int) -> None:
+    def _require_allowed(self, field: _Declared, tag: int, seen: set[int]) -> None:
+        wire = tag & 7
         if wire != field.wire and not (wire == LENGTH and field.repeated):
             raise self._fault(f"{field.name} has wire type {wire}")
+        if not field.repeated:
+            if tag in seen:
+                raise self._fault(f"{field.name} stands twice")
+            seen.add(tag)
 
-    def _gather(self, kind: str, start: int, end: int) -> None:
-        if (found := self.gather.get(kind)) is not None:
-            found.append((start, end))
+    def _gather(self, inner: list[_Span]) -> None:
+        for span in inner:
+            if (found := self.gather.get(span.kind.full_name)) is not None:
+                found.append((span.start, span.end))
 
     def _require_text(self, start: int, end: int, name: str) -> None:
         """Raise for text that is not UTF-8: parsers of proto2 pass it on, some as bytes."""
-        decoder = codecs.getincrementaldecoder("utf-8")()
         try:
+            if end - self._base <= len(self._at_hand):
+                str(self._at_hand[start - self._base : end - self._base], "utf-8")
+                return
+            decoder = codecs.getincrementaldecoder("utf-8")()
             for at in range(start, end, _TEXT_PIECE):
                 last = min(end, at + _TEXT_PIECE)
                 decoder.decode(self.data[at:last], last == end)
         except UnicodeDecodeError as fault:
             raise self._fault(f"{name} is not UTF-8") from fault
 
-    def value(self, at: int, end: int, wire: int) -> tuple[int, int]:
-        """Return where a field's content starts and where it ends."""
-        if wire == VARINT:
-            return at, self.varint(at, end)[1]
-        if wire == LENGTH:
-            if at < end and self.data[at] < 0x80:
-                length, at = self.data[at], at + 1
+    def field(self, at: int, end: int) -> tuple[int, int, int]:
+        """Return a field's tag, where its content starts and where it ends.
+
+        The bytes at hand must hold its head (`move`).
+        """
+        data, base = self._at_hand, self._base
+        tag = data[at - base]
+        at += 1
+        if tag >= 0x80:
+            tag, at = self._varint(at - 1, end)
+        if (wire := tag & 7) == LENGTH:
+            if at < end and (length := data[at - base]) < 0x80:
+                at += 1
             else:
-                length, at = self.varint(at, end)
+                length, at = self._varint(at, end)
+        elif wire == VARINT:
+            return tag, at, self._varint(at, end)[1]
         elif (length := _WIDTH.get(wire, -1)) < 0:
             raise self._fault(f"wire type {wire} at byte {at}")
         if length > end - at:
             raise self._fault(f"cut off at byte {at}")
-        return at, at + length
+        return tag, at, at + length
 
-    def varint(self, at: int, end: int) -> tuple[int, int]:
+    def _varint(self, at: int, end: int) -> tuple[int, int]:
         """Return a number and where it ends."""
-        data = self.data
+        data, base = self._at_hand, self._base
         value = shift = 0
-        for place in range(at, min(end, at + _VARINT_BYTES)):
+        for place in range(at - base, min(end, at + _VARINT_BYTES) - base):
             byte = data[place]
             value |= (byte & 0x7F) << shift
             if byte < 0x80:
-                return value, place + 1
+                return value, base + place + 1
             shift += 7
         raise self._fault(f"no protobuf: a number without end at byte {at}")
 

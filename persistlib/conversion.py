@@ -283,7 +283,9 @@ class _Watched(CheckpointReader):
         super().__init__(source.entries, source.aliases, source.metadata)
         self._source = source
         self._pool = ThreadPoolExecutor(1)
-        self.digests: dict[str, str] = {}
+        # Of a tensor without bytes nothing passes, and a writer need not ask for it.
+        nothing = RunningDigest().hexdigest()
+        self.digests = {entry.name: nothing for entry in source if not entry.nbytes}
 
     def read_bytes(self, name: str) -> memoryview:
         """Return the bytes of an entry."""

@@ -15,19 +15,19 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from persistlib import publish
 from persistlib.canonical import parse
 from persistlib.checkpoint import CheckpointReader, Entry, check_booleans
+from persistlib.converters.file_bytes import FileBytes
 from persistlib.digests import encode_name
 from persistlib.dtypes import DType, by_name
 from persistlib.errors import Code, error
-from persistlib.files import StrPath, map_private, read_all, read_fault
+from persistlib.files import StrPath, read_all
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Mapping
+    from collections.abc import Container, Iterable, Iterator, Mapping
 
 # Bytes: 100,000 tensors need about 10 MB. The library allows 100 MB, which took it 21 s to open.
 HEADER_LIMIT = 16 << 20
@@ -58,28 +58,61 @@ class Header(NamedTuple):
 
 
 class SafetensorsReader(CheckpointReader):
-    """An open safetensors file over bytes that are already in memory or mapped.
+    """An open safetensors file, or the bytes of one in memory.
 
     Attributes:
         header: what the header says.
     """
 
     format = "safetensors"
+    container = "safetensors"
 
-    def __init__(self, header: Header, data: memoryview, location: StrPath) -> None:
+    def __init__(self, header: Header, data: FileBytes | memoryview, location: StrPath) -> None:
         super().__init__(header.entries, header.aliases, header.metadata)
         self.header = header
-        self._data = data
+        self._data: FileBytes | memoryview | None = data
         self._location = location
 
     def read_bytes(self, name: str) -> memoryview:
         """Return a view of an entry's bytes.
 
         Raises:
-            FormatError: a boolean that is neither 0 nor 1.
+            KeyError: no entry has that name.
+            FormatError: a boolean that is neither 0 nor 1, or the file shrank.
+            UsageError: the reader was closed.
         """
         begin, end = self.header.spans[name]
-        view = self._data[begin:end]
+        data = self._open(name)
+        view = (data if isinstance(data, memoryview) else data.mapping())[begin:end]
+        return self._checked(name, view)
+
+    def windows(self, name: str) -> Iterator[memoryview]:
+        """Yield the bytes of an entry in order; nothing is mapped.
+
+        Raises:
+            KeyError: no entry has that name.
+            PersistlibError: as `read_bytes`.
+        """
+        begin, end = self.header.spans[name]
+        data = self._open(name)
+        if isinstance(data, memoryview):
+            yield from super().windows(name)
+            return
+        for window in data.windows(begin, end):
+            yield self._checked(name, window)
+
+    def close(self) -> None:
+        """Let go of the file; views handed out before stay valid."""
+        if isinstance(self._data, FileBytes):
+            self._data.close()
+        self._data = None
+
+    def _open(self, name: str) -> FileBytes | memoryview:
+        if self._data is None:
+            raise error(Code.USAGE, name, "the reader is closed", "read before closing it")
+        return self._data
+
+    def _checked(self, name: str, view: memoryview) -> memoryview:
         is_bool = self.tensors[name].dtype is DType.BOOL
         return check_booleans(view, f"{self._location}: {name}") if is_bool else view
 
@@ -89,25 +122,25 @@ def open_file(path: StrPath, *, mapped: bool = True) -> SafetensorsReader:
 
     Args:
         path: a safetensors file.
-        mapped: whether tensors are views of a private mapping, or of a private copy.
+        mapped: whether `read_bytes` gives views of a private mapping, or of a private copy.
 
     Raises:
         FormatError: the file breaks a rule of the format.
         TargetError: the file cannot be read.
     """
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            size = os.fstat(fd).st_size
-            header = parse_header(header_bytes(fd, size, path), size, path)
-            data = map_private(fd, size, mapped=mapped)
-        finally:
-            os.close(fd)
-    except OSError as fault:
-        raise read_fault(fault, path) from fault
-    except EOFError as fault:
-        raise error(Code.FORMAT_TRUNCATED, path, "the file shrank while it was read") from fault
-    return SafetensorsReader(header, data, path)
+    return of_file(FileBytes.open(path, mapped=mapped))
+
+
+def of_file(data: FileBytes) -> SafetensorsReader:
+    """Return a reader of an open file, which it closes.
+
+    Raises:
+        FormatError: the file breaks a rule of the format.
+        TargetError: the file cannot be read.
+    """
+    length = header_length(data[:_PREFIX], data.size, data.location)
+    header = parse_header(data[: _PREFIX + length], data.size, data.location)
+    return SafetensorsReader(header, data, data.location)
 
 
 def read_memory(data: memoryview, location: StrPath) -> SafetensorsReader:
@@ -130,13 +163,22 @@ def header_bytes(fd: int, size: int, location: StrPath) -> bytes:
         FormatError: the header breaks a rule of the format.
         OSError: reading failed.
     """
-    prefix = read_all(fd, _PREFIX)
+    length = header_length(read_all(fd, _PREFIX), size, location)
+    return read_all(fd, _PREFIX + length)
+
+
+def header_length(prefix: bytes, size: int, location: StrPath) -> int:
+    """Return the bytes of the header, given the first 8 of a file of `size` bytes.
+
+    Raises:
+        FormatError: the header breaks a rule of the format.
+    """
     length = int.from_bytes(prefix, "little")
     if len(prefix) < _PREFIX or length > size - _PREFIX:
         _refuse(Code.FORMAT_TRUNCATED, location, f"{size} bytes are less than its header says")
     if length > HEADER_LIMIT:
         _refuse(Code.FORMAT_LIMIT, location, f"a header of {length} bytes")
-    return read_all(fd, _PREFIX + length)
+    return length
 
 
 def parse_header(data: bytes, size: int, location: StrPath) -> Header:
@@ -247,6 +289,18 @@ def data_order(entries: Iterable[Entry]) -> tuple[Entry, ...]:
     return tuple(sorted(entries, key=lambda e: (-e.dtype.value.bits, encode_name(e.name))))
 
 
+def _require_dtype(entry: Entry) -> None:
+    """Refuse what the format cannot say: a dtype without a name, elements that fill no byte."""
+    dtype = entry.dtype
+    if not dtype.value.safetensors:
+        remedy = "cast it (--dtype), leave it out (--only), or choose another format"
+        raise error(Code.FORMAT_DTYPE, entry.name, f"safetensors has no {dtype.name}", remedy)
+    if math.prod(entry.shape) * dtype.value.bits % 8:
+        reason = f"{dtype.name} of shape {list(entry.shape)} ends within a byte, which the format"
+        remedy = "pad the last dimension, or choose another format"
+        raise error(Code.FORMAT_SHAPE, entry.name, f"{reason} cannot say", remedy)
+
+
 def render_header(
     order: Iterable[Entry], metadata: Mapping[str, str], aliases: Mapping[str, str]
 ) -> bytes:
@@ -258,11 +312,13 @@ def render_header(
         aliases: second names of tied tensors.
 
     Raises:
-        FormatError: a key of the metadata is an alias or would be read as one.
+        FormatError: a key of the metadata is an alias or would be read as one, or the format has
+            no such dtype.
     """
     header: dict[str, Any] = {}
     offset = 0
     for entry in order:
+        _require_dtype(entry)
         header[entry.name] = {
             "dtype": entry.dtype.value.safetensors,
             "shape": list(entry.shape),

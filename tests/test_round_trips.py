@@ -19,7 +19,7 @@ from onnx_assembly import template_for
 import persistlib
 from persistlib.checkpoint import CheckpointReader, Entry, MemoryCheckpoint, identity
 from persistlib.dtypes import DType
-from persistlib.errors import FormatError, LossError
+from persistlib.errors import FormatError, LossError, PersistlibError
 from persistlib.formats import FORMATS
 from persistlib.publish import file
 from persistlib.sources import open_file
@@ -55,6 +55,10 @@ ODD_NAMES = (
     "x" * 1500,
     "y." * 700 + "z",
 )
+
+
+# A name that a format keeps for itself: in a graph, the empty one means "left out".
+RESERVED = {"safetensors": "__metadata__", "onnx": ""}
 
 
 def fits(dtype: DType, shape: tuple[int, ...]) -> bool:
@@ -198,6 +202,18 @@ def test_a_dtype_that_the_target_cannot_hold_is_refused_by_name(
         assert not [n for n in os.listdir(tmp_path) if n.startswith("two")]
 
 
+@pytest.mark.parametrize("name", RESERVED)
+def test_a_name_that_the_format_keeps_for_itself_is_refused(name: str, tmp_path: Path) -> None:
+    entries = (Entry(RESERVED[name], DType.F32, (2,)),)
+    origin = MemoryCheckpoint(entries, {RESERVED[name]: memoryview(bytes(8))})
+    source = written(origin, FORMATS["torch"], tmp_path / "one.pt")
+    (tmp_path / "graph.onnx").write_bytes(b"")
+    told = {"template": tmp_path / "graph.onnx"} if name == "onnx" else {}
+    with pytest.raises(PersistlibError):
+        persistlib.convert(source, tmp_path / "two", to=name, **told)
+    assert not (tmp_path / "two").exists()
+
+
 def test_the_graph_is_a_loss_that_is_told(tmp_path: Path) -> None:
     source = written(sample([DType.F32]), FORMATS["onnx"], tmp_path / "one.onnx")
     with pytest.raises(LossError, match="graph"):
@@ -216,8 +232,9 @@ def test_reading_what_was_written_gives_back_what_both_formats_keep(
     origin = MemoryCheckpoint(drawn.entries, drawn.buffers, drawn.aliases)
     if any(not fits(entry.dtype, entry.shape) for entry in origin):
         return
-    if "onnx" in {first.name, second.name} and "" in {*origin.tensors, *origin.aliases}:
-        return  # an empty name means "left out" in a graph
+    names = {*origin.tensors, *origin.aliases}
+    if any(RESERVED.get(row.name) in names for row in (first, second)):
+        return
     source = written(origin, first, folder / f"one{first.suffixes[0]}")
     report = convert(source, folder / f"two{second.suffixes[0]}", second, allow_loss=["graph"])
     assert report.identity == identity(origin)

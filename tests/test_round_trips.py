@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx_assembly import template_for
 
 import persistlib
+from onnx_assembly import template_for
 from persistlib.checkpoint import CheckpointReader, Entry, MemoryCheckpoint, identity
 from persistlib.dtypes import DType
 from persistlib.errors import FormatError, LossError, PersistlibError

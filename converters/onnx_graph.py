@@ -167,4 +167,5 @@ def _remarks(model: OnnxModel, weights: Weights) -> Iterator[str]:
         writer = model.producer or "a program that does not say its name"
         yield f"the names are the graph's own, by {writer}; they need not be a state_dict's"
     if weights.inner:
-        yield f"{weights.inner} tensors of Constant nodes, subgraphs or functions have names made of places"
+        places = "in Constant nodes, subgraphs or functions"
+        yield f"{weights.inner} tensors stand {places}; their names are made of the place"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from persistlib.blocks import arrays
-from persistlib.checkpoint import CheckpointReader, Entry
+from persistlib.checkpoint import CheckpointReader, Entry, joined
 from persistlib.dtypes import DType, by_name
 from persistlib.errors import Code, error
 
@@ -103,7 +103,7 @@ class Cast(CheckpointReader):
         Raises:
             LossError: a value has no place in the dtype.
         """
-        return memoryview(b"".join(self.windows(name)))
+        return joined(self.windows(name))
 
     def windows(self, name: str) -> Iterator[memoryview]:
         """Yield the bytes of an entry, cast.
@@ -172,7 +172,8 @@ def _powers_of_two(values: np.ndarray) -> np.ndarray:
     codes = np.maximum(exponent - (fraction < 0.75) + _E8M0_BIAS, 0)
     is_held = np.isfinite(values) & (values > 2.0 ** -(_E8M0_BIAS + 1)) & (codes < _E8M0_NAN)
     codes[~is_held] = _E8M0_NAN
-    return codes.astype(np.uint8).view(DType.F8_E8M0.numpy)
+    held: np.ndarray = codes.astype(np.uint8).view(DType.F8_E8M0.numpy)
+    return held
 
 
 def _doubles(values: np.ndarray) -> np.ndarray:

@@ -199,10 +199,8 @@ def _as(array: np.ndarray, exact: np.dtype) -> np.ndarray:
 
     if exact.kind == "O" and _kind(array) == "f":  # 64-bit integers beside it are no doubles
         doubles = array.astype(np.float64)
-        fractions: np.ndarray = np.frompyfunc(Fraction, 1, 1)(
-            np.where(np.isfinite(doubles), doubles, 0)
-        )
-        return fractions
+        known = np.where(np.isfinite(doubles), doubles, 0).tolist()
+        return np.array([Fraction(value) for value in known], exact)
     return array.astype(exact, copy=False)
 
 
@@ -230,9 +228,10 @@ def _gap(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     import numpy as np
 
     if x.dtype.kind in "iu":
-        return np.where(x > y, x - y, y - x).view(np.uint64)
-    gap: np.ndarray = y - x
-    return np.abs(gap) if gap.dtype.kind in "cO" else np.abs(gap, out=gap)
+        gap: np.ndarray = np.where(x > y, x - y, y - x).view(np.uint64)
+        return gap
+    gap = y - x
+    return np.abs(gap, out=gap) if gap.dtype.kind == "f" else abs(gap)
 
 
 def _squares(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
@@ -245,7 +244,7 @@ def _product(x: np.ndarray, y: np.ndarray) -> float:
     import numpy as np
 
     if x.dtype.kind == "c":
-        return _product(x.real, y.real) + _product(x.imag, y.imag)
+        x, y = x.view(np.float64), y.view(np.float64)
     return float(np.einsum("i,i->", x, y))
 
 

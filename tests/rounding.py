@@ -38,4 +38,5 @@ def nearest(values: np.ndarray, dtype: DType) -> np.ndarray:
     found = known[np.minimum(index, len(known) - 1)]
     found[index >= len(known) - 1] = np.inf
     found[np.isnan(values)] = np.nan
-    return np.copysign(found, values)
+    signed: np.ndarray = np.copysign(found, values)
+    return signed

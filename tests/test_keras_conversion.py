@@ -32,13 +32,13 @@ import keras, numpy as np
 from keras import layers as L
 keras.utils.set_random_seed(3)
 random = np.random.default_rng(5)
-def finish(model, name, inputs):
+def finish(model, name, inputs, spread=0.3):
     for layer in model._flatten_layers():
         if isinstance(layer, L.BatchNormalization):
             layer.momentum = 0.0
     model(inputs, training=True)
     head = [w for w in model.weights if w.path.endswith("kernel")][-1]
-    head.assign(random.standard_normal(head.shape) * 0.3)
+    head.assign(random.standard_normal(head.shape) * spread)
     model.save(name)
     outputs = keras.ops.convert_to_numpy(model(inputs, training=False))
     np.savez(name + ".npz", inputs=inputs, outputs=outputs)
@@ -46,7 +46,7 @@ def finish(model, name, inputs):
 CONVOLUTIONAL = """
 i = keras.Input((24, 24, 3), name="picture")
 x = L.Conv2D(8, 3, padding="same", name="stem")(i)
-x = L.BatchNormalization(name="norm.1")(x)
+x = L.BatchNormalization(name="norm_1")(x)
 x = L.DepthwiseConv2D(3, name="depth")(L.ReLU()(x))
 x = L.Dropout(0.5)(x)
 o = L.Dense(5, activation="softmax", name="head")(L.GlobalAveragePooling2D()(x))
@@ -66,7 +66,8 @@ SEED = """
 base = keras.applications.ResNet50(include_top=False, weights=None, input_shape=(64, 64, 3))
 o = L.Dense(10, activation="softmax")(L.GlobalAveragePooling2D()(base.output))
 model = keras.Model(base.input, o)
-finish(model, "my_model.h5", random.standard_normal((8, 64, 64, 3)).astype("float32"))
+pictures = random.standard_normal((8, 64, 64, 3)).astype("float32")
+finish(model, "my_model.h5", pictures, spread=0.03)  # logits of about one: a softmax not yet full
 """
 TRUSTED = """
 import own_layers

@@ -113,7 +113,9 @@ class Dataset(NamedTuple):
         """Return the axis along which boxes are cut, and how many of its rows a box has."""
         axis, row = 0, self.nbytes // self.shape[0]
         while axis + 1 < len(self.shape) and self._band(axis) * row > WINDOW:
-            if self.chunk and self.chunk[axis] > 1 and self._band(axis) * row <= _BAND:
+            # Cutting across a chunk would unpack it once for every cut.
+            is_read_here = row <= WINDOW or self._band(axis) * row <= _BAND
+            if self.chunk and self.chunk[axis] > 1 and is_read_here:
                 break
             axis += 1
             row //= self.shape[axis]

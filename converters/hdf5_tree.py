@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 
+from persistlib.converters.limits import go_on
 from persistlib.converters.listing import refusal
 from persistlib.errors import Code
 
@@ -27,7 +28,7 @@ h5a, h5g, h5l = _low.h5a, _low.h5g, _low.h5l
 h5o, h5s, h5t = _low.h5o, _low.h5s, _low.h5t
 
 DEPTH_LIMIT = 64
-OBJECT_LIMIT = 200_000
+OBJECT_LIMIT = 100_000
 ATTRIBUTE_LIMIT = 1_000
 TEXT_LIMIT = 16 << 20
 _OBJECT_BYTES = 64  # of a file, at least, for each object
@@ -39,7 +40,7 @@ class Item:
     """One object: a group, a dataset or a named datatype.
 
     Attributes:
-        paths: its paths from the root, joined by slashes, in the order met; the root's is empty.
+        paths: its paths from the root, joined by slashes, sorted; the root's is empty.
         root: the root group of h5py's low-level interface.
     """
 
@@ -49,6 +50,7 @@ class Item:
     @property
     def id(self) -> Any:
         """The object, opened anew: an open one costs memory, and a file may hold 100,000."""
+        go_on()
         return h5o.open(self.root, self.path.encode()) if self.path else self.root
 
     @property
@@ -59,7 +61,7 @@ class Item:
 
 @dataclass
 class Tree:
-    """All objects of a file, each kind in the order of their first paths' walk.
+    """All objects of a file, each kind in the order of their first paths.
 
     Attributes:
         groups: the groups by path, the root's empty path among them.
@@ -99,7 +101,15 @@ class _Survey:
             for name in self._names(group, opened):
                 path = f"{group.path}/{name}" if group.path else name
                 self._add(path, opened, name.encode(), depth + 1)
-        return self._tree
+        return self._sorted()
+
+    def _sorted(self) -> Tree:
+        """Return the tree, of which nothing depends on the order of the walk."""
+        items = self._tree.datasets.values()
+        for item in items:
+            item.paths.sort()
+        datasets = {item.path: item for item in sorted(items, key=lambda item: item.path)}
+        return Tree(dict(sorted(self._tree.groups.items())), datasets, sorted(self._tree.others))
 
     def _names(self, group: Item, opened: Any) -> list[str]:
         """Return the names of a group's links, all hard, in the order of their bytes."""
@@ -114,6 +124,7 @@ class _Survey:
         if self._links > self._most:
             raise refusal(Code.FORMAT_LIMIT, group.path, f"more than {self._most} links")
         for raw, kind in found:
+            go_on()
             if kind != h5l.TYPE_HARD:
                 said = {h5l.TYPE_SOFT: "a soft link", h5l.TYPE_EXTERNAL: "an external link"}
                 where = f"{group.path}/{raw.decode('utf-8', 'replace')}".lstrip("/")

@@ -27,7 +27,7 @@ from persistlib.converters.hdf5_layout import (
     VERSION,
 )
 from persistlib.converters.hdf5_names import name_of
-from persistlib.converters.hdf5_tree import attributes, survey
+from persistlib.converters.hdf5_tree import attributes
 from persistlib.converters.listing import Listing, refusal
 from persistlib.dtypes import DType
 from persistlib.errors import Code, error
@@ -56,7 +56,7 @@ def walk(source: Opened, options: Mapping[str, str]) -> Listing:
     if options.get("layout"):
         reason = "the layout option is for Keras files, and this is none"
         raise error(Code.USAGE, "", reason, "leave it out")
-    tree = survey(source.hdf5, source.size)
+    tree = source.tree
     root = attributes(tree.groups[""])
     if FORMAT in root:
         return _Own(tree, root, source.size).listing()
@@ -179,12 +179,12 @@ def _foreign(tree: Tree, root: Mapping[str, Any], size: int) -> Listing:
     """Return what a file of another writer holds."""
     metadata = {name: value for name, value in root.items() if isinstance(value, str)}
     losses = [f"metadata {name}" for name in root if name not in metadata]
-    groups = ((path, item) for path, item in sorted(tree.groups.items()) if path)
-    for path, item in (*groups, *sorted(tree.datasets.items())):
+    groups = ((path, item) for path, item in tree.groups.items() if path)
+    for path, item in (*groups, *tree.datasets.items()):
         losses += [f"metadata {path}@{name}" for name in attributes(item)]
     datasets: dict[str, Dataset] = {}
     aliases: dict[str, str] = {}
-    for path, item in sorted(tree.datasets.items()):
+    for path, item in tree.datasets.items():
         name = path.replace("/", ".")
         if (dataset := judge(item, size)) is None:
             losses.append(f"value {name}, which is no tensor")

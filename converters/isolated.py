@@ -26,11 +26,11 @@ import contextlib
 import importlib
 import json
 import os
-import resource
 import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from persistlib.checkpoint import WINDOW
+from persistlib.converters import limits
 from persistlib.converters.listing import Listing, Source, check_declared, refusal, render
 from persistlib.errors import Code, PersistlibError, printable
 
@@ -50,12 +50,6 @@ HEAD = 9  # a byte of kind, and the length
 INDEX = 8
 
 _REQUESTS, _REPLIES = 0, 1
-# Memory beyond what the interpreter and its libraries take: the largest chunk as it is stored and
-# as it is read, HDF5's own caches, a window, and the listing.
-_MEMORY = 384 << 20
-# Seconds of processor time, and the bytes that one more second is for. A step forward, such as one
-# more object found (their number is limited), gets as much again: time is short for one call only.
-_CPU, _LISTED_A_SECOND, _READ_A_SECOND = 1, 64 << 20, 16 << 20
 
 
 class Opened(Source):
@@ -74,20 +68,15 @@ class Opened(Source):
         if self._tree is None:
             from persistlib.converters.hdf5_tree import survey
 
-            self._tree = survey(self.hdf5, self.size, self.go_on)
+            self._tree = survey(self.hdf5, self.size)
         return self._tree
-
-    def go_on(self) -> None:
-        """Let the process run on: a step was made, of which there are not too many."""
-        if _Limits.are_set:
-            _allow_time(_CPU)
 
     @property
     def hdf5(self) -> Any:
         """The file as an `h5py.File`, opened when first asked for.
 
         Raises:
-            OSError: it is no HDF5 file.
+            FormatError: it is no HDF5 file.
         """
         if self._hdf5 is None:
             self._hdf5 = open_hdf5(self)
@@ -98,17 +87,16 @@ def open_hdf5(source: Source) -> Any:
     """Return an `h5py.File` over a source, read-only; nothing is opened by name.
 
     Raises:
-        OSError: it is no HDF5 file.
+        FormatError: it is no HDF5 file.
     """
     import h5py
 
-    return h5py.File(source, "r", driver="fileobj", rdcc_nbytes=16 << 20, rdcc_nslots=4001)
-
-
-class _Limits:
-    """Whether this process is confined, which one that imports this module is not."""
-
-    are_set = False
+    try:
+        return h5py.File(source, "r", driver="fileobj")
+    except OSError as fault:
+        is_short = "truncated file" in str(fault)
+        code = Code.FORMAT_TRUNCATED if is_short else Code.FORMAT_HEADER
+        raise refusal(code, "", f"no HDF5 file that can be opened: {fault}") from fault
 
 
 class _Task(NamedTuple):
@@ -125,7 +113,7 @@ def main() -> None:
     task = _Task(*json.loads(sys.argv[1]))
     walkers = [importlib.import_module(name) for name in WALKERS[task.kind]]
     _warm_up()
-    _confine(task)
+    limits.confine(task.size)
     with contextlib.suppress(BrokenPipeError):
         _say(READY)
         source = Opened(task.fd, task.size)
@@ -142,34 +130,6 @@ def _warm_up() -> None:
     printable("\n")
     while h5py.h5pl.size():
         h5py.h5pl.remove(0)
-
-
-def _confine(task: _Task) -> None:
-    """Give up, for good, what parsing does not need."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    allowed = _mapped() + _MEMORY
-    resource.setrlimit(resource.RLIMIT_AS, (allowed, allowed))
-    _allow_time(_CPU + task.size // _LISTED_A_SECOND)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
-    _Limits.are_set = True
-
-
-def _mapped() -> int:
-    """Return the bytes of address space in use."""
-    try:
-        with open("/proc/self/statm", encoding="ascii") as handle:
-            return int(handle.read().split()[0]) * resource.getpagesize()
-    except OSError:  # no Linux; what the libraries map there is less than this
-        return 2 << 30
-
-
-def _allow_time(seconds: int) -> None:
-    """Let the process run for some seconds more; the kernel ends it then."""
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    soft = int(used.ru_utime + used.ru_stime) + 1 + seconds
-    allowed = max(soft, resource.getrlimit(resource.RLIMIT_CPU)[0] if _Limits.are_set else 0)
-    resource.setrlimit(resource.RLIMIT_CPU, (allowed, resource.RLIM_INFINITY))
 
 
 def _list(walkers: list[Any], source: Opened, task: _Task) -> Listing | None:
@@ -194,7 +154,7 @@ def _serve(listing: Listing, task: _Task) -> None:
     assert listing.windows is not None
     while index := os.read(_REQUESTS, INDEX):
         entry = listing.entries[int.from_bytes(index, "little")]
-        _allow_time(_CPU + (task.size + entry.nbytes) // _READ_A_SECOND)
+        limits.allow_reading(task.size + entry.nbytes)
         try:
             for piece in _pieces(listing.windows(entry.name)):
                 _say(DATA, piece)

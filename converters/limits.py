@@ -1,0 +1,60 @@
+"""What the process that parses a stranger's file may still do.
+
+Law: after `confine` it opens nothing, writes no file and leaves no core; it takes no more memory
+than a fixed amount, and no more time than the file's size and the steps that were made allow.
+"""
+
+from __future__ import annotations
+
+import resource
+
+# Memory beyond what the interpreter and its libraries take: the largest chunk as it is stored and
+# as it is read, HDF5's own caches, a window, and the listing.
+_MEMORY = 384 << 20
+# Seconds of processor time for one step, and the bytes that one more second is for. A step is one
+# more object found, whose number is limited elsewhere: time is short within one call only.
+_STEP, _LISTED_A_SECOND, _READ_A_SECOND = 1, 64 << 20, 16 << 20
+
+
+class _State:
+    """Whether this process is confined, which one that only imports this module is not."""
+
+    is_confined = False
+
+
+def confine(size: int) -> None:
+    """Give up, for good, what parsing a file of `size` bytes does not need."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    allowed = _mapped() + _MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (allowed, allowed))
+    _allow(_STEP + size // _LISTED_A_SECOND)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
+    _State.is_confined = True
+
+
+def go_on() -> None:
+    """Let the process run on, where it is confined: a step was made."""
+    if _State.is_confined:
+        _allow(_STEP, at_least=resource.getrlimit(resource.RLIMIT_CPU)[0])
+
+
+def allow_reading(size: int) -> None:
+    """Let the process run as long as reading `size` bytes takes."""
+    _allow(_STEP + size // _READ_A_SECOND)
+
+
+def _allow(seconds: int, *, at_least: int = 0) -> None:
+    """Let the process run for some seconds more; the kernel ends it then."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    soft = max(int(used.ru_utime + used.ru_stime) + 1 + seconds, at_least)
+    resource.setrlimit(resource.RLIMIT_CPU, (soft, resource.RLIM_INFINITY))
+
+
+def _mapped() -> int:
+    """Return the bytes of address space in use."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as handle:
+            return int(handle.read().split()[0]) * resource.getpagesize()
+    except OSError:  # no Linux; what the libraries map there is less than this
+        return 2 << 30

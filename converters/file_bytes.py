@@ -15,7 +15,7 @@ import weakref
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from persistlib.errors import Code, PersistlibError, error
 from persistlib.files import StrPath, map_private, read_fault
@@ -31,6 +31,36 @@ BUFFERS = 3
 _THREADED = 1 << 20
 
 
+class Ahead:
+    """The thread that reads ahead and the buffers that it fills, of one file or of several.
+
+    Attributes:
+        spare: buffers that nobody uses.
+    """
+
+    def __init__(self) -> None:
+        self.spare: list[memoryview] = []
+        self._pool: ThreadPoolExecutor | None = None
+
+    def submit(self, work: Callable[[memoryview, int], memoryview], *at: Any) -> Future[memoryview]:
+        """Have some work done on the thread."""
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(1)
+        return self._pool.submit(work, *at)
+
+    def buffers(self) -> deque[memoryview]:
+        """Return `BUFFERS` buffers, which belong into `spare` again afterwards."""
+        return deque(
+            self.spare.pop() if self.spare else memoryview(bytearray(STEP)) for _ in range(BUFFERS)
+        )
+
+    def close(self) -> None:
+        """End the thread; it begins anew when it is needed again."""
+        if self._pool is not None:
+            self._pool.shutdown()
+        self._pool, self.spare = None, []
+
+
 class FileBytes:
     """An open regular file of a known size; closed with `close`, or with the last reference.
 
@@ -39,13 +69,16 @@ class FileBytes:
         location: what errors name.
     """
 
-    def __init__(self, fd: int, location: StrPath, *, mapped: bool = True) -> None:
+    def __init__(
+        self, fd: int, location: StrPath, *, mapped: bool = True, ahead: Ahead | None = None
+    ) -> None:
         """Own a descriptor.
 
         Args:
             fd: an open file; closed by this value from now on.
             location: what errors name.
             mapped: whether `mapping` maps the file, or copies it.
+            ahead: what reads ahead; of this file alone by default.
 
         Raises:
             TargetError: it is no regular file.
@@ -59,11 +92,10 @@ class FileBytes:
         self.size = status.st_size
         self._mapped = mapped
         self._mapping: memoryview | None = None
-        self._spare: list[memoryview] = []
-        self._pool: ThreadPoolExecutor | None = None
+        self._ahead = Ahead() if ahead is None else ahead
 
     @classmethod
-    def open(cls, path: StrPath, *, mapped: bool = True) -> FileBytes:
+    def open(cls, path: StrPath, *, mapped: bool = True, ahead: Ahead | None = None) -> FileBytes:
         """Return the bytes of the file at `path`.
 
         Raises:
@@ -73,7 +105,7 @@ class FileBytes:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as fault:
             raise read_fault(fault, path) from fault
-        return cls(fd, path, mapped=mapped)
+        return cls(fd, path, mapped=mapped, ahead=ahead)
 
     def __len__(self) -> int:
         return self.size
@@ -115,7 +147,7 @@ class FileBytes:
             FormatError: the file shrank.
             TargetError: reading failed.
         """
-        threaded = end - begin > _THREADED
+        threaded = end - begin > min(_THREADED, STEP)
 
         def filled(buffer: memoryview, at: int) -> memoryview:
             window = buffer[: min(STEP, end - at)]
@@ -130,20 +162,19 @@ class FileBytes:
                 yield filled(buffer, begin)
             return
         starts = deque(range(begin, end, STEP))
-        buffers = deque(self._spare.pop() if self._spare else _buffer() for _ in range(BUFFERS))
-        pool = self._threads()
+        buffers = self._ahead.buffers()
         ahead: deque[Future[memoryview]] = deque()
         try:
             while starts or ahead:
                 while starts and len(ahead) < BUFFERS - 1:
-                    ahead.append(pool.submit(filled, buffers[0], starts.popleft()))
+                    ahead.append(self._ahead.submit(filled, buffers[0], starts.popleft()))
                     buffers.rotate(-1)
                 yield ahead.popleft().result()
         finally:
             for future in ahead:
                 with suppress(PersistlibError):
                     future.result()
-            self._spare += buffers
+            self._ahead.spare += buffers
 
     def mapping(self) -> memoryview:
         """Return all of it as private memory, which stays valid after closing.
@@ -163,10 +194,9 @@ class FileBytes:
 
     def close(self) -> None:
         """Close the file; idempotent."""
-        if self._pool is not None:
-            self._pool.shutdown()
+        self._ahead.close()
         self._close()
-        self._fd, self._spare = -1, []
+        self._fd = -1
 
     def _fill(self, buffer: memoryview, begin: int) -> None:
         done = 0
@@ -186,12 +216,3 @@ class FileBytes:
             "the file shrank while it was read",
             "wait until nobody writes it, and read it again",
         )
-
-    def _threads(self) -> ThreadPoolExecutor:
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(1)
-        return self._pool
-
-
-def _buffer() -> memoryview:
-    return memoryview(bytearray(STEP))

@@ -2,254 +2,82 @@
 
 Law: `open_file(write(x)) == x` for names, dtypes, shapes, bytes, aliases and metadata; the entries
 stand in the file's own order (element size falling, then name), so the same tensors give the same
-bytes.
-
-Ties are written once, under the smallest name; the other names stand in `__metadata__` as
-`alias -> name`, which is what `safetensors.torch.save_model` writes and `load_model` reads.
-
-Today's readers accept names that stand twice, shapes beyond any memory, unknown fields and white
-space before the header; none of these is read here.
+bytes. One file holds them all, or shards and an index beside them (`safetensors_shards`).
 """
 
 from __future__ import annotations
 
-import json
-import math
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING
 
 from persistlib import publish
-from persistlib.canonical import parse
-from persistlib.checkpoint import CheckpointReader, Entry, check_booleans
 from persistlib.converters.file_bytes import FileBytes
-from persistlib.digests import encode_name
-from persistlib.dtypes import DType, by_name
+from persistlib.converters.safetensors_header import (
+    HEADER_LIMIT,
+    Header,
+    data_order,
+    header_bytes,
+    parse_header,
+    render_header,
+)
+from persistlib.converters.safetensors_reader import SafetensorsReader, of_file, read_memory
+from persistlib.converters.safetensors_shards import (
+    INDEX,
+    SHARD_BYTES,
+    ShardedReader,
+    is_index,
+    open_index,
+    render_index,
+    shard_names,
+    split,
+    write_one,
+    write_shards,
+)
 from persistlib.errors import Code, error
-from persistlib.files import StrPath, read_all
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
-# Bytes: 100,000 tensors need about 10 MB. The library allows 100 MB, which took it 21 s to open.
-HEADER_LIMIT = 16 << 20
-RANK_LIMIT = 64
-_PREFIX = 8
-_ALIGNMENT = 64
-_METADATA = "__metadata__"
-_FORMAT = "format"  # the Hub's key for the framework; its value is never a tensor's name
-_FIELDS = {"dtype", "shape", "data_offsets"}
+    from persistlib.checkpoint import CheckpointReader
+    from persistlib.files import StrPath
 
-
-class Header(NamedTuple):
-    """What the first bytes of a file say.
-
-    Attributes:
-        entries: the tensors in the order of their bytes.
-        spans: begin and end of each tensor's bytes, from the start of the file.
-        metadata: the string map, ties not among it.
-        aliases: second names of tied tensors.
-        length: bytes of the length field and the header together.
-    """
-
-    entries: tuple[Entry, ...]
-    spans: Mapping[str, tuple[int, int]]
-    metadata: Mapping[str, str]
-    aliases: Mapping[str, str]
-    length: int
+__all__ = [
+    "HEADER_LIMIT",
+    "Header",
+    "SafetensorsReader",
+    "ShardedReader",
+    "data_order",
+    "header_bytes",
+    "open_file",
+    "parse_header",
+    "read_memory",
+    "render",
+    "render_header",
+    "render_index",
+    "shard_names",
+    "split",
+    "write",
+    "write_to",
+]
 
 
-class SafetensorsReader(CheckpointReader):
-    """An open safetensors file, or the bytes of one in memory.
-
-    Attributes:
-        header: what the header says.
-    """
-
-    format = "safetensors"
-    container = "safetensors"
-
-    def __init__(self, header: Header, data: FileBytes | memoryview, location: StrPath) -> None:
-        super().__init__(header.entries, header.aliases, header.metadata)
-        self.header = header
-        self._data: FileBytes | memoryview | None = data
-        self._location = location
-
-    def read_bytes(self, name: str) -> memoryview:
-        """Return a view of an entry's bytes.
-
-        Raises:
-            KeyError: no entry has that name.
-            FormatError: a boolean that is neither 0 nor 1, or the file shrank.
-            UsageError: the reader was closed.
-        """
-        begin, end = self.header.spans[name]
-        data = self._open(name)
-        view = (data if isinstance(data, memoryview) else data.mapping())[begin:end]
-        return self._checked(name, view)
-
-    def windows(self, name: str) -> Iterator[memoryview]:
-        """Yield the bytes of an entry in order; nothing is mapped.
-
-        Raises:
-            KeyError: no entry has that name.
-            PersistlibError: as `read_bytes`.
-        """
-        begin, end = self.header.spans[name]
-        data = self._open(name)
-        if isinstance(data, memoryview):
-            yield from super().windows(name)
-            return
-        for window in data.windows(begin, end):
-            yield self._checked(name, window)
-
-    def close(self) -> None:
-        """Let go of the file; views handed out before stay valid."""
-        if isinstance(self._data, FileBytes):
-            self._data.close()
-        self._data = None
-
-    def _open(self, name: str) -> FileBytes | memoryview:
-        if self._data is None:
-            raise error(Code.USAGE, name, "the reader is closed", "read before closing it")
-        return self._data
-
-    def _checked(self, name: str, view: memoryview) -> memoryview:
-        is_bool = self.tensors[name].dtype is DType.BOOL
-        return check_booleans(view, f"{self._location}: {name}") if is_bool else view
-
-
-def open_file(path: StrPath, *, mapped: bool = True) -> SafetensorsReader:
+def open_file(
+    path: StrPath, *, external: Mapping[str, str] | None = None, mapped: bool = True
+) -> SafetensorsReader | ShardedReader:
     """Return a reader of the file at `path`; no tensor is read yet.
 
     Args:
-        path: a safetensors file.
+        path: a safetensors file, or an index of shards, of safetensors or of torch.
+        external: of an index, where its shards are read instead of beside it, by name.
         mapped: whether `read_bytes` gives views of a private mapping, or of a private copy.
 
     Raises:
-        FormatError: the file breaks a rule of the format.
+        FormatError: the file breaks a rule of the format, or shards differ from their index.
         TargetError: the file cannot be read.
     """
-    return of_file(FileBytes.open(path, mapped=mapped))
-
-
-def of_file(data: FileBytes) -> SafetensorsReader:
-    """Return a reader of an open file, which it closes.
-
-    Raises:
-        FormatError: the file breaks a rule of the format.
-        TargetError: the file cannot be read.
-    """
-    length = header_length(data[:_PREFIX], data.size, data.location)
-    header = parse_header(data[: _PREFIX + length], data.size, data.location)
-    return SafetensorsReader(header, data, data.location)
-
-
-def read_memory(data: memoryview, location: StrPath) -> SafetensorsReader:
-    """Return a reader of a whole file in memory.
-
-    Raises:
-        FormatError: the bytes break a rule of the format.
-    """
-    length = int.from_bytes(data[:_PREFIX], "little")
-    if len(data) < _PREFIX or length > len(data) - _PREFIX:
-        _refuse(Code.FORMAT_TRUNCATED, location, f"{len(data)} bytes are less than its header says")
-    header = parse_header(bytes(data[: _PREFIX + length]), len(data), location)
-    return SafetensorsReader(header, data, location)
-
-
-def header_bytes(fd: int, size: int, location: StrPath) -> bytes:
-    """Return the length field and the header of an open file of `size` bytes.
-
-    Raises:
-        FormatError: the header breaks a rule of the format.
-        OSError: reading failed.
-    """
-    length = header_length(read_all(fd, _PREFIX), size, location)
-    return read_all(fd, _PREFIX + length)
-
-
-def header_length(prefix: bytes, size: int, location: StrPath) -> int:
-    """Return the bytes of the header, given the first 8 of a file of `size` bytes.
-
-    Raises:
-        FormatError: the header breaks a rule of the format.
-    """
-    length = int.from_bytes(prefix, "little")
-    if len(prefix) < _PREFIX or length > size - _PREFIX:
-        _refuse(Code.FORMAT_TRUNCATED, location, f"{size} bytes are less than its header says")
-    if length > HEADER_LIMIT:
-        _refuse(Code.FORMAT_LIMIT, location, f"a header of {length} bytes")
-    return length
-
-
-def parse_header(data: bytes, size: int, location: StrPath) -> Header:
-    """Return what a header says about a file of `size` bytes.
-
-    Args:
-        data: the length field and the header, exactly.
-        size: bytes of the whole file.
-        location: what to name in an error.
-
-    Raises:
-        FormatError: the header breaks a rule of the format.
-    """
-    text = data[_PREFIX:].rstrip(b" ")
-    if not text.startswith(b"{"):
-        _refuse(Code.FORMAT_HEADER, location, "the header does not begin with a brace")
-    raw = parse(text, location, code=Code.FORMAT_HEADER, limit=HEADER_LIMIT)
-    metadata = raw.pop(_METADATA, {})
-    if not isinstance(metadata, dict) or any(type(v) is not str for v in metadata.values()):
-        _refuse(Code.FORMAT_HEADER, location, "__metadata__ is no map from string to string")
-    placed = sorted(
-        (_entry(name, record, f"{location}: {name}") for name, record in raw.items()),
-        key=lambda item: item[1],
-    )
-    end = len(data)
-    spans: dict[str, tuple[int, int]] = {}
-    for entry, (begin, stop) in placed:
-        if begin + len(data) != end:
-            _refuse(Code.FORMAT_HEADER, f"{location}: {entry.name}", "a hole or overlap before it")
-        spans[entry.name] = (end, stop + len(data))
-        end = stop + len(data)
-    if end != size:
-        _refuse(Code.FORMAT_TRUNCATED, location, f"{size} bytes, its header describes {end}")
-    aliases = {a: n for a, n in metadata.items() if _is_tie(a, n, spans)}
-    rest = {key: value for key, value in metadata.items() if key not in aliases}
-    return Header(tuple(entry for entry, _ in placed), spans, rest, aliases, len(data))
-
-
-def _entry(name: str, record: Any, where: str) -> tuple[Entry, tuple[int, int]]:
-    """Return a tensor and the begin and end of its bytes, or refuse its record."""
-    encode_name(name)
-    if not isinstance(record, dict) or set(record) != _FIELDS:
-        _refuse(Code.FORMAT_HEADER, where, f"its fields are not {', '.join(sorted(_FIELDS))}")
-    dtype = by_name("safetensors", record["dtype"]) if type(record["dtype"]) is str else None
-    if dtype is None:
-        _refuse(Code.FORMAT_DTYPE, where, f"the dtype {record['dtype']!r} is not known")
-    shape, offsets = record["shape"], record["data_offsets"]
-    if not _are_counts(shape) or len(shape) > RANK_LIMIT:
-        _refuse(Code.FORMAT_SHAPE, where, "a malformed shape")
-    if not _are_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        _refuse(Code.FORMAT_HEADER, where, "malformed data_offsets")
-    entry = Entry(name, dtype, tuple(shape))
-    if any(extent >= 1 << 63 for extent in shape) or entry.nbytes != offsets[1] - offsets[0]:
-        _refuse(
-            Code.FORMAT_SHAPE, where, f"{offsets[1] - offsets[0]} bytes do not fit its dtype, shape"
-        )
-    if entry.nbytes == 0 and math.prod(max(extent, 1) for extent in shape) >= 1 << 63:
-        _refuse(Code.FORMAT_SHAPE, where, "an empty tensor of impossible extents")
-    return entry, (offsets[0], offsets[1])
-
-
-def _is_tie(key: str, value: str, names: Container[str]) -> bool:
-    return key != _FORMAT and value in names and key not in names
-
-
-def _are_counts(value: object) -> bool:
-    return isinstance(value, list) and all(type(v) is int and v >= 0 for v in value)
-
-
-def _refuse(code: Code, where: StrPath, reason: str) -> NoReturn:
-    raise error(code, where, reason, "fetch the file again from where it came")
+    data = FileBytes.open(path, mapped=mapped)
+    if is_index(data):
+        return open_index(data, external, mapped=mapped)
+    return of_file(data)
 
 
 def write(checkpoint: CheckpointReader, path: StrPath) -> None:
@@ -263,18 +91,36 @@ def write(checkpoint: CheckpointReader, path: StrPath) -> None:
         write_to(checkpoint, out)
 
 
-def write_to(checkpoint: CheckpointReader, out: publish.OutFile) -> None:
+def write_to(
+    checkpoint: CheckpointReader,
+    out: publish.OutFile,
+    *,
+    name: str = "",
+    beside: Callable[[str], publish.OutFile] | None = None,
+    shard_bytes: int | None = None,
+) -> None:
     """Write a checkpoint into a new file, a window of a tensor at a time.
+
+    Args:
+        checkpoint: what.
+        out: the file, or the index where `name` is that of one.
+        name: what the file will be called.
+        beside: makes a new file of a name in the same folder; shards need it.
+        shard_bytes: the most bytes of tensors in one shard.
 
     Raises:
         FormatError: a name or dtype cannot be carried, or metadata collides with an alias.
+        UsageError: shards were asked for under a name that is no index's.
         OSError: writing failed.
     """
-    order = data_order(checkpoint.entries)
-    out.write(render_header(order, checkpoint.metadata, checkpoint.aliases))
-    for entry in order:
-        for window in checkpoint.windows(entry.name):
-            out.write(window)
+    if beside is not None and name.endswith(INDEX):
+        limit = SHARD_BYTES if shard_bytes is None else shard_bytes
+        write_shards(checkpoint, out, beside, name=name, limit=limit)
+    elif shard_bytes is not None:
+        reason = "means shards and an index beside them"
+        raise error(Code.USAGE, "shard_bytes=", reason, f"name the index: MODEL{INDEX}")
+    else:
+        write_one(checkpoint, out)
 
 
 def render(checkpoint: CheckpointReader) -> bytes:
@@ -282,58 +128,3 @@ def render(checkpoint: CheckpointReader) -> bytes:
     order = data_order(checkpoint.entries)
     head = render_header(order, checkpoint.metadata, checkpoint.aliases)
     return b"".join([head, *(checkpoint.read_bytes(entry.name) for entry in order)])
-
-
-def data_order(entries: Iterable[Entry]) -> tuple[Entry, ...]:
-    """Return the entries in the order of their bytes: element size falling, then name."""
-    return tuple(sorted(entries, key=lambda e: (-e.dtype.value.bits, encode_name(e.name))))
-
-
-def _require_dtype(entry: Entry) -> None:
-    """Refuse what the format cannot say: a dtype without a name, elements that fill no byte."""
-    dtype = entry.dtype
-    if not dtype.value.safetensors:
-        remedy = "cast it (--dtype), leave it out (--only), or choose another format"
-        raise error(Code.FORMAT_DTYPE, entry.name, f"safetensors has no {dtype.name}", remedy)
-    if math.prod(entry.shape) * dtype.value.bits % 8:
-        reason = f"{dtype.name} of shape {list(entry.shape)} ends within a byte, which the format"
-        remedy = "pad the last dimension, or choose another format"
-        raise error(Code.FORMAT_SHAPE, entry.name, f"{reason} cannot say", remedy)
-
-
-def render_header(
-    order: Iterable[Entry], metadata: Mapping[str, str], aliases: Mapping[str, str]
-) -> bytes:
-    """Return the length field and the header, padded so that the data begins aligned.
-
-    Args:
-        order: the entries in the order of their bytes.
-        metadata: the string map.
-        aliases: second names of tied tensors.
-
-    Raises:
-        FormatError: a key of the metadata is an alias or would be read as one, or the format has
-            no such dtype.
-    """
-    header: dict[str, Any] = {}
-    offset = 0
-    for entry in order:
-        _require_dtype(entry)
-        header[entry.name] = {
-            "dtype": entry.dtype.value.safetensors,
-            "shape": list(entry.shape),
-            "data_offsets": [offset, offset + entry.nbytes],
-        }
-        offset += entry.nbytes
-    for key, value in metadata.items():
-        if key in aliases or _is_tie(key, value, header):
-            raise error(
-                Code.FORMAT_NAME, key, "a metadata key that would read as a tied tensor", "drop it"
-            )
-    strings = dict(sorted([*metadata.items(), *aliases.items()]))
-    document = ({_METADATA: strings} if strings else {}) | header
-    text = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-(_PREFIX + len(text)) % _ALIGNMENT)
-    if len(text) > HEADER_LIMIT:
-        raise error(Code.FORMAT_LIMIT, _METADATA, f"a header of {len(text)} bytes")
-    return len(text).to_bytes(_PREFIX, "little") + text

@@ -13,7 +13,6 @@ its dict (a version number of each module) is not kept.
 
 from __future__ import annotations
 
-import os
 import zlib
 from typing import TYPE_CHECKING
 
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 
     from persistlib.files import StrPath
 
-__all__ = ["TorchReader", "open_file", "write", "write_to"]
+__all__ = ["TorchReader", "of_file", "open_file", "write", "write_to"]
 
 # What the Hub's libraries want a safetensors file of torch's tensors to say.
 _METADATA = {"format": "pt"}
@@ -171,6 +170,15 @@ def open_file(path: StrPath, *, key: str | None = None, mapped: bool = True) -> 
         IntegrityError: the pickle differs from its CRC-32.
         TargetError: the file cannot be read.
     """
-    data = FileBytes.open(path, mapped=mapped)
+    return of_file(FileBytes.open(path, mapped=mapped), key=key)
+
+
+def of_file(data: FileBytes, *, key: str | None = None) -> TorchReader:
+    """Return a reader of an open file, which it closes.
+
+    Raises:
+        FormatError: as `open_file`.
+        IntegrityError: as `open_file`.
+    """
     held = contents(data)
-    return TorchReader(data, held, find(held.root, key, os.fspath(path)))
+    return TorchReader(data, held, find(held.root, key, data.location))

@@ -401,6 +401,7 @@ def convert(
     layout: str | None = None,
     template: StrPath | None = None,
     compression: str | None = None,
+    shard_bytes: int | None = None,
     trust: Collection[str] = (),
     verify: bool = True,
     overwrite: bool = False,
@@ -426,6 +427,8 @@ def convert(
         layout: of a Keras file, "torch" for torch's names and axes.
         template: an ONNX file whose graph the weights are put into.
         compression: of an HDF5 file that is written, "gzip" or "lzf".
+        shard_bytes: where `destination` is an index (`MODEL.safetensors.index.json`), the most
+            bytes of tensors in one of the files beside it; 5 GB by default.
         trust: packages that may be imported to rebuild the module for a graph.
         verify: whether the written file is read back and compared.
         overwrite: whether a file at `destination` is replaced.
@@ -447,7 +450,7 @@ def convert(
             "something stands there",
             "pass overwrite=True (--overwrite)",
         )
-    writing = {"template": template, "compression": compression}
+    writing = {"template": template, "compression": compression, "shard_bytes": shard_bytes}
     given = {name: value for name, value in writing.items() if value is not None}
     for name in given:
         if name not in target.writes_with:

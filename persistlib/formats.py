@@ -82,6 +82,8 @@ FORMATS = {
             "persistlib.converters.safetensors_file",
             _WEIGHTS | {"metadata"},
             ("safetensors",),
+            reads_with=frozenset({"external"}),
+            writes_with=frozenset({"beside", "name", "shard_bytes"}),
         ),
         Format(
             "torch",

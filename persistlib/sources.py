@@ -10,6 +10,7 @@ from persistlib.bundle import reading
 from persistlib.checkpoint import CheckpointReader, Entry, MemoryCheckpoint
 from persistlib.dtypes import DType
 from persistlib.errors import Code, error
+from persistlib.selection import wrapper_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 BUNDLE = "bundle"
+_INDEX = ".index.json"  # behind the ending of the shards
 
 
 def is_folder(source: StrPath) -> bool:
@@ -59,7 +61,10 @@ def open_file(source: StrPath, **options: object) -> CheckpointReader:
             reason = f"means nothing for {row.title}, only for {fits}"
             raise error(Code.USAGE, f"{name}=", reason, "leave it out")
     reader: CheckpointReader = row.module().open_file(source, **given)
-    suffix = formats.ending(source)
+    if prefix := wrapper_of((*reader.tensors, *reader.aliases)):
+        note = f"every name begins with {prefix}: --rename '{prefix}*=*' takes it off"
+        reader.notes = (*reader.notes, note)
+    suffix = formats.ending(os.fspath(source).removesuffix(_INDEX))
     if suffix and suffix not in formats.FORMATS[reader.format].suffixes:
         note = f"the name ends in {suffix}, the content is {formats.FORMATS[reader.format].title}"
         reader.notes = (*reader.notes, note)

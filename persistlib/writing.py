@@ -6,7 +6,6 @@ Law: the same tensors, metadata and limits give the same bytes.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -58,8 +57,11 @@ def write_tensors(
         limit: bytes of tensors in one file; a larger tensor has a file of its own.
         sha256: whether entries also get that digest.
     """
-    shards = _shards(checkpoint.entries, limit)
-    names = _shard_names(stem, len(shards))
+    safetensors = FORMATS["safetensors"].module()
+    shards: list[list[Entry]] = safetensors.split(checkpoint.entries, limit)
+    names: list[str] = [f"{stem}.safetensors"]
+    if len(shards) > 1:
+        names = safetensors.shard_names(stem, len(shards))
     files: list[FileEntry] = []
     digests: dict[str, str] = {}
     with ThreadPoolExecutor(1) as blake, ThreadPoolExecutor(1) as sha:
@@ -74,7 +76,7 @@ def write_tensors(
     placed = {entry.name: number for number, shard in enumerate(shards) for entry in shard}
     index = None
     if len(files) > 1:
-        text = _index(checkpoint, names, placed)
+        text: bytes = safetensors.render_index(checkpoint.entries, names, placed)
         index = write_file(folder, f"{stem}.safetensors.index.json", text, sha256=sha256)
     return Written(tuple(files), index, digests, placed)
 
@@ -120,34 +122,6 @@ def _write_shard(
     head = tee.write(safetensors.render_header(order, checkpoint.metadata, aliases))
     futures = {entry.name: tee.write(checkpoint.read_bytes(entry.name)) for entry in order}
     return head.result(), {name: future.result() for name, future in futures.items()}
-
-
-def _shards(entries: Sequence[Entry], limit: int) -> list[list[Entry]]:
-    """Return the entries in their order, cut where a file would grow over `limit` bytes."""
-    shards: list[list[Entry]] = [[]]
-    size = 0
-    for entry in entries:
-        if shards[-1] and size + entry.nbytes > limit:
-            shards.append([])
-            size = 0
-        shards[-1].append(entry)
-        size += entry.nbytes
-    return shards
-
-
-def _shard_names(stem: str, count: int) -> list[str]:
-    if count == 1:
-        return [f"{stem}.safetensors"]
-    return [f"{stem}-{n:05d}-of-{count:05d}.safetensors" for n in range(1, count + 1)]
-
-
-def _index(checkpoint: CheckpointReader, names: Sequence[str], placed: Mapping[str, int]) -> bytes:
-    """Return the index file as the Hub's libraries write it."""
-    document = {
-        "metadata": {"total_size": sum(entry.nbytes for entry in checkpoint.entries)},
-        "weight_map": {name: names[number] for name, number in sorted(placed.items())},
-    }
-    return json.dumps(document, indent=2, ensure_ascii=False).encode() + b"\n"
 
 
 def write_file(folder: NewFolder, name: str, data: Buffer, *, sha256: bool = False) -> FileEntry:

@@ -6,6 +6,7 @@ import tempfile
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from persistlib.checkpoint import Entry, MemoryCheckpoint
-from persistlib.converters import torch_file
+from persistlib.converters import file_bytes, torch_file, torch_layout
 from persistlib.dtypes import DType
 from persistlib.errors import PersistlibError
 
@@ -118,10 +119,10 @@ def views(draw: st.DrawFn) -> torch.Tensor:
     return tensor
 
 
-@given(st.lists(views(), min_size=1, max_size=3), st.booleans())
-@settings(max_examples=100)
-def test_any_view_reads_row_by_row(
-    scratch: Path, tensors: list[torch.Tensor], as_zip: bool
+@given(st.lists(views(), min_size=1, max_size=3), st.booleans(), st.sampled_from([8, 24, 80, 999]))
+@settings(max_examples=150)
+def test_any_view_reads_row_by_row_whatever_fits_in_memory(
+    scratch: Path, tensors: list[torch.Tensor], as_zip: bool, window: int
 ) -> None:
     saved = {f"t{index}": tensor for index, tensor in enumerate(tensors)}
     torch.save(saved, scratch, _use_new_zipfile_serialization=as_zip)
@@ -129,7 +130,8 @@ def test_any_view_reads_row_by_row(
     for name, tensor in saved.items():
         kept = reader.aliases.get(name, name)
         assert np.array_equal(reader.read(kept), tensor.numpy())
-        assert b"".join(map(bytes, reader.windows(kept))) == tensor.numpy().tobytes()
+        with patch.object(torch_layout, "WINDOW", window), patch.object(file_bytes, "STEP", 8):
+            assert b"".join(map(bytes, reader.windows(kept))) == tensor.numpy().tobytes()
 
 
 def saved(obj: Any, *, as_zip: bool = True) -> bytes:
@@ -196,11 +198,11 @@ def test_every_changed_byte_is_refused_or_changes_no_tensor(scratch: Path, kind:
     good = contents(torch_file.open_file(scratch))
     accepted = 0
     for at in range(len(data)):
-        for mask in (0x01, 0x20, 0xFF):
+        for mask in (0x01, 0xA0):
             mutant = data[:at] + bytes([data[at] ^ mask]) + data[at + 1 :]
             accepted += trial(scratch, mutant, good, has_checksums=kind != "stream")
     # What is accepted lies in padding, dates, attributes and versions of the archiver.
-    assert accepted < len(data) * 3
+    assert accepted < len(data) * 2
 
 
 @pytest.mark.parametrize("kind", CONTAINERS)

@@ -77,6 +77,9 @@ class TorchLayoutReader(CheckpointReader):
         Raises:
             FormatError: for some weight there is none.
         """
+        for alias, name in file.aliases.items():
+            reason = f"is the same dataset as {name}; no rule is known for weights in two places"
+            raise error(Code.FORMAT_LAYOUT, f"{location}: {alias}", reason, "save it again")
         made, notes = torch_tensors(file.details, file.entries, location)
         super().__init__(
             tuple(Entry(name, tensor.dtype, tensor.shape) for name, tensor in made.items()),

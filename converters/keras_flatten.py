@@ -18,6 +18,8 @@ _PASSING = {
     *("Activation", "ActivityRegularization", "AlphaDropout", "Dropout", "ELU", "GaussianDropout"),
     *("GaussianNoise", "LeakyReLU", "Masking", "ReLU", "Softmax"),
 }
+# Layers looked through from one; more stand between two in no well-meant model.
+_FAR = 64
 # What has no positions, or has them before its channels in torch too.
 _FLAT = {"Dense", "Embedding", "LSTM", "GRU", "SimpleRNN", "RNN", "Bidirectional"}
 
@@ -37,17 +39,23 @@ def _pairs(model: Layer) -> Iterator[tuple[Layer, str]]:
     """Yield a model's flattening layers, each with every layer that reads what it gives."""
     layers = {layer.name: layer for layer in model.parts.values()}
     before = _before(model)
-    reading = {
-        name: _sources(layers, before, name, _PASSING | {"BatchNormalization"})
+    flat = {
+        name
         for name, layer in layers.items()
-        if layer.kind not in _PASSING
+        if _flattens(layer)
+        and any(_has_channels(layers[at]) for at in _sources(layers, before, name, _PASSING))
     }
-    for name, flat in layers.items():
-        above = _sources(layers, before, name, _PASSING)
-        if _flattens(flat) and any(_has_channels(layers[at]) for at in above):
-            readers = [str(layers[other]) for other, read in reading.items() if name in read]
-            for reader in readers or [f"what reads {model.name or 'the model'}"]:
-                yield flat, reader
+    if not flat:
+        return
+    readers: dict[str, list[str]] = {name: [] for name in flat}
+    for name, layer in layers.items():
+        if layer.kind not in _PASSING:
+            for source in _sources(layers, before, name, _PASSING | {"BatchNormalization"}):
+                if source in flat:
+                    readers[source].append(str(layer))
+    for name, found in readers.items():
+        for reader in found or [f"what reads {model.name}"]:
+            yield layers[name], reader
 
 
 def _flattens(layer: Layer) -> bool:
@@ -73,7 +81,7 @@ def _sources(
     found: list[str] = []
     seen = {name}
     waiting = list(before.get(name, ()))
-    while waiting:
+    while waiting and len(seen) < _FAR:
         at = waiting.pop()
         if at in seen or at not in layers:
             continue

@@ -19,6 +19,7 @@ from persistlib.converters.keras_variables import (
     DEPTHWISE,
     SEPARABLE,
     TRANSPOSED,
+    uses_bias,
 )
 from persistlib.errors import Code, error
 
@@ -136,7 +137,7 @@ def apply_rule(weights: Weights) -> list[Made]:
 
 
 def _bias(weights: Weights) -> list[Made]:
-    if weights.layer.config.get("use_bias", True) or weights.has("bias"):
+    if uses_bias(weights.layer.kind, weights.layer.config) or weights.has("bias"):
         return [same("bias", weights.take("bias", 1))]
     return []
 
@@ -156,6 +157,8 @@ def _transposed_convolution(weights: Weights) -> list[Made]:
 def _kernel(weights: Weights, variable: str, name: str) -> Made:
     """Both last axes to the front, the last one first."""
     space = _space(weights.layer)
+    if weights.layer.config.get("dim_ordering") == "th":
+        weights.refuse(f"{weights.layer}: no rule is known for Theano's order of axes")
     entry = weights.take(variable, space + 2)
     return transposed(name, entry, (space + 1, space, *range(space)))
 
@@ -254,8 +257,8 @@ def _layer_normalization(weights: Weights) -> list[Made]:
     config = weights.layer.config
     axis = config.get("axis", -1)
     last = axis[0] if isinstance(axis, list) and len(axis) == 1 else axis
-    if config.get("rms_scaling") or type(last) is not int:
-        weights.refuse(f"{weights.layer}: only the mean and variance of one axis have a rule")
+    if config.get("rms_scaling") or type(last) is not int or last < -1:
+        weights.refuse(f"{weights.layer}: only mean and variance of the last axis have a rule")
     if last != -1:
         weights.notes.append(
             f"{weights.layer} normalises axis {last}: torch's LayerNorm only ever the last ones"

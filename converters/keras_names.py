@@ -15,7 +15,7 @@ from persistlib.converters.keras_variables import variable_names
 from persistlib.errors import Code, error
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from typing import NoReturn
 
     from persistlib.converters.keras_config import Layer
@@ -59,105 +59,96 @@ def plain(weight: str) -> str:
     return weight.removesuffix(":0")
 
 
-def legacy_owner(model: Layer, group: str, weight: str, location: object) -> Owner:
-    """Return the owner of a weight of an `.h5` file.
-
-    Args:
-        model: the configuration.
-        group: the layer of the model that the file puts it under.
-        weight: its name in that group, such as "conv1/kernel:0".
-        location: what to name in an error.
-
-    Raises:
-        FormatError: the configuration has no such layer, or the name says too little.
-    """
-    search = _Names(f"{location}: {group}/{weight}")
-    layer = search.only([p for p in model.parts.values() if p.name == group], group, model)
-    path = tuple(plain(weight).split("/"))
-    # The group tells the layer: scopes of the program that built it say no more.
-    owner = search.owner(layer, path if layer.parts else path[-1:])
-    name = _KERAS_1.get(owner.variable, owner.variable)
-    kind = search.leaf(owner).kind
-    return owner._replace(variable=_RENAMED.get((kind, name), name))
-
-
-def stored_owner(model: Layer, path: Path, names: Mapping[Path, str], location: object) -> Owner:
-    """Return the owner of a weight of a `.weights.h5` file.
-
-    Args:
-        model: the configuration.
-        path: where it stands, such as ("layers", "conv2d", "vars", "0").
-        names: layers' own names by where they stand, as far as the file has them.
-        location: what to name in an error.
-
-    Raises:
-        FormatError: the configuration has no such layer, or its class no such variable.
-    """
-    search = _Names(f"{location}: {'/'.join(path)}")
-    layer, rest = model, path[:-2]
-    while rest and (layer.is_model or layer.kind == "TimeDistributed"):
-        layer, rest = search.stored_part(layer, path, rest, names)
-    owner, leaf, place = layer, layer, rest
-    while rest:
-        leaf, rest = search.stored_part(leaf, path, rest, names)
-    variables = variable_names(leaf.kind, leaf.config)
-    number = int(path[-1]) if re.fullmatch("[0-9]{1,6}", path[-1]) else len(variables)
-    if number >= len(variables):
-        search.refuse(f"no rule is known for variable {path[-1]} of {leaf}")
-    return Owner(owner, tuple(part.lstrip("_") for part in place), variables[number])
-
-
-class _Names:
-    """The search for the owner of one weight.
+class Owners:
+    """The weights' owners in one configuration; layers are looked up, never searched for.
 
     Attributes:
-        where: the weight, for messages.
+        model: the configuration.
     """
 
-    def __init__(self, where: str) -> None:
-        self.where = where
+    def __init__(self, model: Layer, location: object) -> None:
+        self.model = model
+        self._location, self._where = location, ""
+        self._parts: dict[int, dict[str, list[Layer]]] = {}
+        self._inner: dict[int, dict[str, list[Layer]]] = {}
 
-    def owner(self, layer: Layer, path: Path) -> Owner:
-        """Return the owner of the weight that stands at `path` under a layer."""
+    def legacy(self, group: str, weight: str) -> Owner:
+        """Return the owner of a weight of an `.h5` file.
+
+        Args:
+            group: the layer of the model that the file puts it under.
+            weight: its name in that group, such as "conv1/kernel:0".
+
+        Raises:
+            FormatError: the configuration has no such layer, or the name says too little.
+        """
+        self._where = f"{self._location}: {group}/{weight}"
+        layer = self._only(self._named(self.model).get(group, []), group, self.model)
+        path = tuple(plain(weight).split("/"))
         path = self._without_scope(layer, path)
-        if layer.kind == "TimeDistributed":
-            return self.owner(layer.parts["layer",], path)
-        if layer.is_model:
-            found = [p for p in layer.parts.values() if p.name == path[0] and len(path) > 1]
-            if not found:  # Keras 2 leaves out the names of the models between
-                inner = (part for part in layer.walk() if not part.is_model and part is not layer)
-                found = [p for p in inner if _is_scope(p.name, path)]
-            return self.owner(self.only(found, path[0], layer), path)
-        return self._in_layer(layer, path)
+        # The group tells the layer: scopes of the program that built it say no more.
+        owner = self._owner(layer, path if layer.parts else path[-1:])
+        name = _KERAS_1.get(owner.variable, owner.variable)
+        kind = _leaf(owner).kind
+        return owner._replace(variable=_RENAMED.get((kind, name), name))
 
-    def leaf(self, owner: Owner) -> Layer:
-        """Return the innermost layer that has the variable."""
-        layer, place = owner.layer, owner.place
-        while place:
-            step = next(at for at in layer.parts if place[: len(at)] == at)
-            layer, place = layer.parts[step], place[len(step) :]
-        return layer
+    def stored(self, path: Path, names: Mapping[Path, str]) -> Owner:
+        """Return the owner of a weight of a `.weights.h5` file.
+
+        Args:
+            path: where it stands, such as ("layers", "conv2d", "vars", "0").
+            names: layers' own names by where they stand, as far as the file has them.
+
+        Raises:
+            FormatError: the configuration has no such layer, or its class no such variable.
+        """
+        self._where = f"{self._location}: {'/'.join(path)}"
+        layer, rest = self.model, path[:-2]
+        while rest and (layer.is_model or layer.kind == "TimeDistributed"):
+            layer, rest = self._stored_part(layer, path, rest, names)
+        owner, leaf, place = layer, layer, rest
+        while rest:
+            leaf, rest = self._stored_part(leaf, path, rest, names)
+        variables = variable_names(leaf.kind, leaf.config)
+        number = int(path[-1]) if re.fullmatch("[0-9]{1,6}", path[-1]) else len(variables)
+        if number >= len(variables):
+            self._refuse(f"no rule is known for variable {path[-1]} of {leaf}")
+        return Owner(owner, tuple(part.lstrip("_") for part in place), variables[number])
+
+    def _owner(self, layer: Layer, path: Path) -> Owner:
+        """Return the owner of a weight that stands at `path` under a layer."""
+        if layer.kind == "TimeDistributed":
+            inner = layer.parts["layer",]
+        elif layer.is_model:
+            # Keras 2 leaves out the names of the models between.
+            found = self._named(layer).get(path[0], []) or self._below(layer).get(path[0], [])
+            inner = self._only(found if len(path) > 1 else [], path[0], layer)
+        else:
+            return self._in_layer(layer, path)
+        return self._owner(inner, self._without_scope(inner, path))
 
     def _in_layer(self, layer: Layer, path: Path) -> Owner:
         """Return the owner of a weight of a layer that is no model."""
         place: Path = ()
         inner = layer
         while inner.parts:
-            if len(inner.parts) == 1 and ("cell",) in inner.parts:
-                step: Path = ("cell",)
-                is_named = len(path) > 1 and not (
-                    inner.parts[step].parts and path[0] != inner.parts[step].name
-                )
-                path = path[1:] if is_named else path
-            else:
-                found = [at for at, part in inner.parts.items() if _is_scope(part.name, path)]
-                if len(found) != 1:
-                    self.refuse(f"{inner} has no part, or several, called {path[0]}")
-                step, path = found[0], path[1:]
+            step, path = self._step(inner, path)
             inner, place = inner.parts[step], (*place, *step)
         if len(path) != 1:
-            self.refuse(f"no rule is known for {'/'.join(path)} of {layer}")
+            self._refuse(f"no rule is known for {'/'.join(path)} of {layer}")
         return Owner(layer, place, path[-1])
+
+    def _step(self, layer: Layer, path: Path) -> tuple[Path, Path]:
+        """Return the place of the part that a path leads into, and what is left of the path."""
+        cell = layer.parts.get(("cell",))
+        if cell is not None:
+            # A cell's name is its own affair, and older releases leave it out.
+            is_said = len(path) > 1 and (not cell.parts or path[0] == cell.name)
+            return ("cell",), path[1:] if is_said else path
+        found = [at for at, part in layer.parts.items() if part.name == path[0]]
+        if len(found) != 1 or len(path) == 1:
+            self._refuse(f"{layer} has no part, or several, called {path[0]}")
+        return found[0], path[1:]
 
     @staticmethod
     def _without_scope(layer: Layer, path: Path) -> Path:
@@ -165,13 +156,15 @@ class _Names:
 
         TensorFlow 1 numbers it (`conv1_3/kernel`), Keras 1 joins it to the variable (`conv1_W`).
         """
-        if len(path) > 1 and re.fullmatch(re.escape(layer.name) + r"(_\d+)?", path[0]):
-            return path[1:]
-        if len(path) == 1 and path[0].startswith(f"{layer.name}_"):
-            return (path[0][len(layer.name) + 1 :],)
+        own = layer.name.count("/") + 1
+        head = "/".join(path[:own])
+        if len(path) > own and re.fullmatch(re.escape(layer.name) + r"(_\d+)?", head):
+            return path[own:]
+        if len(path) == 1 and head.startswith(f"{layer.name}_"):
+            return (head.removeprefix(f"{layer.name}_"),)
         return path
 
-    def stored_part(
+    def _stored_part(
         self, layer: Layer, path: Path, rest: Path, names: Mapping[Path, str]
     ) -> tuple[Layer, Path]:
         """Return the part of a layer where the rest of a path begins, and what is left of it."""
@@ -179,24 +172,44 @@ class _Names:
         if layer.is_model and head == "layers" and len(rest) > 1:
             here = path[: len(path) - len(rest)]
             if (name := names.get(here)) is not None:
-                found = [part for part in layer.parts.values() if part.name == name]
-                return self.only(found, name, layer), rest[2:]
+                return self._only(self._named(layer).get(name, []), name, layer), rest[2:]
         for step in ((head,), (head.lstrip("_"),), (head, *rest[1:2])):
             if step in layer.parts:
                 return layer.parts[step], rest[len(step) :]
-        return self.refuse(f"no rule is known for {'/'.join(rest)} of {layer}")
+        return self._refuse(f"no rule is known for {'/'.join(rest)} of {layer}")
 
-    def only(self, found: list[Layer], name: str, inside: Layer) -> Layer:
-        """Return the one layer that was found."""
+    def _named(self, layer: Layer) -> Mapping[str, list[Layer]]:
+        """Return the parts of a layer by name."""
+        return _by_name(layer, self._parts, layer.parts.values())
+
+    def _below(self, layer: Layer) -> Mapping[str, list[Layer]]:
+        """Return the layers in a model and in the models in it, by name."""
+        return _by_name(layer, self._inner, (part for part in layer.walk() if not part.is_model))
+
+    def _only(self, found: list[Layer], name: str, inside: Layer) -> Layer:
         if len(found) != 1:
-            self.refuse(f"{len(found) or 'no'} layers of {inside} are called {name}")
+            self._refuse(f"{len(found) or 'no'} layers of {inside} are called {name}")
         return found[0]
 
-    def refuse(self, reason: str) -> NoReturn:
-        """Raise the error for a weight whose owner cannot be told."""
-        raise error(Code.FORMAT_LAYOUT, self.where, reason, REMEDY)
+    def _refuse(self, reason: str) -> NoReturn:
+        raise error(Code.FORMAT_LAYOUT, self._where, reason, REMEDY)
 
 
-def _is_scope(name: str, path: Path) -> bool:
-    """Return whether a path begins with a layer's name."""
-    return path[0] == name if len(path) > 1 else path[0].startswith(f"{name}_")
+def _by_name(
+    layer: Layer, known: dict[int, dict[str, list[Layer]]], parts: Iterable[Layer]
+) -> Mapping[str, list[Layer]]:
+    if id(layer) not in known:
+        index: dict[str, list[Layer]] = {}
+        for part in parts:
+            index.setdefault(part.name, []).append(part)
+        known[id(layer)] = index
+    return known[id(layer)]
+
+
+def _leaf(owner: Owner) -> Layer:
+    """Return the innermost layer that has the variable."""
+    layer, place = owner.layer, owner.place
+    while place:
+        step = next(at for at in layer.parts if place[: len(at)] == at)
+        layer, place = layer.parts[step], place[len(step) :]
+    return layer

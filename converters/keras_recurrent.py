@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from persistlib.converters.keras_layout import Made, Weights, filled, same, transposed
+from persistlib.converters.keras_variables import uses_bias
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -88,7 +89,7 @@ def _cell(weights: Weights, cell: Layer, place: tuple[str, ...], suffix: str) ->
         _gated(f"weight_ih_{suffix}", kernel, cell.kind),
         _gated(f"weight_hh_{suffix}", recurrent, cell.kind),
     ]
-    if not cell.config.get("use_bias", True) and not weights.has("bias", *place):
+    if not uses_bias(cell.kind, cell.config) and not weights.has("bias", *place):
         return made
     return made + _biases(weights, cell, place, suffix)
 
@@ -97,7 +98,9 @@ def _check_function(weights: Weights, cell: Layer) -> None:
     """Refuse what torch's layer does not compute."""
     known = {"activation": _ACTIVATIONS[cell.kind], "recurrent_activation": _RECURRENT}
     for argument, names in known.items():
-        said = _function(cell.config.get(argument, names[0]))
+        # Keras 1 says inner_activation.
+        default = cell.config.get(argument.replace("recurrent", "inner"), names[0])
+        said = _function(cell.config.get(argument, default))
         if said not in names:
             weights.refuse(f"{weights.layer}: torch's layer has no {argument}={said}")
     if cell.kind == "GRUCell" and not cell.config.get("reset_after", False):

@@ -13,7 +13,7 @@ from persistlib.converters.keras_details import LEGACY
 from persistlib.converters.keras_flatten import flattened
 from persistlib.converters.keras_inference import inferred
 from persistlib.converters.keras_layout import Made, Weights, apply_rule
-from persistlib.converters.keras_names import Owner, Path, legacy_owner, stored_owner
+from persistlib.converters.keras_names import Owner, Owners, Path
 from persistlib.converters.keras_variables import variable_names
 from persistlib.errors import Code, error
 
@@ -49,6 +49,11 @@ def torch_tensors(
             "load and save the model with Keras on TensorFlow",
         )
     model, notes = _model(details, entries, location)
+    if details.kind == LEGACY and not details.backend:
+        notes.append(
+            "the file does not say what Keras ran on; on Theano kernels of convolutions would be "
+            "turned around in space"
+        )
     found = _by_layer(model, details, entries, location)
     made: dict[str, Made] = {}
     for layer in model.walk():
@@ -78,11 +83,12 @@ def _by_layer(
 ) -> dict[int, _Found]:
     """Return the weights of each layer that has a rule, by the layer's identity."""
     found: dict[int, _Found] = {}
+    owners = Owners(model, location)
     for entry, path in zip(entries, details.paths, strict=True):
         if details.kind == LEGACY:
-            owner = legacy_owner(model, *path, location)
+            owner = owners.legacy(*path)
         else:
-            owner = stored_owner(model, path, details.names, location)
+            owner = owners.stored(path, details.names)
         _keep(found.setdefault(id(owner.layer), {}), owner, entry, location)
     return found
 

@@ -44,8 +44,14 @@ def variable_names(kind: str, config: Mapping[str, Any]) -> tuple[str, ...]:
         kind: the class.
         config: the layer's arguments; those that are absent are as Keras' defaults, true.
     """
-    if kind == "EinsumDense":
-        config = {**config, "use_bias": config.get("bias_axes") is not None}
+    config = {**config, "use_bias": uses_bias(kind, config)}
     return tuple(
         name for name, needs in _ORDER.get(kind, ()) if not needs or config.get(needs, True)
     )
+
+
+def uses_bias(kind: str, config: Mapping[str, Any]) -> bool:
+    """Return whether a layer has a bias; Keras 1 calls the argument `bias`."""
+    if kind == "EinsumDense":
+        return config.get("bias_axes") is not None
+    return bool(config.get("use_bias", config.get("bias", True)))

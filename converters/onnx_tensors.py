@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from persistlib.checkpoint import WINDOW, Entry
 from persistlib.converters.onnx_numbers import count_numbers, decoded
-from persistlib.digests import encode_name
 from persistlib.dtypes import DType, by_name
 from persistlib.errors import Code, PersistlibError, error
 from persistlib.graph_tensors import ExternalPlace, dtype_name, place_of
@@ -87,7 +86,8 @@ def tensor_at(data: FileBytes, start: int, end: int, location: str) -> Tensor:
         raise error(Code.FORMAT_LIMIT, location, f"a tensor in over {PARTS_LIMIT} parts", _AGAIN)
     name = next((text_of(data, f, location, TEXT_LIMIT) for f in found if f.number == NAME), "")
     where = f"{location}: {name}"
-    encode_name(name)
+    if "\0" in name:
+        raise error(Code.FORMAT_NAME, where, "the name holds a NUL character", _AGAIN)
     numbers = {f.number: number_of(data, f, where) for f in found if f.number in {DTYPE, LOCATION}}
     values = tuple(f for f in found if f.number in VALUES)
     pairs = [_pair(data, f, where) for f in found if f.number == EXTERNAL]

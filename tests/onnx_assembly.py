@@ -56,3 +56,18 @@ def template_for(checkpoint: CheckpointReader, path: str | Path) -> None:
     ]
     with open(path, "wb") as file:
         file.write(model_of(*tensors).SerializeToString())
+
+
+def outside_of(entry: Entry, place: Mapping[str, str]) -> TensorProto:
+    """Return an entry as a tensor whose values lie where `place` says."""
+    tensor = TensorProto(name=entry.name, dims=entry.shape, data_type=number_of(entry))
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, text in place.items():
+        tensor.external_data.add(key=key, value=text)
+    return tensor
+
+
+def save(model: onnx.ModelProto, path: str | Path) -> None:
+    """Write a model as it is; its data files are the caller's."""
+    with open(path, "wb") as file:
+        file.write(model.SerializeToString())

@@ -59,10 +59,16 @@ def values(dtype: DType, shape: tuple[int, ...]) -> memoryview:
 
 
 def checkpoint_of(
-    *entries: Entry, aliases: Mapping[str, str] | None = None, **metadata: str
+    *entries: Entry,
+    aliases: Mapping[str, str] | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> MemoryCheckpoint:
     buffers = {entry.name: values(entry.dtype, entry.shape) for entry in entries}
-    return MemoryCheckpoint(entries, buffers, dict(aliases or {}), metadata)
+    return MemoryCheckpoint(entries, buffers, dict(aliases or {}), dict(metadata or {}))
+
+
+def text_tensor(name: str) -> TensorProto:
+    return TensorProto(name=name, dims=[1], data_type=TensorProto.STRING, string_data=[b"a"])
 
 
 def read(path: Path, **options: Any) -> dict[str, tuple[DType, tuple[int, ...], bytes]]:
@@ -241,7 +247,7 @@ def test_a_file_says_its_versions_who_wrote_it_and_what_is_not_kept(tmp_path: Pa
 
 
 def test_text_is_no_tensor_and_is_told_of(tmp_path: Path) -> None:
-    words = helper.make_tensor("words", TensorProto.STRING, [1], [b"a"])
+    words = text_tensor("words")
     save(model_of(words, tensor_of(PAIR, bytes(8))), tmp_path / "m.onnx")
     with onnx_graph.open_file(tmp_path / "m.onnx") as checkpoint:
         assert [entry.name for entry in checkpoint] == ["w"]
@@ -781,7 +787,9 @@ def test_a_tie_that_is_none_is_refused_when_it_is_read(tmp_path: Path) -> None:
 def test_weights_of_every_dtype_go_into_a_graph_and_come_back(tmp_path: Path) -> None:
     shapes = [(), (0,), (1,), (7,), (3, 5), (40, 41)]
     entries = [Entry(f"{d.name}.{i}", d, s) for d in HELD for i, s in enumerate(shapes)]
-    made = checkpoint_of(*entries, aliases={"tie": "F32.4", "BF16.tie": "BF16.5"}, license="MIT")
+    made = checkpoint_of(
+        *entries, aliases={"tie": "F32.4", "BF16.tie": "BF16.5"}, metadata={"license": "MIT"}
+    )
     template_for(made, tmp_path / "t.onnx")
     onnx.checker.check_model(os.fspath(tmp_path / "t.onnx"))
     for above in (10**9, 0):
@@ -868,7 +876,7 @@ def test_a_graph_computes_with_the_weights_that_were_put_into_it(tmp_path: Path)
         path = write(checkpoint, tmp_path / "m.onnx", template(tmp_path), above)
         session = onnxruntime.InferenceSession(path)
         (given,) = session.run(None, {"x": np.array([[1, 1]], np.float32)})
-        assert given.tolist() == [[14, 26]]
+        assert np.asarray(given).tolist() == [[14, 26]]
 
 
 def test_the_template_stands_in_the_file_but_for_its_weights(tmp_path: Path) -> None:
@@ -911,7 +919,7 @@ def test_weights_that_do_not_fit_the_template_are_refused_by_name(tmp_path: Path
     assert "F32 (3,)" in fault.reason
     fault = unfit(checkpoint_of(w, Entry("b", DType.F16, (2,))), path, Code.FORMAT_DTYPE)
     assert "F16 (2,)" in fault.reason
-    words = helper.make_tensor("words", TensorProto.STRING, [1], [b"a"])
+    words = text_tensor("words")
     texts = template(tmp_path, more=[words])
     unfit(checkpoint_of(w, b, Entry("words", DType.F32, (1,))), texts, Code.FORMAT_DTYPE)
     write(checkpoint_of(w, b), tmp_path / "m.onnx", texts)
@@ -977,8 +985,8 @@ def test_a_hostile_template_is_refused(tmp_path: Path) -> None:
 def test_metadata_that_means_something_else_in_the_graph_is_refused(
     key: str, tmp_path: Path
 ) -> None:
-    unfit(checkpoint_of(*WEIGHTS, **{key: "{}"}), template(tmp_path), Code.FORMAT_NAME)
-    same = checkpoint_of(*WEIGHTS, author="someone", format="pt")
+    unfit(checkpoint_of(*WEIGHTS, metadata={key: "{}"}), template(tmp_path), Code.FORMAT_NAME)
+    same = checkpoint_of(*WEIGHTS, metadata={"author": "someone", "format": "pt"})
     path = write(same, tmp_path / "m.onnx", template(tmp_path))
     with onnx_graph.open_file(path) as checkpoint:
         assert dict(checkpoint.metadata) == {"author": "someone", "format": "pt"}
@@ -1033,7 +1041,9 @@ def test_the_hub_reads_back_what_lies_beside_a_graph_before_it_is_there(
     made = checkpoint_of(Entry("a", DType.F32, (3000,)), aliases={"z": "a"})
     template_for(made, tmp_path / "t.onnx")
     write(made, tmp_path / "a.onnx", tmp_path / "t.onnx")
-    monkeypatch.setitem(onnx_graph.write_to.__kwdefaults__, "external_above", 0)
+    defaults = onnx_graph.write_to.__kwdefaults__
+    assert defaults is not None
+    monkeypatch.setitem(defaults, "external_above", 0)
     report = persistlib.convert(
         tmp_path / "a.onnx", tmp_path / "b.onnx", template=tmp_path / "t.onnx", allow_loss=["graph"]
     )

@@ -99,15 +99,22 @@ class _Walked:
         self.details = Details(self.kind, (), {}, None, "", "")
         self.container = ""
         self._items = {path: item for item in tree.datasets.values() for path in item.paths}
+        # By dataset: its name in the checkpoint, empty where it is no weight.
         self._names: dict[int, str] = {}
+        self._taken: set[str] = set()
         self._aliases: dict[str, str] = {}
 
     def add(self, path: str, name: str, owner: tuple[str, ...]) -> None:
         """Take a dataset as a weight; one that was taken before gets a second name."""
         item = self._items[path]
+        if name in self._taken:
+            raise refusal(Code.FORMAT_NAME, path, f"two weights would be called {name!r}")
         if (first := self._names.get(id(item))) is not None:
-            self._aliases[name] = first
+            if first:
+                self._taken.add(name)
+                self._aliases[name] = first
             return
+        self._taken.add(name)
         said = attributes(item)
         # What HDF5 has no type for, Keras writes as opaque bytes with a word beside them.
         is_bf16 = said.get("dtype") == "bfloat16"

@@ -55,6 +55,9 @@ _WHAT = {
 _REMEDY = "write it again with plain numbers, or leave it out"
 
 
+_SPARE: list[np.ndarray] = []
+
+
 class Dataset(NamedTuple):
     """A dataset that may be read.
 
@@ -83,13 +86,17 @@ class Dataset(NamedTuple):
         Raises:
             IntegrityError: a chunk differs from its checksum, or cannot be unpacked.
         """
-        buffer, opened = np.empty(0, np.uint8), self._open()
+        opened = self._open()
+        # Fresh memory costs as much as reading into it, so one window's is kept.
+        buffer = _SPARE.pop() if _SPARE else np.empty(0, np.uint8)
         for start, extents in self._boxes():
             size = math.prod(extents) * self.dtype.itemsize
             if buffer.nbytes < size:
                 buffer = np.empty(size, np.uint8)
             self._read(opened, start, extents, buffer[:size])
             yield buffer[:size].data
+        if not _SPARE:
+            _SPARE.append(buffer)
 
     def values(self) -> np.ndarray:
         """Return all its values; for small ones."""

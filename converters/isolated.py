@@ -17,7 +17,9 @@ other exception it raises is reported as a malformed file.
 
 On the pipe a frame is a byte of kind, the payload's length (64 bits, little-endian) and the
 payload. The child says READY, then LISTING or FAULT. Asked for an entry by its index (64 bits), it
-says its bytes as DATA frames, at most `WINDOW` each, then END, or FAULT in their place.
+says its bytes as DATA frames, at most `WINDOW` each, then END, or FAULT in their place. A pipe is
+slow: what is not small is put in one of two slots of shared memory, by turns, and a SLOT frame says
+its size alone. The parent copies it out before it judges it, and says FREE.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import mmap
 import os
 import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -45,9 +48,12 @@ WALKERS: dict[str, tuple[str, ...]] = {
     "hdf5": ("persistlib.converters.keras_walk", "persistlib.converters.hdf5_walk"),
     "keras": ("persistlib.converters.keras_walk",),
 }
-READY, LISTING, DATA, END, FAULT = b"R", b"L", b"D", b"Z", b"E"
+READY, LISTING, DATA, SLOT, END, FAULT = b"R", b"L", b"D", b"S", b"Z", b"E"
 HEAD = 9  # a byte of kind, and the length
 INDEX = 8
+FREE = b"\xff" * INDEX
+SLOTS = 2
+SMALL = 1 << 16  # bytes that go through the pipe
 
 _REQUESTS, _REPLIES = 0, 1
 
@@ -103,6 +109,7 @@ class _Task(NamedTuple):
     """What the parent asks for on the command line."""
 
     fd: int
+    shared: int
     size: int
     kind: str
     options: dict[str, str]
@@ -113,12 +120,13 @@ def main() -> None:
     task = _Task(*json.loads(sys.argv[1]))
     walkers = [importlib.import_module(name) for name in WALKERS[task.kind]]
     _warm_up()
+    slots = _Slots(task.shared)
     limits.confine(task.size)
     with contextlib.suppress(BrokenPipeError):
         _say(READY)
         source = Opened(task.fd, task.size)
         if (listing := _list(walkers, source, task)) is not None:
-            _serve(listing, task)
+            _serve(listing, task, slots)
     # Closing what is half-parsed is the library's business no longer.
     os._exit(0)
 
@@ -149,15 +157,50 @@ def _list(walkers: list[Any], source: Opened, task: _Task) -> Listing | None:
     return listing
 
 
-def _serve(listing: Listing, task: _Task) -> None:
-    """Answer requests until there are no more."""
+class _Slots:
+    """The shared memory, of which the parent says what is free."""
+
+    def __init__(self, fd: int) -> None:
+        self._memory = mmap.mmap(fd, SLOTS * WINDOW)
+        self._free, self._turn = SLOTS, 0
+
+    def say(self, piece: memoryview) -> None:
+        """Say a piece of a tensor."""
+        if piece.nbytes <= SMALL:
+            _say(DATA, piece)
+            return
+        while not self._free:
+            if self.request() is not None:
+                raise BrokenPipeError
+        at = self._turn * WINDOW
+        self._memory[at : at + piece.nbytes] = piece
+        self._turn, self._free = (self._turn + 1) % SLOTS, self._free - 1
+        _write(memoryview(SLOT + piece.nbytes.to_bytes(HEAD - 1, "little")))
+
+    def request(self) -> int | None:
+        """Return the index that the parent says next, None where it says that a slot is free.
+
+        Raises:
+            BrokenPipeError: it has gone.
+        """
+        said = os.read(_REQUESTS, INDEX)
+        if not said:
+            raise BrokenPipeError
+        self._free += said == FREE
+        return None if said == FREE else int.from_bytes(said, "little")
+
+
+def _serve(listing: Listing, task: _Task, slots: _Slots) -> None:
+    """Answer requests until the parent has gone."""
     assert listing.windows is not None
-    while index := os.read(_REQUESTS, INDEX):
-        entry = listing.entries[int.from_bytes(index, "little")]
+    while True:
+        if (index := slots.request()) is None:
+            continue
+        entry = listing.entries[index]
         limits.allow_reading(task.size + entry.nbytes)
         try:
             for piece in _pieces(listing.windows(entry.name)):
-                _say(DATA, piece)
+                slots.say(piece)
             _say(END)
         except BrokenPipeError:
             raise

@@ -3,9 +3,10 @@
 Law: whatever is in the file, opening and reading it ends, and ends in a value or in one of our
 errors; no process and no descriptor is left.
 
-The child gets the file as an open descriptor, a clean environment and two pipes. It lists the file
-(`listing`, judged again here) and sends bytes as they are asked for; more, fewer or other bytes
-than the listing promised, a signal, and silence are faults of the file.
+The child gets the file as an open descriptor, a clean environment, two pipes and two windows of
+shared memory. It lists the file (`listing`, judged again here) and sends bytes as they are asked
+for; more, fewer or other bytes than the listing promised, a signal, and silence are faults of the
+file.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 import weakref
 from typing import TYPE_CHECKING
@@ -24,7 +26,19 @@ from typing import TYPE_CHECKING
 from persistlib import errors
 from persistlib.checkpoint import WINDOW, CheckpointReader, check_booleans
 from persistlib.converters import listing
-from persistlib.converters.isolated import DATA, END, FAULT, HEAD, INDEX, LISTING, READY
+from persistlib.converters.isolated import (
+    DATA,
+    END,
+    FAULT,
+    FREE,
+    HEAD,
+    INDEX,
+    LISTING,
+    READY,
+    SLOT,
+    SLOTS,
+    SMALL,
+)
 from persistlib.dtypes import DType
 from persistlib.errors import Code, FormatError, IntegrityError, error
 from persistlib.files import StrPath, read_fault
@@ -41,7 +55,6 @@ _MAIN = (
 # Seconds without a sign of life. The child's own limit is processor time; this one is for what
 # waits, such as a disk that does not answer, so it is long.
 _SILENCE = 120
-_PIPE = 1 << 20
 _FAULT_LIMIT = 1 << 16
 _REMEDY = "fetch the file again from where it came"
 # Limits of the child that the kernel enforces; any other signal is a crash.
@@ -59,6 +72,7 @@ class IsolatedReader(CheckpointReader):
         self.format, self.container = found.format, found.container
         self.losses, self.notes = found.losses, found.notes
         self._child = child
+        self._spare: bytes | bytearray = b""
         self._places = {entry.name: place for place, entry in enumerate(found.entries)}
 
     def read_bytes(self, name: str) -> memoryview:
@@ -88,13 +102,16 @@ class IsolatedReader(CheckpointReader):
         """Yield an entry's bytes, each window in its place in `into` where that is given."""
         entry = self.tensors[name]
         child, where = self._child, f"{self._child.location}: {name}"
-        spare = memoryview(bytearray(min(entry.nbytes, WINDOW))) if into is None else into
+        # Fresh memory costs as much as reading into it, so one window's is kept.
+        spare, self._spare = (self._spare, b"") if into is None else (b"", self._spare)
+        if into is None and len(spare) < min(entry.nbytes, WINDOW):
+            spare = bytearray(min(entry.nbytes, WINDOW))
         turn, done = child.ask(self._places[name]), 0
         while (size := child.piece(where)) is not None:
             if size > entry.nbytes - done:
                 raise child.nonsense("more bytes than its shape has")
-            view = spare[:size] if into is None else into[done : done + size]
-            child.fill(view)
+            view = memoryview(spare)[:size] if into is None else into[done : done + size]
+            child.take(view)
             done += size
             if entry.dtype is DType.BOOL:
                 check_booleans(view, where)
@@ -102,6 +119,8 @@ class IsolatedReader(CheckpointReader):
             if child.turn != turn:  # another tensor was read meanwhile
                 turn = child.ask(self._places[name])
                 child.skip(done, where)
+        if into is None:
+            self._spare = spare
         if done != entry.nbytes:
             raise child.nonsense("fewer bytes than its shape has")
 
@@ -119,14 +138,18 @@ def open_file(path: StrPath, kind: str, options: Mapping[str, str]) -> IsolatedR
         TargetError: the file cannot be read.
     """
     location = os.fspath(path)
-    fd = -1
+    fd = shared = -1
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise error(Code.SOURCE_READ, location, "not a regular file", "name a file")
-        child = _Child(fd, json.dumps([fd, status.st_size, kind, dict(options)]), location)
+        shared = _shared_memory()
+        task = json.dumps([fd, shared, status.st_size, kind, dict(options)])
+        child = _Child(fd, shared, task, location)
     except OSError as fault:
+        if shared >= 0:
+            os.close(shared)
         raise read_fault(fault, path) from fault
     finally:
         if fd >= 0:
@@ -146,7 +169,7 @@ class _Child:
         turn: how many tensors were asked for.
     """
 
-    def __init__(self, fd: int, task: str, location: str) -> None:
+    def __init__(self, fd: int, shared: int, task: str, location: str) -> None:
         self.location, self.turn = location, 0
         root = os.path.dirname(os.path.dirname(os.path.abspath(errors.__file__)))
         path = [root, *(folder for folder in sys.path if os.path.isabs(folder))]
@@ -158,15 +181,15 @@ class _Child:
             bufsize=0,
             env=_environment(),
             cwd="/",
-            pass_fds=(fd,),
+            pass_fds=(fd, shared),
         )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._requests = self._process.stdin.fileno()
         self._replies = self._process.stdout.fileno()
-        self._end = weakref.finalize(self, _end, self._process)
+        self._shared, self._slot, self._in_slot = shared, 0, False
+        self._end = weakref.finalize(self, _end, self._process, shared)
         self._busy = False
-        _widen(self._replies)
 
     def close(self) -> None:
         """Kill the process, if it lives, and reap it."""
@@ -190,18 +213,16 @@ class _Child:
             raise error(Code.USAGE, self.location, "the reader is closed", "read before closing it")
         while self._busy:
             self._throw_away()
-        try:
-            os.write(self._requests, place.to_bytes(INDEX, "little"))
-        except BrokenPipeError as fault:
-            raise self._ended() from fault
+        self._tell(place.to_bytes(INDEX, "little"))
         self._busy = True
         self.turn += 1
         return self.turn
 
     def piece(self, where: str) -> int | None:
-        """Return the size of the next bytes that `fill` fills in, None where they end."""
+        """Return the size of the next bytes, which `take` is to take, None where they end."""
         kind, length = self._frame()
-        if kind == DATA and 0 < length <= WINDOW:
+        if (kind == DATA and 0 < length <= SMALL) or (kind == SLOT and 0 < length <= WINDOW):
+            self._in_slot = kind == SLOT
             return length
         self._busy = False
         if kind == FAULT:
@@ -210,17 +231,42 @@ class _Child:
             raise self.nonsense("no bytes")
         return None
 
+    def take(self, view: memoryview) -> None:
+        """Fill a view with the bytes that `piece` told the size of."""
+        if not self._in_slot:
+            self.fill(view)
+            return
+        # Read and not mapped: what the child does to the memory can neither change nor fault here.
+        if os.preadv(self._shared, [view], self._slot * WINDOW) != len(view):
+            raise self.nonsense("a slot without bytes")
+        self._release()
+
     def skip(self, size: int, where: str) -> None:
         """Throw away the first bytes of an entry, which were had before."""
         while size > 0:
-            size -= len(self._bytes(self.piece(where) or size))
+            length = self.piece(where) or size
+            self.take(memoryview(bytearray(length)))
+            size -= length
+
+    def _release(self) -> None:
+        self._slot = (self._slot + 1) % SLOTS
+        self._tell(FREE)
+
+    def _tell(self, what: bytes) -> None:
+        try:
+            os.write(self._requests, what)
+        except BrokenPipeError as fault:
+            raise self._ended() from fault
 
     def _throw_away(self) -> None:
         kind, length = self._frame()
-        if kind not in {DATA, END, FAULT} or length > WINDOW:
+        if kind not in {DATA, SLOT, END, FAULT} or length > WINDOW:
             raise self.nonsense("no bytes")
-        self._bytes(length)
-        self._busy = kind == DATA
+        if kind == SLOT:
+            self._release()
+        else:
+            self._bytes(length)
+        self._busy = kind in {DATA, SLOT}
 
     def fill(self, view: memoryview) -> None:
         """Read exactly as many bytes as the view has.
@@ -285,8 +331,9 @@ class _Child:
         return error(Code.FORMAT_HEADER, self.location, f"it crashes its parser ({name})", _REMEDY)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end(process: subprocess.Popen[bytes], shared: int) -> None:
     process.kill()
+    os.close(shared)
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
             pipe.close()
@@ -319,12 +366,12 @@ def _environment() -> dict[str, str]:
     )
 
 
-def _widen(pipe: int) -> None:
-    """Let a pipe hold more, where the system can."""
+def _shared_memory() -> int:
+    """Return a descriptor of memory that the child puts windows in; it has no name."""
     if sys.platform == "linux":
-        import fcntl
-
-        try:
-            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE)
-        except (OSError, AttributeError):  # beyond the user's share; Python 3.9 has no name for it
-            return
+        fd = os.memfd_create("windows", os.MFD_CLOEXEC)
+    else:
+        with tempfile.TemporaryFile() as file:
+            fd = os.dup(file.fileno())
+    os.ftruncate(fd, SLOTS * WINDOW)
+    return fd

@@ -27,14 +27,16 @@ from persistlib.formats import FORMATS, by_content
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from persistlib.converters.isolation import IsolatedReader
+    from persistlib.checkpoint import CheckpointReader
 
 ROOT = Path(__file__).parents[1]
 HDF5 = FORMATS["hdf5"]
 HELD = [dtype for dtype in DType if HDF5.holds(dtype)]
 SHAPES = [(), (0,), (1,), (3, 0, 5), (7, 11, 13), (601, 1009), (2, 1, 3, 2, 5), (1,) * 40]
-NAMES = ["a", "a.b", "a.b.c", "", ".", "..", "/", "a/b", "%", "%00", "a%2Eb", "\u00e9", "e\u0301"]
-NAMES += ["\u202eabc", "a\nb", " ", "b." * 40 + "w", "x" * 70_000, "layer." * 200, "a.", ".a"]
+NAMES = [
+    *("a", "a.b", "a.b.c", "", ".", "..", "/", "a/b", "%", "%00", "a%2Eb", "\u00e9", "e\u0301"),
+    *("\u202eabc", "a\nb", " ", "b." * 40 + "w", "x" * 70_000, "layer." * 200, "a.", ".a"),
+]
 
 
 def checkpoint(*tensors: tuple[str, DType, tuple[int, ...]], **rest: Any) -> MemoryCheckpoint:
@@ -50,7 +52,7 @@ def checkpoint(*tensors: tuple[str, DType, tuple[int, ...]], **rest: Any) -> Mem
     return MemoryCheckpoint(entries, buffers, **rest)
 
 
-def same(reader: IsolatedReader, made: MemoryCheckpoint) -> bool:
+def same(reader: CheckpointReader, made: MemoryCheckpoint) -> bool:
     """Whether a file holds exactly a checkpoint."""
     return (
         reader.entries == made.entries

@@ -158,7 +158,7 @@ class _Conversion:
         chosen = Selection(self.checkpoint, renames)
         losses = self._losses(chosen)
         with _Watched(chosen) as seen:
-            cast = None if self.wishes.dtype is None else Cast(seen, self.wishes.dtype)
+            cast = None if self.wishes.dtype is None else Cast(seen, self.wishes.dtype, self.source)
             with seen if cast is None else _Watched(cast) as written:
                 self._require_dtypes(written)
                 self._write(written)
@@ -294,7 +294,7 @@ class _Watched(CheckpointReader):
 
     def windows(self, name: str) -> Iterator[memoryview]:
         """Yield the bytes of an entry."""
-        running = RunningDigest()
+        running = RunningDigest(alone=True)
         for window in self._source.windows(name):
             if window.nbytes < _THREADED:
                 running.update(window)

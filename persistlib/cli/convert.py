@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 from collections import Counter
 from dataclasses import asdict
@@ -13,6 +14,7 @@ import click
 import persistlib
 from persistlib.cli.answer import Answer, Exit, Fields, Line, Span, Table, verdict
 from persistlib.cli.command import Spread, Verb, trust_option
+from persistlib.cli.folding import fold
 from persistlib.cli.manifest_text import proof_text
 from persistlib.cli.text import command as words
 from persistlib.cli.text import counted, number, shape
@@ -24,9 +26,11 @@ if TYPE_CHECKING:
 
     from persistlib.casting import CastError
     from persistlib.cli.answer import JSON, Block
+    from persistlib.cli.folding import Fold
     from persistlib.conversion import ConversionReport, ConvertedTensor
 
 _ANYTHING = "all"
+_INDEX = ".index.json"
 _LINES = 6  # of losses, unless all are asked for
 
 
@@ -66,6 +70,12 @@ def _known_losses(
 @click.option("--layout", metavar="LAYOUT", help="torch: of a Keras file, torch's names and axes.")
 @click.option("--template", metavar="FILE", help="An ONNX file whose graph takes the weights.")
 @click.option("--compression", metavar="KIND", help="Of HDF5: gzip or lzf.")
+@click.option(
+    "--shard-bytes",
+    type=click.IntRange(min=1),
+    metavar="BYTES",
+    help="Of an index (OUT.safetensors.index.json): the most in one file.",
+)
 @click.option("--no-verify", is_flag=True, help="Do not read back and compare what was written.")
 @click.option("--overwrite", is_flag=True, help="Replace a file that stands at OUT.")
 @click.option("--all", "show_all", is_flag=True, help="List every tensor and every loss.")
@@ -142,10 +152,15 @@ def _hints(report: ConversionReport) -> tuple[str, ...]:
 
 
 def _size(path: str) -> int:
-    """Return the bytes of a file, or of all files in a folder."""
-    if not os.path.isdir(path):
-        return os.path.getsize(path)
-    return sum(entry.stat().st_size for entry in os.scandir(path) if entry.is_file())
+    """Return the bytes of a file, of the shards of an index too, or of all files in a folder."""
+    if os.path.isdir(path):
+        return sum(entry.stat().st_size for entry in os.scandir(path) if entry.is_file())
+    shards: set[str] = set()
+    if path.endswith(_INDEX):
+        with open(path, encoding="utf-8") as file:
+            shards = set(json.load(file)["weight_map"].values())
+    folder = os.path.dirname(path)
+    return sum(os.path.getsize(part) for part in (path, *(os.path.join(folder, s) for s in shards)))
 
 
 def _title(name: str) -> str:
@@ -186,17 +201,17 @@ def _tensors_said(report: ConversionReport) -> str:
 
 
 def _folded(losses: tuple[str, ...]) -> tuple[str, ...]:
-    """Return many losses in few lines: `value optimizer.* (312)`."""
+    """Return many losses in few lines: `value state.[0-155].step, which is no tensor (156)`."""
     if len(losses) <= _LINES:
         return losses
-    groups: dict[str, list[str]] = {}
-    for loss in losses:
-        groups.setdefault(loss.split(",")[0].split(".")[0], []).append(loss)
-    lines = [
-        same[0] if len(same) == 1 else f"{s}.* ({number(len(same))})" for s, same in groups.items()
-    ]
+    lines = tuple(_line(folded) for folded in fold(losses))
     more = len(lines) - _LINES
-    return (*lines[:_LINES], f"… {number(more)} more (--all)") if more > 0 else tuple(lines)
+    return (*lines[:_LINES], f"… {number(more)} more lines (--all)") if more > 0 else lines
+
+
+def _line(folded: Fold) -> str:
+    count = len(folded.members)
+    return folded.pattern if count == 1 else f"{folded.pattern} ({number(count)})"
 
 
 def _casts(report: ConversionReport) -> Iterator[str]:

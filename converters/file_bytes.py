@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
 # Bytes of a window: a multiple of every element's, small enough to stay in the processor's caches.
-STEP = 4 << 20
+STEP = 2 << 20
 BUFFERS = 3
 # Below this a thread costs more than it saves.
 _THREADED = 1 << 20

@@ -53,10 +53,14 @@ def digest(data: Buffer) -> str:
 
 
 class RunningDigest:
-    """The BLAKE3 of bytes that come in parts; on all cores where a part is large."""
+    """The BLAKE3 of bytes that come in parts; on all cores where a part is large.
 
-    def __init__(self) -> None:
-        self._hasher = blake3(max_threads=_Threads.count)
+    Args:
+        alone: whether other cores have work of their own meanwhile and are left to it.
+    """
+
+    def __init__(self, *, alone: bool = False) -> None:
+        self._hasher = blake3(max_threads=1 if alone else _Threads.count)
 
     def update(self, data: Buffer) -> None:
         """Add a part."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from persistlib.selection import wrapper_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
 # Names of tensors, and of values, that optimizers and training loops keep.
 _OPTIMIZER = frozenset(
@@ -31,8 +31,8 @@ _OLD_NAMES = (
     # densenet, until 0.2.2
     (r"(denselayer\d+\.(?:norm|conv))\.([12]\.\w+)", r"\1\2"),
     # vision transformers, until 0.13
-    (r"(\.mlp)\.linear_1\.(weight|bias)", r"\1.0.\2"),
-    (r"(\.mlp)\.linear_2\.(weight|bias)", r"\1.3.\2"),
+    (r"(mlp)\.linear_1\.(weight|bias)", r"\1.0.\2"),
+    (r"(mlp)\.linear_2\.(weight|bias)", r"\1.3.\2"),
     # detection, until 0.13
     (r"(rpn\.head\.conv)\.(weight|bias)", r"\1.0.0.\2"),
     (r"(fpn\.(?:inner|layer)_blocks\.\d)\.(weight|bias)", r"\1.0.\2"),
@@ -46,6 +46,8 @@ _OLD_NAMES = (
     (r"(head\.(?:classification|regression)_head\.conv)\.6\.(weight|bias)", r"\1.3.0.\2"),
 )
 _OLD = tuple((re.compile(f"(?<![^.]){old}$"), new) for old, new in _OLD_NAMES)
+# No old name is told by more of its characters.
+_TAIL = 64
 # A part of the names that is this large may be the model, and the rest lie beside it.
 _LARGE = 0.6
 # Modules that are looked through; deeper ones are a model's own.
@@ -70,34 +72,36 @@ class View(NamedTuple):
 
 def views(names: Collection[str]) -> Iterator[View]:
     """Yield the ways to see the names of a file, the plainest first."""
-    yield from _renamed(names, "", ())
+    today = {name: _today(name) for name in names}
+    yield from _renamed(today, "", ())
     prefix = ""
     for prefix in common_prefixes(names):
-        yield from _renamed(names, prefix, ())
+        yield from _renamed(today, prefix, ())
     if (largest := _largest_part(names, prefix)) is None:
         return
-    inside = [name for name in names if name.startswith(largest)]
-    beside = tuple(name for name in names if not name.startswith(largest))
+    inside = {name: new for name, new in today.items() if name.startswith(largest)}
+    beside = tuple(name for name in names if name not in inside)
     for longer in common_prefixes(inside):
         if longer.startswith(largest):
             yield from _renamed(inside, longer, beside)
 
 
-def _renamed(names: Iterable[str], prefix: str, beside: tuple[str, ...]) -> Iterator[View]:
+def _renamed(today: Mapping[str, str], prefix: str, beside: tuple[str, ...]) -> Iterator[View]:
     """Yield the view without a prefix, and where some names are old ones, with those of today."""
-    plain = {name[len(prefix) :]: name for name in names}
-    yield View(plain, prefix, 0, beside)
-    today = {_today(name): given for name, given in plain.items()}
-    changed = len(today.keys() - plain.keys())
-    if changed and len(today) == len(plain):
-        yield View(today, prefix, changed, beside)
+    yield View({name[len(prefix) :]: name for name in today}, prefix, 0, beside)
+    changed = sum(name != new for name, new in today.items())
+    new = {new[len(prefix) :]: name for name, new in today.items()}
+    if changed and len(new) == len(today):
+        yield View(new, prefix, changed, beside)
 
 
 def _today(name: str) -> str:
+    """Return what a name of an older torchvision is now; any other as it is."""
+    head, tail = name[:-_TAIL], name[-_TAIL:]
     for pattern, new in _OLD:
-        found, count = pattern.subn(new, name)
+        found, count = pattern.subn(new, tail)
         if count:
-            return found
+            return head + found
     return name
 
 

@@ -286,7 +286,7 @@ def _verdict(found: list[Match]) -> str:
     best = found[0]
     title = _title(best.form.builder, best.form.arguments)
     if best.by == "shapes":
-        return f"not claimed: the names are others', the kernels are those of {title}"
+        return f"not claimed: foreign names, but the kernels of {title}"
     if best.view.beside:
         beside = _counted(len(best.view.beside), "tensor")
         return f"not claimed: {beside} beside {best.view.prefix!r}, which is like {title}"
@@ -348,7 +348,7 @@ def _twins(found: list[Match]) -> tuple[Finding, ...]:
                 Code.TWINS,
                 best,
                 f"names and shapes cannot tell it from {', '.join(others)}",
-                "the plainest is taken; where you know better, build the other with persistlib.build",
+                "the plainest is taken; persistlib.build another where you know better",
                 severity=Severity.NOTE,
             ),
         )

@@ -9,6 +9,7 @@ for its zoo wants; weights are neither fetched nor made.
 
 from __future__ import annotations
 
+import importlib
 import sys
 from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Any
@@ -34,8 +35,7 @@ _PLAIN = frozenset({"torch.nn:Linear", "torch.nn:Conv2d"})
 def main(asked: str) -> None:
     """Print the index of one module's models, or of a few models of each module."""
     with redirect_stdout(sys.stderr):
-        import timm
-
+        timm: Any = importlib.import_module("timm")
         version: str = timm.__version__
         found = [form for name in _models(timm, asked) for form in _forms(timm, name, version)]
     sys.stdout.buffer.write(encode(zoo_forms.extended(zoo.index_of([], [version]), found)))

@@ -21,7 +21,7 @@ from persistlib.identification.names import views
 from persistlib.installed import is_importable, package_version
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection
     from pathlib import Path
 
     from persistlib.architecture.zoo_forms import Form
@@ -97,7 +97,7 @@ def _asked(asked: str) -> dict[str, Any]:
     command = [sys.executable, "-W", "ignore", "-m", _CHILD, asked]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     try:
-        child = subprocess.run(
+        child = subprocess.run(  # noqa: S603 - this interpreter, with our own program
             command, capture_output=True, timeout=_SECONDS, check=False, env=environment
         )
     except subprocess.TimeoutExpired as fault:

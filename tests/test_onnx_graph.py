@@ -544,6 +544,7 @@ def noting(key: str, text: bytes) -> bytes:
         (changed(lambda t: t.segment.CopyFrom(P.Segment(begin=0))), Code.GRAPH_INVALID),
         (changed(with_dims(-2)), Code.GRAPH_INVALID),
         (changed(with_dims(3)), Code.FORMAT_SHAPE),
+        (changed(with_dims(1)), Code.FORMAT_SHAPE),
         (changed(with_dims(*[1] * 65, 2)), Code.FORMAT_SHAPE),
         (changed(with_dims(*[1] * 5000)), Code.FORMAT_SHAPE),
         (changed(with_dims(2**62, 2**62)), Code.FORMAT_SHAPE),
@@ -948,10 +949,11 @@ def test_a_tie_of_which_the_graph_has_one_name_is_kept(tmp_path: Path) -> None:
 
 def test_data_files_of_the_template_are_moved_into_the_written_one(tmp_path: Path) -> None:
     (tmp_path / "old").mkdir()
-    big = Entry("big", DType.I64, (300,))
+    big, twin = (Entry(name, DType.I64, (300,)) for name in ("big", "twin"))
     more = [
         outside_of(big, {"location": "t.data"}),
         outside_of(Entry("n", DType.I64, (2,)), {"location": "t.data", "offset": "4000"}),
+        outside_of(twin, {"location": "t.data"}),
     ]
     path = template(tmp_path / "old", more=more)
     data = bytes(values(DType.I64, (502,)))
@@ -961,8 +963,11 @@ def test_data_files_of_the_template_are_moved_into_the_written_one(tmp_path: Pat
         found = read(written, key="")
         assert found["big"][2] == data[:2400]
         assert found["n"][2] == data[4000:4016]
+        assert "twin" in found if above else found.keys().isdisjoint({"twin"})
         theirs = onnx.load(written).graph.initializer
-        assert {t.name: t.raw_data for t in theirs}["big"] == data[:2400]
+        stored = {tensor.name: tensor.raw_data for tensor in theirs}
+        assert stored["big"] == stored["twin"] == data[:2400]
+    assert (tmp_path / "m.onnx.data").stat().st_size == 2400
 
 
 def test_a_template_whose_nodes_have_data_files_is_refused(tmp_path: Path) -> None:

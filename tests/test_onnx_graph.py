@@ -672,10 +672,9 @@ def made_of(name: str) -> tuple[torch.nn.Module, torch.Tensor]:
     torch.manual_seed(5)
     if name == "tied":
         return saved_models.Tied(), torch.arange(15).reshape(3, 5) % 11
-    return {
-        "kinds": lambda: (saved_models.Kinds(), torch.randn(3, 6)),
-        "small": lambda: (saved_models.Small(), torch.randn(3, 2, 6)),
-    }[name]()
+    if name == "kinds":
+        return saved_models.Kinds(), torch.randn(3, 6)
+    return saved_models.Small(), torch.randn(3, 2, 6)
 
 
 @cache

@@ -36,8 +36,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("formats", "installed"),
     (
         *("architecture", "blocks", "bundle", "card", "casting", "compat", "conversion"),
-        *("deviation", "difference", "examples", "identification"),
-        *("preprocessing", "selection", "sources", "summary", "verification", "writing"),
+        *("deviation", "difference", "examples", "identification", "keras_models"),
+        *("keras_reading", "preprocessing", "selection", "sources", "summary", "verification"),
+        "writing",
     ),
     ("export", "runtime", "training"),
     ("behaviour", "graphs", "keras_conversion", "loading", "saving"),

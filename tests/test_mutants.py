@@ -17,6 +17,7 @@ import torch
 import persistlib
 import saved_models
 from persistlib.converters import safetensors_file
+from persistlib.converters.safetensors_reader import SafetensorsReader
 from persistlib.errors import IntegrityError, PersistlibError
 from portrait import differences, settle, state
 
@@ -94,6 +95,7 @@ def regions(bundle: Bundle) -> Iterator[Region]:
             yield Region(name, "last byte", range(size - 1, size))
             continue
         with safetensors_file.open_file(bundle.path / name) as reader:
+            assert isinstance(reader, SafetensorsReader)
             header = reader.header
         text = (bundle.path / name).read_bytes()[8 : header.length]
         used = 8 + len(text.rstrip(b" "))
@@ -364,6 +366,7 @@ def test_tensors_of_equal_shape_that_changed_places_are_refused(bundle: Bundle) 
     file = bundle.path / "model.safetensors"
     data = bytearray(file.read_bytes())
     with safetensors_file.open_file(file) as reader:
+        assert isinstance(reader, SafetensorsReader)
         spans = reader.header.spans
     (a, b), (c, d) = spans["first.weight"], spans["second.weight"]
     data[a:b], data[c:d] = data[c:d], data[a:b]

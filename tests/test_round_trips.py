@@ -194,7 +194,7 @@ def test_a_dtype_that_the_target_cannot_hold_is_refused_by_name(
                 tmp_path / f"two{second.suffixes[0]}",
                 to=second.name,
                 allow_loss=["graph"],
-                **({"template": source} if second.name == "onnx" else {}),
+                template=source if second.name == "onnx" else None,
             )
         assert caught.value.code == "PL505"
         assert "odd.one" in caught.value.location
@@ -208,9 +208,9 @@ def test_a_name_that_the_format_keeps_for_itself_is_refused(name: str, tmp_path:
     origin = MemoryCheckpoint(entries, {RESERVED[name]: memoryview(bytes(8))})
     source = written(origin, FORMATS["torch"], tmp_path / "one.pt")
     (tmp_path / "graph.onnx").write_bytes(b"")
-    told = {"template": tmp_path / "graph.onnx"} if name == "onnx" else {}
+    graph = tmp_path / "graph.onnx" if name == "onnx" else None
     with pytest.raises(PersistlibError):
-        persistlib.convert(source, tmp_path / "two", to=name, **told)
+        persistlib.convert(source, tmp_path / "two", to=name, template=graph)
     assert not (tmp_path / "two").exists()
 
 

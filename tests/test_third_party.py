@@ -62,7 +62,7 @@ GRAPHS = (
 )
 
 
-def named(files: tuple[Published, ...]) -> Any:
+def named(files: tuple[Published, ...]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("file", files, ids=lambda file: Path(file.path).name)
 
 
@@ -105,7 +105,8 @@ def test_a_checkpoint_is_read_as_torch_reads_it(file: Published) -> None:
 @named(SCRIPTED)
 def test_the_tensors_of_an_archive_with_code_are_read_without_running_it(file: Published) -> None:
     path = located(file)
-    state = torch.jit.load(str(path)).state_dict()
+    load: Any = torch.jit.load
+    state = load(str(path)).state_dict()
     assert len(state) == file.tensors
     with open_file(path) as checkpoint:
         names = {entry.name: entry.name for entry in checkpoint} | dict(checkpoint.aliases)

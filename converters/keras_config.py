@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from typing import NoReturn
 
-# Bytes: a configuration of 10,000 layers needs about 20 MB, the largest of Keras' own zoo 1 MB.
-CONFIG_LIMIT = 16 << 20
+# Bytes: the largest of Keras' own zoo needs about 1 MB.
+CONFIG_LIMIT = 8 << 20
 # Layers of a model and what lies in them; more are not well meant.
-_LAYERS = 100_000
+_LAYERS = 50_000
 _REMEDY = "save the model again, or convert without layout"
 # Where Keras' own classes come from; any other module's class is called by module and name.
 _KERAS = {"keras", "tf_keras", "tensorflow"}
@@ -178,7 +178,8 @@ class _Reading:
                 continue
             shown = snake_case(part.kind.rpartition(">")[2])
             number = used[shown] = used.get(shown, -1) + 1
-            parts[(*place, f"{shown}_{number}" if number else shown)] = part
+            last = f"{shown}_{number}" if number else shown
+            parts.update({(*place, last): part})
         return parts
 
     def _directions(self, config: Mapping[str, Any], path: _Place) -> dict[_Place, Layer]:

@@ -56,7 +56,9 @@ def parse_details(text: str, count: int, location: object) -> Details:
         FormatError: it is malformed.
     """
     value = parse(text.encode(), location, code=Code.FORMAT_HEADER, limit=LISTING_LIMIT)
-    paths, names, config = value.get("paths"), value.get("names"), value.get("config")
+    paths: Any = value.get("paths")
+    names: Any = value.get("names")
+    config = value.get("config")
     texts = [value.get(key) for key in ("kind", "version", "backend")]
     is_whole = (
         set(value) == set(Details._fields)

@@ -122,20 +122,6 @@ def filled(name: str, dtype: DType, shape: tuple[int, ...], value: int) -> Made:
     return Made(name, dtype, shape, (), make)
 
 
-def apply_rule(weights: Weights) -> list[Made]:
-    """Return what becomes of a layer's weights.
-
-    Raises:
-        FormatError: no rule is known for the layer's class, or for one of its weights.
-    """
-    from persistlib.converters import keras_recurrent
-
-    rule = _RULES.get(weights.layer.kind) or keras_recurrent.RULES.get(weights.layer.kind)
-    made = [] if rule is None else rule(weights)
-    weights.finish()
-    return made
-
-
 def _bias(weights: Weights) -> list[Made]:
     if uses_bias(weights.layer.kind, weights.layer.config) or weights.has("bias"):
         return [same("bias", weights.take("bias", 1))]
@@ -280,7 +266,7 @@ def _prelu(weights: Weights) -> list[Made]:
     return [Made("weight", alpha.dtype, (math.prod(alpha.shape),), (alpha.name,))]
 
 
-_RULES: Mapping[str, Callable[[Weights], list[Made]]] = {
+RULES: Mapping[str, Callable[[Weights], list[Made]]] = {
     **dict.fromkeys(CONVOLUTIONS, _convolution),
     **dict.fromkeys(TRANSPOSED, _transposed_convolution),
     **dict.fromkeys(DEPTHWISE, _depthwise),

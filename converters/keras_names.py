@@ -15,7 +15,7 @@ from persistlib.converters.keras_variables import variable_names
 from persistlib.errors import Code, error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from typing import NoReturn
 
     from persistlib.converters.keras_config import Layer
@@ -121,8 +121,9 @@ class Owners:
             inner = layer.parts["layer",]
         elif layer.is_model:
             # Keras 2 leaves out the names of the models between.
-            found = self._named(layer).get(path[0], []) or self._below(layer).get(path[0], [])
-            inner = self._only(found if len(path) > 1 else [], path[0], layer)
+            name = "/".join(path[:1])
+            found = self._named(layer).get(name, []) or self._below(layer).get(name, [])
+            inner = self._only(found if len(path) > 1 else [], name, layer)
         else:
             return self._in_layer(layer, path)
         return self._owner(inner, self._without_scope(inner, path))
@@ -184,7 +185,7 @@ class Owners:
 
     def _below(self, layer: Layer) -> Mapping[str, list[Layer]]:
         """Return the layers in a model and in the models in it, by name."""
-        return _by_name(layer, self._inner, (part for part in layer.walk() if not part.is_model))
+        return _by_name(layer, self._inner, _flat(layer))
 
     def _only(self, found: list[Layer], name: str, inside: Layer) -> Layer:
         if len(found) != 1:
@@ -204,6 +205,15 @@ def _by_name(
             index.setdefault(part.name, []).append(part)
         known[id(layer)] = index
     return known[id(layer)]
+
+
+def _flat(model: Layer) -> Iterator[Layer]:
+    """Yield the layers of a model, and in place of models in it their layers."""
+    for part in model.parts.values():
+        if part.is_model:
+            yield from _flat(part)
+        else:
+            yield part
 
 
 def _leaf(owner: Owner) -> Layer:

@@ -194,7 +194,8 @@ def _joined_biases(*biases: np.ndarray) -> np.ndarray:
 
 
 def _output(kernel: np.ndarray) -> np.ndarray:
-    return kernel.reshape(-1, kernel.shape[2]).T
+    turned: np.ndarray = kernel.reshape(-1, kernel.shape[2]).T
+    return turned
 
 
 RULES: Mapping[str, Callable[[Weights], list[Made]]] = {

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from persistlib.converters import keras_layout, keras_recurrent
 from persistlib.converters.keras_config import Layer, parse_config
 from persistlib.converters.keras_details import LEGACY
 from persistlib.converters.keras_flatten import flattened
 from persistlib.converters.keras_inference import inferred
-from persistlib.converters.keras_layout import Made, Weights, apply_rule
+from persistlib.converters.keras_layout import Made, Weights
 from persistlib.converters.keras_names import Owner, Owners, Path
 from persistlib.converters.keras_variables import variable_names
 from persistlib.errors import Code, error
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 _Found = dict[tuple[Path, str], "Entry"]
 # Keras on Theano computes true convolutions: its kernels are turned around in space.
 _TURNED = {"theano"}
+_RULES = {**keras_layout.RULES, **keras_recurrent.RULES}
 
 
 def torch_tensors(
@@ -104,7 +106,10 @@ def _keep(weights: _Found, owner: Owner, entry: Entry, location: str) -> None:
 def _convert(layer: Layer, found: _Found, made: dict[str, Made], location: str) -> list[str]:
     """Add the tensors of one layer and return its notes."""
     weights = Weights(layer, found, location)
-    for tensor in apply_rule(weights):
+    rule = _RULES.get(layer.kind)
+    tensors = [] if rule is None else rule(weights)
+    weights.finish()
+    for tensor in tensors:
         name = ".".join((*layer.path, tensor.name)).replace("/", ".")
         if name in made:
             reason = f"two tensors would have this name; one is of {layer}"

@@ -161,7 +161,7 @@ class _Legacy(_Walked):
     def listing(self) -> Listing:
         """Return what the file holds."""
         root = attributes(self.tree.groups[""])
-        head = root | attributes(self.tree.groups[self._base])
+        head = {**root, **attributes(self.tree.groups[self._base])}
         self._describe(root, head)
         groups = _listed(head, _LAYERS, self._base)
         if self._group(_TOP) in self.tree.groups and _TOP not in groups:
@@ -227,12 +227,12 @@ class _Stored(_Walked):
             self._note(path, attributes(group), names)
         self.details = self.details._replace(names=names)
         for path in sorted(self.tree.datasets, key=_natural):
-            parts = tuple(path.split("/"))
+            parts = path.split("/")
             is_variable = len(parts) > 1 and parts[-2] == VARIABLES
             if not is_variable or parts[0] in _STATE or _SEED in parts:
                 self.lose(path)
             else:
-                self.add(path, ".".join(parts), parts)
+                self.add(path, ".".join(parts), tuple(parts))
         return super().listing()
 
     def _note(self, path: str, found: Mapping[str, Any], names: dict[tuple[str, ...], str]) -> None:

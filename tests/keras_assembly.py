@@ -59,9 +59,10 @@ def legacy(
         if config is not None:
             text = config if isinstance(config, str) else json.dumps(config)
             file.attrs["model_config"] = text.encode()
-        for said in (file, group) if version is not None else ():
-            said.attrs["keras_version"] = version.encode()
-            said.attrs["backend"] = b"tensorflow"
+        if version is not None:
+            for said in (file, group):
+                said.attrs["keras_version"] = version.encode()
+                said.attrs["backend"] = b"tensorflow"
         names = [name.encode() for name in layers]
         if pieces:
             for number, piece in enumerate(np.array_split(np.asarray(names), pieces)):

@@ -261,7 +261,7 @@ def main(folder: Path) -> None:
         model.save(folder / f"{name}.h5")
         model.save(folder / f"{name}.keras")
         model.save_weights(folder / f"{name}.weights.h5")
-        arrays: dict[str, np.ndarray] = {}
+        arrays: dict[str, Any] = {}
         for batch in BATCHES if name in MODELS else ():
             inputs = inputs_of(model, batch)
             arrays |= {f"input{n}_{batch}": value for n, value in enumerate(inputs)}
@@ -270,7 +270,7 @@ def main(folder: Path) -> None:
             arrays[f"weight_{variable.path}"] = np.asarray(
                 keras.ops.convert_to_numpy(keras.ops.cast(variable, "float32"))
             )
-        np.savez(folder / f"{name}.npz", **arrays)  # pyright: ignore[reportArgumentType]
+        np.savez(folder / f"{name}.npz", **arrays)
 
 
 if __name__ == "__main__":

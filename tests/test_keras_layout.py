@@ -228,8 +228,10 @@ def computed(state: Mapping[str, Tensor], name: str, known: Mapping[str, Any]) -
 
 
 # Names in `.h5` files say what numbers in `.keras` files do not: most of these are tried there.
-NAMED = {"conv2d", "separable2d", "batch_norm", "embedding", "gru", "two_lstm", "stacked_lstm"}
-NAMED |= {"timed", "timed_model", "nested", "attention", "flat", "network"}
+NAMED = {
+    *("conv2d", "separable2d", "batch_norm", "embedding", "gru", "two_lstm", "stacked_lstm"),
+    *("timed", "timed_model", "nested", "attention", "flat", "network"),
+}
 OPENED = [
     pytest.param(name, suffix, marks=[pytest.mark.slow] if is_slow else [])
     for name in TWINS

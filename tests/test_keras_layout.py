@@ -229,13 +229,19 @@ def computed(state: Mapping[str, Tensor], name: str, known: Mapping[str, Any]) -
 
 # Names in `.h5` files say what numbers in `.keras` files do not: most of these are tried there.
 NAMED = {
-    *("conv2d", "separable2d", "batch_norm", "embedding", "gru", "two_lstm", "stacked_lstm"),
-    *("timed", "timed_model", "nested", "attention", "flat", "network"),
+    *("conv2d", "separable2d", "batch_norm", "two_lstm", "stacked_lstm"),
+    *("timed_model", "nested", "attention", "flat", "network"),
+}
+# Variants of rules that others try: each file is a process.
+VARIANTS = {
+    *("conv1d", "conv3d", "conv2d_bare", "conv1d_turned", "conv3d_turned", "depthwise1d"),
+    *("separable1d", "dense_bare", "batch_norm_no_center", "layer_norm_no_center", "prelu_one"),
+    *("prelu_vector", "simple_rnn_relu", "lstm_bare", "stacked_rnn", "bidirectional_gru"),
 }
 OPENED = [
     pytest.param(name, suffix, marks=[pytest.mark.slow] if is_slow else [])
     for name in TWINS
-    for suffix, is_slow in ((".keras", False), (".h5", name not in NAMED))
+    for suffix, is_slow in ((".keras", name in VARIANTS), (".h5", name not in NAMED))
 ]
 
 

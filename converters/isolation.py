@@ -55,6 +55,7 @@ _MAIN = (
 # Seconds without a sign of life. The child's own limit is processor time; this one is for what
 # waits, such as a disk that does not answer, so it is long.
 _SILENCE = 120
+_BEGINNING = 120  # of which nothing is the file's: the interpreter and its libraries start
 _FAULT_LIMIT = 1 << 16
 _REMEDY = "fetch the file again from where it came"
 # Limits of the child that the kernel enforces; any other signal is a crash.
@@ -188,6 +189,7 @@ class _Child:
         self._requests = self._process.stdin.fileno()
         self._replies = self._process.stdout.fileno()
         self._shared, self._slot, self._in_slot = shared, 0, False
+        self._patience = _BEGINNING
         self._end = weakref.finalize(self, _end, self._process, shared)
         self._busy = False
 
@@ -200,6 +202,7 @@ class _Child:
         kind, length = self._frame()
         if (kind, length) != (READY, 0):
             raise self.nonsense("it does not begin")
+        self._patience = _SILENCE
         kind, length = self._frame()
         if kind == FAULT:
             raise self._fault(length, self.location)
@@ -276,24 +279,26 @@ class _Child:
         """
         waiting = select.poll()
         waiting.register(self._replies, select.POLLIN)
-        done, deadline = 0, time.monotonic() + _SILENCE
+        done, deadline = 0, time.monotonic() + self._patience
         while done < len(view):
             if not self._end.alive:
                 reason = "the reader is closed"
                 raise error(Code.USAGE, self.location, reason, "read before closing it")
             if not waiting.poll(max(0.0, deadline - time.monotonic()) * 1000):
                 self.close()
-                reason = f"its parser said nothing for {_SILENCE} s"
+                reason = f"its parser said nothing for {self._patience} s"
                 raise error(Code.FORMAT_LIMIT, self.location, reason, _REMEDY)
             count = os.readv(self._replies, [view[done:]])
             if count == 0:
                 raise self._ended()
-            done, deadline = done + count, time.monotonic() + _SILENCE
+            done, deadline = done + count, time.monotonic() + self._patience
 
     def nonsense(self, what: str) -> PersistlibError:
         """End the child and return the error for what it said."""
         self.close()
-        return error(Code.FORMAT_HEADER, self.location, f"its parser talks nonsense: {what}")
+        return error(
+            Code.FORMAT_HEADER, self.location, f"its parser talks nonsense: {what}", _REMEDY
+        )
 
     def _frame(self) -> tuple[bytes, int]:
         head = self._bytes(HEAD)

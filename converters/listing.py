@@ -31,6 +31,7 @@ EXPANSION = 32
 FLOOR = 64 << 20
 # Bytes of a listing: 100,000 tensors need about 10 MB.
 LISTING_LIMIT = 32 << 20
+_AGAIN = "fetch the file again from where it came"
 _FIELDS = {"entries", "aliases", "metadata", "losses", "notes", "format", "container"}
 
 
@@ -110,7 +111,7 @@ def refusal(code: Code, where: object, reason: str, remedy: str = "") -> Persist
 
     The process that asked puts the file's path before it.
     """
-    return error(code, where, reason, remedy or "fetch the file again from where it came")
+    return error(code, where, reason, remedy or _AGAIN)
 
 
 def check_declared(entries: tuple[Entry, ...], size: int) -> None:
@@ -154,11 +155,11 @@ def parse(data: bytes, size: int, location: object) -> Listing:
     """
     raw = parse_json(data, location, code=Code.FORMAT_HEADER, limit=LISTING_LIMIT)
     if set(raw) != _FIELDS or not _is_well_typed(raw):
-        raise error(Code.FORMAT_HEADER, location, "a malformed listing")
+        raise error(Code.FORMAT_HEADER, location, "a malformed listing", _AGAIN)
     entries = tuple(_entry(record, location) for record in raw["entries"])
     check_declared(entries, size)
     for name in raw["aliases"]:
-        encode_name(name)
+        encode_name(name, location)
     return Listing(
         raw["format"],
         raw["container"],
@@ -188,13 +189,14 @@ def _are_texts(value: object) -> bool:
 
 def _entry(record: Any, location: object) -> Entry:
     if not isinstance(record, list) or len(record) != 3 or not _are_texts(record[:2]):
-        raise error(Code.FORMAT_HEADER, location, "a malformed entry")
+        raise error(Code.FORMAT_HEADER, location, "a malformed entry", _AGAIN)
     name, dtype, shape = record
-    encode_name(name)
+    encode_name(name, location)
     if dtype not in DType.__members__:
-        raise error(Code.FORMAT_DTYPE, f"{location}: {name}", f"the dtype {dtype!r} is not known")
+        reason = f"the dtype {dtype!r} is not known"
+        raise error(Code.FORMAT_DTYPE, f"{location}: {name}", reason, _AGAIN)
     if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
-        raise error(Code.FORMAT_SHAPE, f"{location}: {name}", "a malformed shape")
+        raise error(Code.FORMAT_SHAPE, f"{location}: {name}", "a malformed shape", _AGAIN)
     if len(shape) > RANK_LIMIT or math.prod(max(n, 1) for n in shape) >= 1 << 63:
-        raise error(Code.FORMAT_SHAPE, f"{location}: {name}", "impossible extents")
+        raise error(Code.FORMAT_SHAPE, f"{location}: {name}", "impossible extents", _AGAIN)
     return Entry(name, DType[dtype], tuple(shape))

@@ -116,7 +116,7 @@ def parse_header(data: bytes, size: int, location: StrPath) -> Header:
 
 def _entry(name: str, record: Any, where: str) -> tuple[Entry, tuple[int, int]]:
     """Return a tensor and the begin and end of its bytes, or refuse its record."""
-    encode_name(name)
+    encode_name(name, where.removesuffix(f": {name}"))
     if not isinstance(record, dict) or set(record) != _FIELDS:
         refuse(Code.FORMAT_HEADER, where, f"its fields are not {', '.join(sorted(_FIELDS))}")
     dtype = by_name("safetensors", record["dtype"]) if type(record["dtype"]) is str else None
@@ -202,5 +202,6 @@ def render_header(
     text = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-(PREFIX + len(text)) % _ALIGNMENT)
     if len(text) > HEADER_LIMIT:
-        raise error(Code.FORMAT_LIMIT, _METADATA, f"a header of {len(text)} bytes")
+        reason = f"a header of {len(text)} bytes"
+        raise error(Code.FORMAT_LIMIT, _METADATA, reason, "convert it in parts (--only)")
     return len(text).to_bytes(PREFIX, "little") + text

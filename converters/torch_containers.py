@@ -26,6 +26,7 @@ _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 _HEADS = (1 << 20, 16 << 20, 128 << 20)
 # Of torch.export's archives, which hold code and pickles of their own.
 _EXPORTED = ("archive_format", "archive_version", "serialized_exported_program.json")
+_AGAIN = "fetch or save the file again"
 _CONVERT = "save the state_dict with torch.save, where the file is trusted"
 
 
@@ -85,7 +86,7 @@ def _archive(data: FileBytes) -> Contents:
         raise _unknown(data, "an archive of a version that is not 1 to 10")
     order = read(_ORDER) if _ORDER in records else b"little"
     if order not in (b"little", b"big"):
-        raise error(Code.FORMAT_HEADER, location, f"the byte order {order[:16]!r}")
+        raise error(Code.FORMAT_HEADER, location, f"the byte order {order[:16]!r}", _AGAIN)
     root = _pickled(read(_PICKLE), location, "data")
     is_script = _CONSTANTS in records
     if isinstance(root, Instance) and is_script:
@@ -103,7 +104,7 @@ def _pickled(data: bytes, location: str, folder: str) -> object:
     walk = Walk(memoryview(data), location, folder=folder)
     root = walk.run()
     if walk.position != len(data):
-        raise error(Code.FORMAT_HEADER, location, "bytes after the end of the pickle")
+        raise error(Code.FORMAT_HEADER, location, "bytes after the end of the pickle", _AGAIN)
     return root
 
 
@@ -139,9 +140,10 @@ def _parsed(data: FileBytes, head: memoryview) -> Contents:
     walk = Walk(head, location, position=pickled.position)
     keys = walk.run()
     if not isinstance(keys, list) or any(type(key) is not str for key in keys):
-        raise error(Code.FORMAT_HEADER, location, "a malformed list of storages")
+        raise error(Code.FORMAT_HEADER, location, "a malformed list of storages", _AGAIN)
     if len(keys) != len(pickled.storages) or set(keys) != set(pickled.storages):
-        raise error(Code.FORMAT_HEADER, location, "the list of storages is not that of the pickle")
+        reason = "the list of storages is not that of the pickle"
+        raise error(Code.FORMAT_HEADER, location, reason, _AGAIN)
     storages: dict[str, Record] = {}
     at = walk.position
     for name in keys:
@@ -149,9 +151,10 @@ def _parsed(data: FileBytes, head: memoryview) -> Contents:
         count = int.from_bytes(data[at : at + 8], "little")
         size = count * storage.itemsize
         if count != storage.numel or at + 8 + size > data.size:
-            raise error(Code.FORMAT_TRUNCATED, location, f"the storage {name} is cut off")
+            reason = f"the storage {name} is cut off"
+            raise error(Code.FORMAT_TRUNCATED, location, reason, _AGAIN)
         storages[name] = Record(at + 8, size, None)
         at += 8 + size
     if at != data.size:
-        raise error(Code.FORMAT_TRUNCATED, location, "bytes after the last storage")
+        raise error(Code.FORMAT_TRUNCATED, location, "bytes after the last storage", _AGAIN)
     return Contents(root, storages, "stream of torch before 1.6")

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _RANK = 32  # the most that every numpy can hold
 _EXTENT = 1 << 63
+_AGAIN = "fetch or save the file again"
 # All tensors together may be this many times the storages they view: a weight and its transpose
 # are twice one storage, a thousand views of one are an attack.
 _EXPANSION = 8
@@ -201,7 +202,7 @@ def views_of(
         where = f"{location}: {name}"
         record = storages.get(tensor.storage.key)
         if record is None or not record.is_stored:
-            raise error(Code.FORMAT_TRUNCATED, where, "its storage is not in the file")
+            raise error(Code.FORMAT_TRUNCATED, where, "its storage is not in the file", _AGAIN)
         views[name] = _view(tensor, record, where)
     distinct = set(views.values())
     viewed = sum(storages[key].size for key in {view.storage for view in distinct})
@@ -215,19 +216,20 @@ def _view(tensor: Tensor, record: Record, where: str) -> View:
     storage, pairs = tensor.storage, by_name("torch_pairs", tensor.dtype)
     dtype = pairs or by_name("torch", tensor.dtype)
     if pairs and not tensor.shape:
-        raise error(Code.FORMAT_SHAPE, where, "two elements in a tensor without dimensions")
+        raise error(Code.FORMAT_SHAPE, where, "two elements in a tensor without dimensions", _AGAIN)
     if dtype is None:
         raise _dtype_fault(where, f"the dtype {tensor.dtype}", "cast it")
     if tensor.is_lazy:
         raise _dtype_fault(where, "lazily conjugated or negated", "call resolve_conj() first")
     if record.size != storage.numel * storage.itemsize:
         reason = f"its storage has {record.size} bytes, not {storage.numel * storage.itemsize}"
-        raise error(Code.FORMAT_SHAPE, where, reason)
+        raise error(Code.FORMAT_SHAPE, where, reason, _AGAIN)
     span = 1
     for extent in tensor.shape:
         span *= max(extent, 1)
     if len(tensor.shape) > _RANK or span * dtype.itemsize >= _EXTENT:
-        raise error(Code.FORMAT_LIMIT, where, "more dimensions or elements than any memory holds")
+        reason = "more dimensions or elements than any memory holds"
+        raise error(Code.FORMAT_LIMIT, where, reason, "do not use this file")
     view = View(
         storage.key,
         storage.start * storage.itemsize + tensor.offset * dtype.itemsize,
@@ -238,7 +240,7 @@ def _view(tensor: Tensor, record: Record, where: str) -> View:
     elements = _span(tensor.shape, tensor.strides) if view.nbytes else 0
     room = storage.length * storage.itemsize
     if (tensor.offset + elements) * dtype.itemsize > room:
-        raise error(Code.FORMAT_SHAPE, where, "the view leaves its storage")
+        raise error(Code.FORMAT_SHAPE, where, "the view leaves its storage", _AGAIN)
     if view.nbytes > room:
         reason = f"{view.nbytes} bytes out of a storage of {room}"
         raise error(Code.FORMAT_LIMIT, where, reason, "save it as a contiguous copy")

@@ -37,6 +37,7 @@ _AVERAGED = (
 _OPTIMIZER = "param_groups"
 _DEPTH = 64
 _VISITS = 1 << 20
+_RENAME = "rename the tensor, and save the file again"
 _LONE = "tensor"  # the name of a tensor that was saved alone
 
 
@@ -85,7 +86,7 @@ def find(root: object, key: str | None, location: str) -> State:
             "name one of them as key" if listed != "none" else "",
         )
     for name in tensors:
-        encode_name(name)
+        encode_name(name, location)
     is_chosen = not key and bool(path)
     parts = search.candidates(root) if is_chosen else []
     rest = tuple(name for name in parts if name != path and not path.startswith(f"{name}."))
@@ -194,7 +195,8 @@ class _Search:
             raise self._limit(f"more than {_DEPTH} levels")
         if isinstance(value, Tensor):
             if name in tensors:
-                raise error(Code.FORMAT_NAME, f"{self._location}: {name}", "the name stands twice")
+                where = f"{self._location}: {name}"
+                raise error(Code.FORMAT_NAME, where, "the name stands twice", _RENAME)
             tensors[name if path else _LONE] = value
             return
         had, said = len(tensors), len(others)
@@ -203,7 +205,8 @@ class _Search:
             self._collect(item, [*path, _label(key)], tensors, others)
             if len(tensors) > before and type(key) not in (str, int):
                 where = f"{self._location}: {name}"
-                raise error(Code.FORMAT_NAME, where, "a tensor's key is neither text nor a number")
+                reason = "a tensor's key is neither text nor a number"
+                raise error(Code.FORMAT_NAME, where, reason, _RENAME)
         if len(tensors) == had:
             others[said:] = [name] if path else []
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from persistlib.dtypes import DType
 
+_RENAME = "rename the tensor where it was saved"
 _EMPTY: Mapping[str, str] = MappingProxyType({})
 # Bytes that are read at a time: a tensor that is smaller is one window.
 WINDOW = 16 << 20
@@ -86,10 +87,10 @@ class CheckpointReader(ABC):
         if len(self.tensors) != len(entries):
             names = Counter(entry.name for entry in entries)
             twice = max(names, key=names.__getitem__)
-            raise error(Code.FORMAT_NAME, twice, "the name stands twice")
+            raise error(Code.FORMAT_NAME, twice, "the name stands twice", _RENAME)
         for alias, name in aliases.items():
             if alias in self.tensors or name not in self.tensors:
-                raise error(Code.FORMAT_NAME, alias, f"not an alias of a tensor: {name}")
+                raise error(Code.FORMAT_NAME, alias, f"not an alias of a tensor: {name}", _RENAME)
 
     @abstractmethod
     def read_bytes(self, name: str) -> memoryview:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from persistlib.dtypes import DType
+    from persistlib.errors import PersistlibError
 
 PREFIX = "blake3:"
 DIGEST_HEX = 64
@@ -126,7 +127,7 @@ def weights_identity(rows: Iterable[TensorRow]) -> str:
     named = ((encode_name(row.name), row) for row in rows)
     for name, row in sorted(named, key=operator.itemgetter(0)):
         if name == seen:
-            raise error(Code.FORMAT_NAME, row.name, "the name stands twice")
+            raise _bad_name(row.name, "", "the name stands twice")
         seen = name
         shape = "x".join(str(extent) for extent in row.shape).encode()
         hasher.update(b"\0".join((name, row.dtype.name.encode(), shape, b"")))
@@ -134,8 +135,12 @@ def weights_identity(rows: Iterable[TensorRow]) -> str:
     return PREFIX + hasher.hexdigest()
 
 
-def encode_name(name: str) -> bytes:
+def encode_name(name: str, location: object = "") -> bytes:
     """Return a tensor name's UTF-8 bytes.
+
+    Args:
+        name: of the tensor.
+        location: of what holds it, for the error.
 
     Raises:
         FormatError: the name holds NUL, or cannot be encoded.
@@ -143,7 +148,12 @@ def encode_name(name: str) -> bytes:
     try:
         encoded = name.encode()
     except UnicodeEncodeError as fault:
-        raise error(Code.FORMAT_NAME, ascii(name), "the name is not valid Unicode") from fault
+        raise _bad_name(ascii(name), location, "the name is not valid Unicode") from fault
     if b"\0" in encoded:
-        raise error(Code.FORMAT_NAME, name, "the name holds a NUL character")
+        raise _bad_name(name, location, "the name holds a NUL character")
     return encoded
+
+
+def _bad_name(name: str, location: object, reason: str) -> PersistlibError:
+    where = f"{location}: {name}" if location else name
+    return error(Code.FORMAT_NAME, where, reason, "rename the tensor where it was saved")

@@ -258,6 +258,10 @@ class Code(Enum):
         self.title = title
 
 
+# Characters of each text of a finding; paths of some hundred are common.
+_SHOWN = 1_000
+
+
 class Severity(str, Enum):
     """How much a finding matters; only an error stops the work."""
 
@@ -272,6 +276,11 @@ def printable(text: str) -> str:
     Names come from files: a terminal must never be driven by one.
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _short(text: str) -> str:
+    """Return a text without its middle where it is long: names in files have no length."""
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]} ... {text[-_SHOWN // 2 :]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,13 +317,13 @@ def finding(
     remedy: str = "",
     severity: Severity = Severity.ERROR,
 ) -> Finding:
-    """Return a finding whose texts are safe to print on one line."""
+    """Return a finding whose texts are safe to print on one line, and short enough to be read."""
     return Finding(
         code.identifier,
         severity.value,
-        printable(str(location)),
-        printable(reason),
-        printable(remedy),
+        _short(printable(str(location))),
+        _short(printable(reason)),
+        _short(printable(remedy)),
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import stat
 import zipfile
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -83,7 +84,7 @@ FORMATS = {
             _WEIGHTS | {"metadata"},
             ("safetensors",),
             reads_with=frozenset({"external"}),
-            writes_with=frozenset({"beside", "name", "shard_bytes"}),
+            writes_with=frozenset({"beside", "shard_bytes"}),
         ),
         Format(
             "torch",
@@ -193,7 +194,9 @@ def by_content(path: StrPath) -> Format:
         TargetError: the file cannot be read.
     """
     try:
-        with open(path, "rb") as handle:
+        with open(path, "rb", opener=_opened) as handle:
+            if not stat.S_ISREG(os.fstat(handle.fileno()).st_mode):
+                raise error(Code.SOURCE_READ, path, "not a regular file", "name a file")
             head = handle.read(_INDEX_HEAD)
             handle.seek(0)
             name = _shown(head) or ("hdf5" if _has_superblock(handle) else "")
@@ -209,6 +212,11 @@ def by_content(path: StrPath) -> Format:
         "its first bytes show no format that is read here",
         f"give a bundle, or a file of {', '.join(row.title for row in FORMATS.values())}",
     )
+
+
+def _opened(path: str, flags: int) -> int:
+    """Open a file; a pipe is opened too, without waiting for whoever writes into it."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _shown(head: bytes) -> str:

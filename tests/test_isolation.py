@@ -72,7 +72,7 @@ LATE = [f"late {do}" for do in ("crash", "loop", "sleep", "exit", "raise", "boas
 def test_whatever_a_parser_does_is_one_of_our_errors_and_nothing_is_left(
     file: Path, do: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(isolation, "_SILENCE", 1 if do.endswith(("sleep", "hang up")) else 60)
+    monkeypatch.setattr(isolation, "_SILENCE", 3 if do.endswith(("sleep", "hang up")) else 60)
     before, running = descriptors(), children()
     code, reason = FAULTS.get(do) or FAULTS[do.removeprefix("late ")]
     with pytest.raises(PersistlibError) as caught, opened(file, do) as reader:

@@ -17,9 +17,11 @@ import pytest
 import persistlib
 from keras_assembly import archive, drawn, layer, legacy, model, stored
 from persistlib import sources
+from persistlib.converters.keras_archive import Part
 from persistlib.converters.keras_config import parse_config, snake_case
 from persistlib.converters.keras_details import Details, parse_details, render_details
 from persistlib.converters.keras_flatten import flattened
+from persistlib.converters.listing import Source
 from persistlib.errors import PersistlibError
 
 if TYPE_CHECKING:
@@ -344,8 +346,15 @@ def test_weights_that_are_not_in_one_hdf5_file_are_refused(tmp_path: Path) -> No
     assert "not sharded" in caught.value.remedy
 
 
-def test_the_hdf5_file_in_an_archive_ends_where_it_says(tmp_path: Path) -> None:
-    """An inner file that counts on the bytes behind it, in the archive, reads zeros there."""
+def test_the_file_in_an_archive_ends_where_the_archive_says(tmp_path: Path) -> None:
+    """What an inner file asks for behind its end is zero, never the next record's bytes."""
+    path = tmp_path / "outer"
+    path.write_bytes(b"before|inside|after")
+    with path.open("rb") as file:
+        part = Part(Source(file.fileno(), path.stat().st_size), 7, 6)
+        assert part.read(10) == b"inside" + bytes(4)
+        assert part.seek(-2, 2) == 4
+        assert part.read(3) == b"de\0"
     inner = stored(tmp_path / "in.h5", {"layers/dense/vars/0": drawn(64, 64)}, {})
     inner.write_bytes(inner.read_bytes()[:-64])
     assert refused(archive(tmp_path / "m.keras", inner, CONFIG)).startswith("PL50")

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 # Bytes: 100,000 tensors need about 10 MB. The library allows 100 MB, which took it 21 s to open.
 HEADER_LIMIT = 16 << 20
 RANK_LIMIT = 64
+TENSORS_LIMIT = 100_000
 PREFIX = 8
 _ALIGNMENT = 64
 _METADATA = "__metadata__"
@@ -92,6 +93,9 @@ def parse_header(data: bytes, size: int, location: StrPath) -> Header:
     text = data[PREFIX:].rstrip(b" ")
     if not text.startswith(b"{"):
         refuse(Code.FORMAT_HEADER, location, "the header does not begin with a brace")
+    # Counted before anything is parsed: each tensor has a brace, and names have none or few.
+    if (count := text.count(b"{")) > TENSORS_LIMIT:
+        refuse(Code.FORMAT_LIMIT, location, f"a header of {count} objects")
     raw = parse(text, location, code=Code.FORMAT_HEADER, limit=HEADER_LIMIT)
     metadata = raw.pop(_METADATA, {})
     if not isinstance(metadata, dict) or any(type(v) is not str for v in metadata.values()):

@@ -240,6 +240,10 @@ class Walk(Cursor):
         del self._stack[-count:]
         self._stack.append(items)
 
+    def wrap(self) -> None:
+        """Push a tuple of the last value."""
+        self._stack[-1] = (self._stack[-1],)
+
     def skip(self, size: int) -> None:
         """Push a bytes object, which nobody will ask for."""
         self.take(size)
@@ -335,7 +339,7 @@ _OPCODE_HANDLERS: dict[bytes, Callable[[Walk], None]] = {
     b"\x8e": lambda walk: walk.skip(walk.number(U64)),
     b")": lambda walk: walk.push(()),
     b"t": Walk.push_tuple,
-    b"\x85": lambda walk: walk.pack(1),
+    b"\x85": Walk.wrap,
     b"\x86": lambda walk: walk.pack(2),
     b"\x87": lambda walk: walk.pack(3),
     b"]": lambda walk: walk.push([]),

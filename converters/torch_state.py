@@ -36,7 +36,7 @@ _AVERAGED = (
 )
 _OPTIMIZER = "param_groups"
 _DEPTH = 64
-_VISITS = 1 << 20
+_VISITS = 1 << 19
 _RENAME = "rename the tensor, and save the file again"
 _LONE = "tensor"  # the name of a tensor that was saved alone
 

@@ -20,6 +20,7 @@ import functools
 import os
 import stat
 import sys
+import threading
 from typing import TYPE_CHECKING
 
 from persistlib.errors import Code, PersistlibError, error
@@ -91,10 +92,17 @@ class OutFile:
         """Let the disk begin with what is written, so that the fsync at the end waits less."""
         waiting = self.size - self._begun
         if waiting >= _PIECE and (call := getattr(_libc(), "sync_file_range", None)) is not None:
-            # Only a hint: what it cannot do is left to fsync, which also reports its faults.
-            offset, length = ctypes.c_int64(self._begun), ctypes.c_int64(waiting)
-            call(self.fd, offset, length, ctypes.c_uint(_SYNC_FILE_RANGE_WRITE))
+            # Handing pages to the disk takes a while, so another thread does it, through a
+            # descriptor of its own since nobody waits for it.
+            place = (os.dup(self.fd), self._begun, waiting)
+            threading.Thread(target=_hint, args=(call, *place), daemon=True).start()
             self._begun = self.size
+
+
+def _hint(call: Callable[..., int], fd: int, offset: int, length: int) -> None:
+    """Let the disk begin; what it cannot do is left to fsync, which also reports its faults."""
+    call(fd, ctypes.c_int64(offset), ctypes.c_int64(length), ctypes.c_uint(_SYNC_FILE_RANGE_WRITE))
+    os.close(fd)
 
 
 class NewFolder:

@@ -95,7 +95,6 @@ def write_to(
     checkpoint: CheckpointReader,
     out: publish.OutFile,
     *,
-    name: str = "",
     beside: Callable[[str], publish.OutFile] | None = None,
     shard_bytes: int | None = None,
 ) -> None:
@@ -103,8 +102,7 @@ def write_to(
 
     Args:
         checkpoint: what.
-        out: the file, or the index where `name` is that of one.
-        name: what the file will be called.
+        out: the file, or the index where its name is that of one.
         beside: makes a new file of a name in the same folder; shards need it.
         shard_bytes: the most bytes of tensors in one shard.
 
@@ -113,9 +111,9 @@ def write_to(
         UsageError: shards were asked for under a name that is no index's.
         OSError: writing failed.
     """
-    if beside is not None and name.endswith(INDEX):
+    if beside is not None and out.name.endswith(INDEX):
         limit = SHARD_BYTES if shard_bytes is None else shard_bytes
-        write_shards(checkpoint, out, beside, name=name, limit=limit)
+        write_shards(checkpoint, out, beside, limit=limit)
     elif shard_bytes is not None:
         reason = "means shards and an index beside them"
         raise error(Code.USAGE, "shard_bytes=", reason, f"name the index: MODEL{INDEX}")

@@ -253,16 +253,14 @@ def write_shards(
     out: OutFile,
     beside: Callable[[str], OutFile],
     *,
-    name: str,
     limit: int,
 ) -> None:
     """Write a checkpoint as shards, and their index into `out`.
 
     Args:
         checkpoint: what; its tensors are read once, in their order.
-        out: the index.
+        out: the index, called `STEM.safetensors.index.json`.
         beside: makes a new file of a name in the same folder.
-        name: of the index, `STEM.safetensors.index.json`.
         limit: the most bytes of tensors in one shard; a larger tensor has a shard of its own.
 
     Raises:
@@ -273,7 +271,7 @@ def write_shards(
     if limit <= 0:
         raise error(Code.USAGE, "shard_bytes=", f"{limit} is not positive", "give 5000000000")
     shards = split(checkpoint.entries, limit)
-    names = shard_names(name.removesuffix(INDEX), len(shards))
+    names = shard_names(out.name.removesuffix(INDEX), len(shards))
     for file_name, shard in zip(names, shards, strict=True):
         write_one(checkpoint, beside(file_name), shard)
     placed = {entry.name: number for number, shard in enumerate(shards) for entry in shard}

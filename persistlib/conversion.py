@@ -252,8 +252,7 @@ class _Conversion:
             out = files.enter_context(
                 publish.file(self.destination, overwrite=self.wishes.overwrite)
             )
-            name = os.path.basename(self.destination)
-            offered = {"beside": beside.create, "name": name} | dict(self.wishes.writing)
+            offered = {"beside": beside.create} | dict(self.wishes.writing)
             options = {k: v for k, v in offered.items() if k in self.target.writes_with}
             self.target.module().write_to(checkpoint, out, **options)
             if self.wishes.verify:

@@ -15,10 +15,10 @@ import torch
 from torch import nn
 
 import torch_assembly as asm
-from persistlib.checkpoint import Entry, MemoryCheckpoint
-from persistlib.converters import torch_file
+from persistlib.checkpoint import WINDOW, Entry, MemoryCheckpoint
+from persistlib.converters import file_bytes, torch_file
 from persistlib.dtypes import DType
-from persistlib.errors import Code, FormatError, TargetError, UsageError
+from persistlib.errors import Code, FormatError, IntegrityError, TargetError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -161,6 +161,137 @@ def test_a_model_given_as_parameters_and_an_ordered_dict_reads_as_tensors(tmp_pa
     assert reader.others == ("c", "d")
 
 
+@pytest.mark.parametrize(
+    ("saved", "options", "container"),
+    [
+        ({"w": torch.ones(1)}, {}, "zip archive, version 3, little-endian"),
+        (
+            {"w": torch.ones(1)},
+            {"_use_new_zipfile_serialization": False},
+            "stream of torch before 1.6",
+        ),
+    ],
+)
+def test_the_container_is_told(
+    tmp_path: Path, saved: Any, options: dict[str, Any], container: str
+) -> None:
+    reader = torch_file.open_file(save(saved, tmp_path / "a.pt", **options))
+    assert (reader.format, reader.container) == ("torch", container)
+    assert reader.losses == reader.notes == ()
+
+
+def test_what_was_chosen_and_what_else_there_is_is_told(tmp_path: Path) -> None:
+    saved = {"model": some(1), "model_ema": some(2), "epoch": 3, "more": {"head": some(4)}}
+    path = save(saved, tmp_path / "a.pt")
+    reader = torch_file.open_file(path)
+    rest = "model_ema, more, more.head"
+    assert reader.notes == (
+        f"a training checkpoint; its part 'model' is read; --key reads another: {rest}",
+    )
+    assert reader.losses == tuple(
+        f"value {name}, which is no tensor" for name in ("model_ema", "epoch", "more")
+    )
+    assert torch_file.open_file(path, key="model_ema").notes == ()
+
+
+def test_an_empty_state_dict_is_read_and_told(tmp_path: Path) -> None:
+    for saved, key in (({}, None), (nn.ReLU().state_dict(), None), ({"m": {}, "n": 1}, "m")):
+        reader = torch_file.open_file(save(saved, tmp_path / "a.pt"), key=key)
+        assert reader.entries == ()
+        assert reader.notes == ("the state_dict is empty",)
+
+
+def test_views_that_share_a_stretch_of_memory_are_copied_and_told(tmp_path: Path) -> None:
+    base = torch.arange(24.0).reshape(4, 6)
+    views = {
+        "a": base[:2],
+        "b": base[2:],
+        "again": base[:2],
+        "middle": base[1:3],
+        "apart": base + 1,
+    }
+    reader = torch_file.open_file(save(views, tmp_path / "a.pt"))
+    assert_same(reader, views)
+    assert dict(reader.aliases) == {"again": "a"}
+    assert reader.notes == ("views of one storage, each read as a tensor of its own: a, b, middle",)
+    chunks = dict(zip("qkv", base.chunk(3, 1), strict=True)) | {"apart": base[:, 0].clone()}
+    reader = torch_file.open_file(save(chunks, tmp_path / "b.pt"))
+    assert_same(reader, chunks)
+    halves = torch_file.open_file(save({"x": base[:2], "y": base[2:]}, tmp_path / "c.pt"))
+    assert halves.notes == ()
+
+
+def large(folder: Path) -> tuple[Path, dict[str, torch.Tensor]]:
+    """Write tensors of many windows: whole, two halves of a storage, and a turned one."""
+    count = 3 * file_bytes.STEP // 4 + 5
+    base = torch.arange(count, dtype=torch.int32)
+    square = torch.arange(1 << 21, dtype=torch.int32).reshape(1 << 10, 1 << 11)
+    tensors = {"whole": base, "head": square[:500], "tail": square[500:], "turned": square.t()}
+    tensors["flags"] = torch.arange(count) % 3 == 0
+    return save(tensors, folder / "large.pt"), tensors
+
+
+def test_large_tensors_pass_by_windows_as_torch_has_them(tmp_path: Path) -> None:
+    path, tensors = large(tmp_path)
+    with torch_file.open_file(path) as reader:
+        for name, tensor in tensors.items():
+            windows = [bytes(window) for window in reader.windows(name)]
+            assert max(map(len, windows)) <= WINDOW
+            assert b"".join(windows) == raw(tensor)
+
+
+def test_a_changed_byte_shows_before_the_last_window(tmp_path: Path) -> None:
+    path, _ = large(tmp_path)
+    with torch_file.open_file(path) as reader:
+        held = {n: bytes(reader.read_bytes(n)) for n in ("whole", "tail")}
+    for name, expected in (("whole", True), ("tail", False)):
+        data = bytearray(path.read_bytes())
+        data[data.index(held[name][-64:]) + 8] ^= 1
+        with torch_file.open_file(asm.placed(tmp_path, bytes(data))) as reader:
+            seen = 0
+            with pytest.raises(IntegrityError) as caught:
+                for window in reader.windows(name):
+                    seen += window.nbytes
+        assert caught.value.code == Code.TENSOR_DIGEST.identifier
+        assert 0 < seen < len(held[name]) if expected else seen == 0
+
+
+def test_a_file_that_shrinks_is_an_error_and_no_signal(tmp_path: Path) -> None:
+    path, _ = large(tmp_path)
+    with torch_file.open_file(path) as reader:
+        windows = reader.windows("whole")
+        next(windows)
+        os.truncate(path, 1000)
+        with pytest.raises(FormatError) as caught:
+            list(windows)
+        assert caught.value.code == Code.FORMAT_TRUNCATED.identifier
+        for read in (reader.read_bytes, lambda name: list(reader.windows(name))):
+            with pytest.raises(FormatError) as caught:
+                read("turned")
+            assert caught.value.code == Code.FORMAT_TRUNCATED.identifier
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "code"),
+    [
+        (DType.F4, (3,), Code.FORMAT_SHAPE),
+        (DType.F4, (), Code.FORMAT_SHAPE),
+        (DType.F6_E2M3, (4,), Code.FORMAT_DTYPE),
+        (DType.I4, (2,), Code.FORMAT_DTYPE),
+    ],
+)
+def test_what_torch_cannot_hold_is_refused_before_a_byte_is_written(
+    tmp_path: Path, dtype: DType, shape: tuple[int, ...], code: Code
+) -> None:
+    entry = Entry("odd.one", dtype, shape)
+    held = MemoryCheckpoint((entry,), {"odd.one": memoryview(bytes(entry.nbytes))})
+    with pytest.raises(FormatError) as caught:
+        torch_file.write(held, tmp_path / "a.pt")
+    assert caught.value.code == code.identifier
+    assert "odd.one" in caught.value.location
+    assert os.listdir(tmp_path) == []
+
+
 def some(value: float = 1.0) -> dict[str, torch.Tensor]:
     return {"w": torch.full((2,), value)}
 
@@ -232,7 +363,10 @@ def test_one_state_dict_under_two_keys_is_no_ambiguity(tmp_path: Path) -> None:
 def test_torchscript_gives_its_tensors_and_never_its_code(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)).eval()
     torch.jit.save(torch.jit.script(model), tmp_path / "ts.pt")
-    assert_same(torch_file.open_file(tmp_path / "ts.pt"), model.state_dict())
+    reader = torch_file.open_file(tmp_path / "ts.pt")
+    assert_same(reader, model.state_dict())
+    assert reader.container.startswith("TorchScript archive, version ")
+    assert "graph the network itself, as code of TorchScript" in reader.losses
     frozen = torch.jit.freeze(torch.jit.script(model))
     torch.jit.save(frozen, tmp_path / "frozen.pt")
     names = torch_file.open_file(tmp_path / "frozen.pt").tensors

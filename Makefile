@@ -64,6 +64,7 @@ demo: .venv/installed
 # The models are drawn from a seed: nothing is fetched.
 bench: .venv/installed
 	$(BIN)/python benchmarks/run.py --out docs/benchmarks.md
+	$(BIN)/python benchmarks/conversions.py --out docs/benchmarks-conversions.md
 
 lint: .venv/installed
 	$(call timed,ruff,10,$(BIN)/ruff check .; $(BIN)/ruff format --check .)

@@ -250,7 +250,9 @@ def test_a_value_beyond_the_dtype_leaves_no_file(tmp_path: Path) -> None:
         tmp_path / "in.safetensors",
         checkpoint(a=(DType.F32, values[:9]), z=(DType.F32, values)),
     )
-    with pytest.raises(LossError, match=r"in.safetensors: z: 70000.0 has no place in F16 \| cast to bf16"):
+    with pytest.raises(
+        LossError, match=r"in.safetensors: z: 70000.0 has no place in F16 \| cast to bf16"
+    ):
         persistlib.convert(source, tmp_path / "out.safetensors", dtype="f16")
     assert os.listdir(tmp_path) == ["in.safetensors"]
     report = persistlib.convert(source, tmp_path / "out.safetensors", dtype="bf16")

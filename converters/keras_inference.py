@@ -40,8 +40,7 @@ def inferred(
     """
     layers: dict[str, _Shapes] = {}
     for entry, (group, weight) in zip(entries, details.paths, strict=True):
-        variable = plain(weight).rpartition("/")[2]
-        layers.setdefault(group, {})[variable] = entry.shape
+        layers.setdefault(group, {})[_variable(group, weight)] = entry.shape
     numbers = re.match(r"(\d{1,4})\.(\d{1,4})", details.version)
     is_clear = numbers is not None and (int(numbers[1]), int(numbers[2])) < _CLEAR
     parts: dict[tuple[str, ...], Layer] = {}
@@ -63,6 +62,12 @@ def inferred(
         f"{details.version}: {told}"
     )
     return Layer("model", "Model", {}, (), parts), [note]
+
+
+def _variable(group: str, weight: str) -> str:
+    """Return what a layer calls a weight, or all its path where it is of a layer inside."""
+    scope, _, name = plain(weight).rpartition("/")
+    return name if re.fullmatch(re.escape(group) + r"(_\d+)?", scope) else plain(weight)
 
 
 def _kinds(shapes: _Shapes, *, is_clear: bool) -> list[str]:

@@ -15,11 +15,10 @@ from persistlib.converters.keras_flatten import flattened
 from persistlib.converters.keras_inference import inferred
 from persistlib.converters.keras_layout import Made, Weights
 from persistlib.converters.keras_names import Owner, Owners, Path
-from persistlib.converters.keras_variables import variable_names
 from persistlib.errors import Code, error
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from persistlib.checkpoint import Entry
     from persistlib.converters.keras_details import Details
@@ -58,10 +57,10 @@ def torch_tensors(
         )
     found = _by_layer(model, details, entries, location)
     made: dict[str, Made] = {}
-    for layer in model.walk():
+    for layer in _owning(model):
         if (weights := found.get(id(layer))) is not None:
             notes += _convert(layer, weights, made, location)
-        elif variable_names(layer.kind, layer.config) and _is_whole(layer, model):
+        elif layer.kind in _RULES:
             notes.append(f"the file has no weights of {layer}")
     return made, (*notes, *flattened(model))
 
@@ -118,6 +117,10 @@ def _convert(layer: Layer, found: _Found, made: dict[str, Made], location: str) 
     return weights.notes
 
 
-def _is_whole(layer: Layer, model: Layer) -> bool:
-    """Return whether a layer stands for itself, not for a part of a recurrent one."""
-    return layer is not model and layer.name == (layer.path or ("",))[-1]
+def _owning(layer: Layer) -> Iterator[Layer]:
+    """Yield the layers that weights may belong to: not models, and no parts of other layers."""
+    for part in layer.parts.values():
+        if part.is_model or part.kind == "TimeDistributed":
+            yield from _owning(part)
+        else:
+            yield part

@@ -221,7 +221,7 @@ class _Stored(_Walked):
 
     def listing(self) -> Listing:
         """Return what the file holds."""
-        self.container = self.container or "Keras 3 weights"
+        self.container = self.container or "Keras weights, layers by class (.weights.h5)"
         names: dict[tuple[str, ...], str] = {}
         for path, group in self.tree.groups.items():
             self._note(path, attributes(group), names)

@@ -173,6 +173,9 @@ def parse_index(data: bytes, location: str) -> Index:
     if not isinstance(weight_map, dict) or not weight_map:
         _refuse(location, "weight_map is no map from tensor to shard")
     for tensor, shard in weight_map.items():
+        if isinstance(shard, list):
+            reason = "an index of Keras' sharded weights, which are not read"
+            raise error(Code.FORMAT_UNKNOWN, location, reason, "save one .keras or .weights.h5")
         if type(shard) is not str:
             _refuse(f"{location}: {tensor}", "its shard is no name")
     shards = set(weight_map.values())

@@ -132,7 +132,8 @@ def test_variables_stand_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     with sources.open_file(path) as reader:
         assert list(reader.tensors) == [f"layers.dense.vars.{n}" for n in range(11)]
         assert reader.losses == ("value optimizer/vars/0, which is no weight",)
-        assert (reader.format, reader.container) == ("keras", "Keras 3 weights")
+        assert reader.container == "Keras weights, layers by class (.weights.h5)"
+        assert reader.format == "keras"
 
 
 def test_an_archive_tells_what_it_is_and_what_is_no_weight(tmp_path: Path) -> None:
@@ -344,6 +345,16 @@ def test_weights_that_are_not_in_one_hdf5_file_are_refused(tmp_path: Path) -> No
         keras_file.open_file(tmp_path / "m.keras")
     assert "without model.weights.h5" in caught.value.reason
     assert "not sharded" in caught.value.remedy
+
+
+def test_sharded_weights_are_refused_by_name(tmp_path: Path) -> None:
+    """As Keras writes them: a list of files for each layer."""
+    index = {
+        "metadata": {"total_size": 9},
+        "weight_map": {"/layers/dense/vars": ["m_0.weights.h5"]},
+    }
+    (tmp_path / "m.weights.json").write_text(json.dumps(index, indent=4))
+    assert "an index of Keras' sharded weights" in refused(tmp_path / "m.weights.json")
 
 
 def test_the_file_in_an_archive_ends_where_the_archive_says(tmp_path: Path) -> None:

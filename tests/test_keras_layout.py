@@ -308,9 +308,9 @@ def test_what_must_be_known_of_a_layer_is_a_note(written: Path, name: str, note:
     assert note in notes_of(written / f"{name}.keras")
 
 
-@pytest.mark.parametrize("name", ["network", "nested"])
+@pytest.mark.parametrize("name", ["network", "nested", "stacked_lstm", "two_gru"])
 def test_there_is_no_note_where_nothing_must_be_known(written: Path, name: str) -> None:
-    assert notes_of(written / f"{name}.h5") == notes_of(written / f"{name}.keras") == ""
+    assert notes_of(written / f"{name}.keras") == ""
 
 
 def test_bfloat16_survives_and_is_transposed(written: Path) -> None:
@@ -578,6 +578,13 @@ def test_a_square_kernel_alone_could_be_turned(tmp_path: Path) -> None:
     weights = {"conv": {"conv/kernel:0": drawn(3, 3, 7, 7), "conv/bias:0": drawn(7)}}
     said = refused(legacy(tmp_path / "m.h5", weights, version="2.2.4-tf"))
     assert "could be Conv2D or Conv2DTranspose" in said
+
+
+def test_a_nested_model_s_weights_alone_tell_no_class(tmp_path: Path) -> None:
+    weights = {"inner": {"dense/kernel:0": drawn(7, 2), "dense/bias:0": drawn(2)}}
+    said = refused(legacy(tmp_path / "m.h5", weights, version="2.1.5"))
+    assert "inner: the file has no configuration" in said
+    assert "tell no class" in said
 
 
 def test_theano_s_kernels_are_refused(tmp_path: Path) -> None:

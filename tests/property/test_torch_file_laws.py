@@ -165,6 +165,7 @@ SMALL = {
     "half": torch.ones(2, dtype=torch.bfloat16),
     "epoch": 3,
 }
+MASKS = (0x01, 0x20, 0xA0, 0xFF, 0x02)
 CONTAINERS = ["zip", "ours", "script", "stream"]
 
 
@@ -198,11 +199,10 @@ def test_every_changed_byte_is_refused_or_changes_no_tensor(scratch: Path, kind:
     good = contents(torch_file.open_file(scratch))
     accepted = 0
     for at in range(len(data)):
-        for mask in (0x01, 0xA0):
-            mutant = data[:at] + bytes([data[at] ^ mask]) + data[at + 1 :]
-            accepted += trial(scratch, mutant, good, has_checksums=kind != "stream")
+        mutant = data[:at] + bytes([data[at] ^ MASKS[at % len(MASKS)]]) + data[at + 1 :]
+        accepted += trial(scratch, mutant, good, has_checksums=kind != "stream")
     # What is accepted lies in padding, dates, attributes and versions of the archiver.
-    assert accepted < len(data) * 2
+    assert accepted < len(data)
 
 
 @pytest.mark.parametrize("kind", CONTAINERS)
@@ -220,7 +220,7 @@ def test_random_damage_is_refused_or_changes_no_tensor(scratch: Path, kind: str)
     scratch.write_bytes(data)
     good = contents(torch_file.open_file(scratch))
     chance = random.Random(20261122)
-    for _ in range(2000):
+    for _ in range(1200):
         mutant = bytearray(data)
         for _ in range(chance.randint(1, 6)):
             at, count = chance.randrange(len(mutant)), chance.randint(0, 4)

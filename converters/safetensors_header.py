@@ -183,13 +183,16 @@ def render_header(
         aliases: second names of tied tensors.
 
     Raises:
-        FormatError: a key of the metadata is an alias or would be read as one, or the format has
-            no such dtype.
+        FormatError: a key of the metadata is an alias or would be read as one, a tensor has the
+            metadata's own name, or the format has no such dtype.
     """
     header: dict[str, Any] = {}
     offset = 0
     for entry in order:
         _require_dtype(entry)
+        if entry.name == _METADATA:
+            reason = "a tensor called as the header calls its metadata"
+            raise error(Code.FORMAT_NAME, entry.name, reason, "rename it (--rename)")
         header[entry.name] = {
             "dtype": entry.dtype.value.safetensors,
             "shape": list(entry.shape),

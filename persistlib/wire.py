@@ -24,8 +24,8 @@ from persistlib.files import read_fault
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-# About a hundred times what a network of a thousand layers holds; two seconds of walking.
-FIELDS_LIMIT = 1_000_000
+# About fifty times what a network of a thousand layers holds; a second of walking.
+FIELDS_LIMIT = 500_000
 DEPTH_LIMIT = 64
 VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
 _WIDTH = {FIXED64: 8, FIXED32: 4}

@@ -32,6 +32,19 @@ _KERAS = "keras"
 _PLAIN = frozenset({"builtins", None})
 # Where Python's own byte code stands in a configuration.
 _CODE = frozenset({"__lambda__", "Lambda"})
+# Classes that run what another library made, or open files that the configuration names.
+_FOREIGN = frozenset({"TorchModuleWrapper", "TFSMLayer", "JaxLayer", "FlaxLayer"})
+# Arguments that are values, or else the name of a file with them.
+_FILES = frozenset({"vocabulary", "idf_weights"})
+# Parts of Keras whose names are classes of a model. Others (utils, config, saving) have functions
+# that fetch files or turn safe mode off, which releases of Keras called when a file said so.
+_AREAS = frozenset(
+    {
+        *("activations", "constraints", "dtype_policies", "initializers", "layers", "losses"),
+        *("metrics", "mixed_precision", "models", "ops", "optimizers", "quantizers", "random"),
+        *("regularizers",),
+    }
+)
 _LIMIT = 16 << 20
 
 
@@ -150,6 +163,13 @@ def require_harmless(config: object, custom: Collection[str], path: str = "confi
                 f"{kind}: Python code that stands in a file is never run",
                 "make the layer a class of a package, register it, and save the model again",
             )
+        if kind in _FOREIGN or _names_file(entry.get("config")):
+            raise error(
+                Code.FORMAT_UNSAFE,
+                place,
+                f"{kind}: uses files, or what another library made, beside the model",
+                "save the model without this layer",
+            )
         if not _is_keras(module) and not {kind, entry.get("registered_name")} & set(custom):
             raise error(
                 Code.UNTRUSTED,
@@ -189,7 +209,16 @@ def _named(config: object, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _is_keras(module: object) -> bool:
     """Return whether a class is Keras' own; configurations of Keras 1 and 2 name no module."""
-    return module in _PLAIN or (isinstance(module, str) and module.split(".")[0] == _KERAS)
+    if module in _PLAIN:
+        return True
+    root, *parts = str(module).split(".")
+    area = [part for part in parts if part != "src"][:1]
+    return root == _KERAS and (not parts or bool(_AREAS & set(area)))
+
+
+def _names_file(config: object) -> bool:
+    """Return whether an argument that may be the name of a file is one."""
+    return isinstance(config, dict) and any(isinstance(config.get(key), str) for key in _FILES)
 
 
 def _owner(root: nn.Module, path: str) -> tuple[nn.Module, str]:

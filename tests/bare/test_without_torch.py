@@ -163,7 +163,7 @@ def test_what_differs_is_told(tmp_path: Path) -> None:
     persistlib.convert(BUNDLE, tmp_path / "half.safetensors", dtype="f16")
     done = run("diff", BUNDLE, tmp_path / "half.safetensors")
     assert done.returncode == 1
-    assert "conv1.weight" in done.stdout
+    assert "F32 → F16" in done.stdout
 
 
 def test_onnx_runtime_gives_the_outputs_that_torch_gave() -> None:

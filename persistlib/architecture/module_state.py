@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from persistlib.errors import Finding
 
 
+_ALIGNMENT = 64  # bytes: c10/core/alignment.h
+
+
 class StateTensor(NamedTuple):
     """A tensor of the state_dict, with its role and whether it trains."""
 
@@ -86,12 +89,18 @@ def tensor_bytes(tensor: torch.Tensor) -> memoryview:
 
 
 def tensor_of(view: memoryview, dtype: DType, shape: tuple[int, ...]) -> torch.Tensor:
-    """Return a tensor over writable bytes, without copying them."""
+    """Return a tensor over writable bytes; copied only where they lie as torch never lays them.
+
+    Kernels sum in another order on memory of another alignment, and outputs would differ in the
+    last bits from those of the tensor that was saved.
+    """
     if dtype is DType.BOOL:
         check_booleans(view, "tensor")
     if not view.nbytes:
         return torch.empty(shape, dtype=dtype.torch)
-    return torch.frombuffer(view, dtype=torch.uint8).view(dtype.torch).reshape(shape)
+    placed = torch.frombuffer(view, dtype=torch.uint8)
+    aligned = placed if placed.data_ptr() % _ALIGNMENT == 0 else placed.clone()
+    return aligned.view(dtype.torch).reshape(shape)
 
 
 def with_strides(tensor: torch.Tensor, strides: tuple[int, ...] | None) -> torch.Tensor:

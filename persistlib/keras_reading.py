@@ -34,6 +34,7 @@ _CONFIG, _WEIGHTS, _EXAMPLES = "config.json", "weights.safetensors", "examples.s
 _LIMIT = 16 << 20
 _BATCH = 2
 _SEED = 0
+_TELLING = 1e-2  # of an output's size
 # What a free extent is tried with: an image's sides, then steps of a sequence.
 _EXTENTS = (8, 32, 64, 96, 128, 224, 299)
 _CHILD = """
@@ -195,8 +196,8 @@ def _write(path: str, arrays: Mapping[str, np.ndarray]) -> None:
 def _examples(model: Any) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Return inputs that the model takes, and what it gives for them.
 
-    Of several ranges the one is taken whose outputs differ the most from row to row: a softmax that
-    noise has filled proves nothing.
+    Of several ranges the first is taken whose outputs differ from row to row: outputs that noise
+    does not change prove nothing.
     """
     fault: Exception | None = None
     for extent in _EXTENTS:
@@ -205,7 +206,8 @@ def _examples(model: Any) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]
         except Exception as raised:  # noqa: BLE001 - a model raises anything on extents it cannot take
             fault = raised
             continue
-        return max(tried, key=lambda pair: _spread(pair[1]))
+        telling = (pair for pair in tried if _spread(pair[1]) > _TELLING)
+        return next(telling, max(tried, key=lambda pair: _spread(pair[1])))
     raise RuntimeError(f"no input was found that the model takes: {fault}")
 
 

@@ -159,6 +159,7 @@ def test_the_weights_of_a_legacy_file_are_those_of_the_new_one(
     assert one.identity == two.identity
 
 
+@pytest.mark.slow
 def test_resnet50_without_its_top_goes_to_onnx(tmp_path: Path) -> None:
     written(tmp_path, SEED)
     report = persistlib.convert(tmp_path / "my_model.h5", tmp_path / "model.onnx")

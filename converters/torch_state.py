@@ -83,7 +83,7 @@ def find(root: object, key: str | None, location: str) -> State:
             Code.FORMAT_UNKNOWN,
             location,
             f"no tensors at {path or 'the root'}; parts that have some: {listed}",
-            "name one of them as key" if listed != "none" else "",
+            "name one of them as key" if listed != "none" else "give the file that holds weights",
         )
     for name in tensors:
         encode_name(name, location)

@@ -26,7 +26,7 @@ from persistlib.formats import FORMATS
 from persistlib.keras_models import backend, custom_classes, require_harmless, variables
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from persistlib.files import StrPath
 
@@ -34,7 +34,7 @@ _CONFIG, _WEIGHTS, _EXAMPLES = "config.json", "weights.safetensors", "examples.s
 _LIMIT = 16 << 20
 _BATCH = 2
 _SEED = 0
-_TELLING = 1e-2  # of an output's size
+_TOLD = 1e-3  # of an output's size: a smaller change tells nothing
 # What a free extent is tried with: an image's sides, then steps of a sequence.
 _EXTENTS = (8, 32, 64, 96, 128, 224, 299)
 _CHILD = """
@@ -196,8 +196,8 @@ def _write(path: str, arrays: Mapping[str, np.ndarray]) -> None:
 def _examples(model: Any) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Return inputs that the model takes, and what it gives for them.
 
-    Of several ranges the first is taken whose outputs differ from row to row: outputs that noise
-    does not change prove nothing.
+    Of several kinds the first is taken that changes the most outputs from row to row: a softmax
+    that noise has filled proves nothing.
     """
     fault: Exception | None = None
     for extent in _EXTENTS:
@@ -206,8 +206,7 @@ def _examples(model: Any) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]
         except Exception as raised:  # noqa: BLE001 - a model raises anything on extents it cannot take
             fault = raised
             continue
-        telling = (pair for pair in tried if _spread(pair[1]) > _TELLING)
-        return next(telling, max(tried, key=lambda pair: _spread(pair[1])))
+        return max(tried, key=lambda pair: _telling(pair[1]))
     raise RuntimeError(f"no input was found that the model takes: {fault}")
 
 
@@ -221,14 +220,14 @@ def _tried(
     return inputs, {name: t.detach().cpu().numpy() for name, t in named_outputs(result)}
 
 
-def _spread(outputs: Mapping[str, np.ndarray]) -> float:
-    """Return the least of the outputs' differences from row to row, relative to their size."""
-    gaps = [
-        float(np.abs(np.diff(o.astype(np.float64), axis=0)).max() / (np.abs(o).max() or 1))
+def _telling(outputs: Mapping[str, np.ndarray]) -> float:
+    """Return the least share of an output's elements that differ from row to row."""
+    shares = [
+        float(np.mean(np.abs(np.diff(o.astype(np.float64), axis=0)) > _TOLD * np.abs(o).max()))
         for o in outputs.values()
         if o.size and o.ndim and len(o) > 1 and np.isfinite(o).all()
     ]
-    return min(gaps, default=0.0)
+    return min(shares, default=0.0)
 
 
 def _drawn(model: Any, extent: int, drawing: Callable[..., np.ndarray]) -> dict[str, np.ndarray]:
@@ -246,9 +245,23 @@ def _drawn(model: Any, extent: int, drawing: Callable[..., np.ndarray]) -> dict[
     return drawn
 
 
-# Standardised values, intensities, and bytes of pictures.
+def _picture(generator: np.random.Generator, shape: Sequence[int]) -> np.ndarray:
+    """Return smooth intensities from 0 to 1, the same in every channel, as pictures have them."""
+    if len(shape) != _PICTURE:
+        return generator.uniform(0, 1, shape)
+    rows, height, width, channels = shape
+    coarse = generator.uniform(0, 1, (rows, _GRAIN, _GRAIN, 1))
+    y, x = (np.arange(extent) * _GRAIN // extent for extent in (height, width))
+    return np.broadcast_to(coarse[:, y][:, :, x], (rows, height, width, channels))
+
+
+_PICTURE = 4  # axes: rows, height, width, channels
+_GRAIN = 8  # patches along a side
+# Standardised values, intensities, and bytes of pictures; noise and patches.
 _DRAWINGS: tuple[Callable[..., np.ndarray], ...] = (
     lambda generator, shape: generator.standard_normal(shape),
     lambda generator, shape: generator.uniform(0, 1, shape),
     lambda generator, shape: generator.uniform(0, 255, shape),
+    _picture,
+    lambda generator, shape: 255 * _picture(generator, shape),
 )

@@ -59,7 +59,7 @@ _BEGINNING = 120  # of which nothing is the file's: the interpreter and its libr
 _FAULT_LIMIT = 1 << 16
 _REMEDY = "fetch the file again from where it came"
 # Limits of the child that the kernel enforces; any other signal is a crash.
-_LIMITS = {signal.SIGXCPU, signal.SIGXFSZ, signal.SIGKILL}
+_LIMITS = {signal.SIGPROF, signal.SIGXFSZ, signal.SIGKILL}
 # What a child may say of a file, beside what belongs to the format family.
 _CODES = {code.identifier: code for code in Code if code.family in (FormatError, IntegrityError)}
 _CODES[Code.USAGE.identifier] = Code.USAGE

@@ -7,6 +7,7 @@ than a fixed amount, and no more time than the file's size and the steps that we
 from __future__ import annotations
 
 import resource
+import signal
 
 # Memory beyond what the interpreter and its libraries take: the largest chunk as it is stored and
 # as it is read, HDF5's own caches, a window, and the listing.
@@ -28,7 +29,7 @@ def confine(size: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     allowed = _mapped() + _MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (allowed, allowed))
-    _allow(_STEP + size // _LISTED_A_SECOND)
+    _allow(_STEP + size / _LISTED_A_SECOND)
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
     _State.is_confined = True
 
@@ -36,19 +37,20 @@ def confine(size: int) -> None:
 def go_on() -> None:
     """Let the process run on, where it is confined: a step was made."""
     if _State.is_confined:
-        _allow(_STEP, at_least=resource.getrlimit(resource.RLIMIT_CPU)[0])
+        _allow(max(_STEP, signal.getitimer(signal.ITIMER_PROF)[0]))
 
 
 def allow_reading(size: int) -> None:
     """Let the process run as long as reading `size` bytes takes."""
-    _allow(_STEP + size // _READ_A_SECOND)
+    _allow(_STEP + size / _READ_A_SECOND)
 
 
-def _allow(seconds: int, *, at_least: int = 0) -> None:
-    """Let the process run for some seconds more; the kernel ends it then."""
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    soft = max(int(used.ru_utime + used.ru_stime) + 1 + seconds, at_least)
-    resource.setrlimit(resource.RLIMIT_CPU, (soft, resource.RLIM_INFINITY))
+def _allow(seconds: float) -> None:
+    """Let the process run for some seconds of processor time more; SIGPROF ends it then.
+
+    A timer and not RLIMIT_CPU, which counts whole seconds from the process's start.
+    """
+    signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
 def _mapped() -> int:

@@ -24,6 +24,7 @@ from persistlib.errors import (
     missing_extra,
 )
 from persistlib.formats import FORMATS, by_name, by_suffix, ending
+from persistlib.graph_wishes import GraphWishes
 from persistlib.installed import is_importable
 from persistlib.manifest.schema import Interface, Lineage, Manifest, Section, Training
 from persistlib.sources import BUNDLE, is_folder, open_file
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
     from persistlib.architecture.freezing import Frozen
     from persistlib.files import StrPath
+    from persistlib.graph_wishes import GraphOptions
     from persistlib.identification.reading import Identification
     from persistlib.manifest.schema import Architecture
     from persistlib.patterns import Patterns, Rules
@@ -402,9 +404,11 @@ def convert(
     template: StrPath | None = None,
     compression: str | None = None,
     shard_bytes: int | None = None,
+    architecture: str | None = None,
     trust: Collection[str] = (),
     verify: bool = True,
     overwrite: bool = False,
+    **graph: Unpack[GraphOptions],
 ) -> ConversionReport:
     """Write a bundle or a weights file in another format.
 
@@ -429,16 +433,28 @@ def convert(
         compression: of an HDF5 file that is written, "gzip" or "lzf".
         shard_bytes: where `destination` is an index (`MODEL.safetensors.index.json`), the most
             bytes of tensors in one of the files beside it; 5 GB by default.
+        architecture: of an ONNX file that becomes a bundle, the builder whose module it is, such as
+            "torchvision.models:resnet18"; by default what persistlib noted in the file, or else the
+            graph itself as a module.
         trust: packages that may be imported to rebuild the module for a graph.
         verify: whether the written file is read back and compared.
         overwrite: whether a file at `destination` is replaced.
+        **graph: of a graph that is made: opset, ir, target, dynamic, quantize, calibration; see
+            `GraphOptions`.
 
     Raises:
         LossError: the format does not keep something that was not allowed to be lost.
         PersistlibError: reading or writing failed; what stood at `destination` stands unchanged.
     """
     if to == BUNDLE or (to is None and not ending(destination) and not is_folder(source)):
-        return _convert_whole(source, destination, BUNDLE, trust=trust, overwrite=overwrite)
+        return _convert_whole(
+            source,
+            destination,
+            BUNDLE,
+            architecture=architecture,
+            trust=trust,
+            overwrite=overwrite,
+        )
     target = by_name(to) if to is not None else by_suffix(destination)
     if not target.is_written:
         written = ", ".join(row.name for row in FORMATS.values() if row.is_written)
@@ -460,7 +476,10 @@ def convert(
             return _convert_whole(source, destination, "onnx", trust=trust, overwrite=overwrite)
         from persistlib.graphs import convert_graph
 
-        return reading(source, lambda bundle: convert_graph(bundle, destination, trust=trust))
+        asked = GraphWishes(dtype=dtype, **graph)
+        return reading(
+            source, lambda bundle: convert_graph(bundle, destination, asked, trust=trust)
+        )
     wishes = Wishes(
         only=only,
         rename=rename,
@@ -475,13 +494,19 @@ def convert(
 
 
 def _convert_whole(
-    source: StrPath, destination: StrPath, to: str, *, trust: Collection[str], overwrite: bool
+    source: StrPath,
+    destination: StrPath,
+    to: str,
+    *,
+    trust: Collection[str],
+    overwrite: bool,
+    architecture: str | None = None,
 ) -> ConversionReport:
     """Write a file that holds a whole model, architecture and all, as a bundle or a graph.
 
     Raises:
         UsageError: the file holds weights alone.
-        PersistlibError: as `keras_conversion.convert_keras`.
+        PersistlibError: as `keras_conversion.convert_keras` or `graph_bundles.convert_onnx`.
     """
     if is_folder(source):
         raise error(Code.USAGE, source, "a bundle is not converted into one", "copy the folder")
@@ -491,6 +516,13 @@ def _convert_whole(
             from persistlib.keras_conversion import convert_keras
 
             return convert_keras(source, file, destination, to=to, trust=trust, overwrite=overwrite)
+        if file.format == "onnx" and to == BUNDLE:
+            _require_torch("a module from an ONNX file")
+            from persistlib.graph_bundles import convert_onnx
+
+            return convert_onnx(
+                source, destination, architecture=architecture, trust=trust, overwrite=overwrite
+            )
     raise error(
         Code.USAGE,
         source,

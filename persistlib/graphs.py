@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from persistlib import publish
 from persistlib.conversion import ConversionReport
 from persistlib.errors import Code, error, missing_extra
+from persistlib.graph_wishes import GraphWishes
 from persistlib.installed import is_importable
 from persistlib.loading import Reading, load_module
 
@@ -24,16 +25,22 @@ _READING = Reading(mapped=True, verify=True)
 
 
 def convert_graph(
-    bundle: Bundle, destination: StrPath, *, trust: Collection[str]
+    bundle: Bundle, destination: StrPath, wishes: GraphWishes, *, trust: Collection[str]
 ) -> ConversionReport:
     """Write a bundle's model as an ONNX file, its external data beside it when it has any.
+
+    Args:
+        bundle: what is written.
+        destination: the file.
+        wishes: what is asked of the graph; a graph that the bundle holds will do where nothing is.
+        trust: packages that may be imported to rebuild the module.
 
     Raises:
         ExportError: no graph could be made or proved; nothing is written.
         PersistlibError: the bundle differs from its manifest, or writing failed.
     """
     manifest = bundle.manifest
-    if manifest.graphs:
+    if manifest.graphs and wishes == GraphWishes():
         graph = manifest.graphs[0]
         files: Mapping[str, Buffer] = {e.path: bundle.whole(e) for e in graph.files}
         proof: Mapping[str, JsonValue] = graph.proof

@@ -230,9 +230,11 @@ def test_no_hostile_file_costs_much(ground: Ground, name: str) -> None:
     found = ground.outcomes[name]
     faults: list[str] = []
     for row, outcome in found:
-        for way in outcome["ways"]:
-            if way["seconds"] / outcome["slowness"] > SECONDS:
-                faults.append(f"{row['path']} ({way['way']}): {way['seconds']:.1f} s")
+        faults.extend(
+            f"{row['path']} ({way['way']}): {way['seconds']:.1f} s"
+            for way in outcome["ways"]
+            if way["seconds"] / outcome["slowness"] > SECONDS
+        )
     assert not faults, shown(faults)
     memory = [(row["path"], o["memory"] >> 20) for row, o in found if o["memory"] > MEMORY]
     assert not memory, f"{len(memory)} MiB from here on: {memory[:1]}"

@@ -76,6 +76,19 @@ def _known_losses(
     metavar="BYTES",
     help="Of an index (OUT.safetensors.index.json): the most in one file.",
 )
+@click.option("--opset", type=click.IntRange(min=1), metavar="N", help="Of a graph: its operators.")
+@click.option("--ir", type=click.IntRange(min=1), metavar="N", help="Of a graph: its file format.")
+@click.option("--target", metavar="RUNTIME", help="Of a graph: onnxruntime==1.17.3 must run it.")
+@click.option(
+    "--dynamic", cls=Spread, metavar="INPUT:AXIS=NAME...", help="Of a graph: the axes that vary."
+)
+@click.option(
+    "--quantize",
+    type=click.Choice(["dynamic", "static"]),
+    help="Of a graph: weights and arithmetic in int8.",
+)
+@click.option("--calibration", metavar="DIR", help="Images that --quantize static measures.")
+@click.option("--architecture", metavar="NAME", help="Of an ONNX file: the builder of its module.")
 @click.option("--no-verify", is_flag=True, help="Do not read back and compare what was written.")
 @click.option("--overwrite", is_flag=True, help="Replace a file that stands at OUT.")
 @click.option("--all", "show_all", is_flag=True, help="List every tensor and every loss.")

@@ -1,0 +1,56 @@
+"""What is asked of a graph beside the model that it is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypedDict
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from persistlib.files import StrPath
+
+
+class GraphOptions(TypedDict, total=False):
+    """The arguments of `persistlib.convert` that only a graph has.
+
+    Attributes:
+        opset: version of the default operator set.
+        ir: version of the file format.
+        target: the runtime that must be able to run it, such as "onnxruntime==1.17.3"; chooses
+            `opset` and `ir` where these are not given.
+        dynamic: free axes, texts `INPUT:AXIS=NAME`; by default the first of every input.
+        quantize: "dynamic" or "static": weights and arithmetic in int8.
+        calibration: a folder of images that static quantization takes its ranges from; by default
+            the bundle's example inputs.
+    """
+
+    opset: int | None
+    ir: int | None
+    target: str | None
+    dynamic: Collection[str]
+    quantize: str | None
+    calibration: StrPath | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphWishes:
+    """`GraphOptions` with every field, and the precision.
+
+    Attributes:
+        opset: as `GraphOptions`.
+        ir: as `GraphOptions`.
+        target: as `GraphOptions`.
+        dynamic: as `GraphOptions`.
+        quantize: as `GraphOptions`.
+        calibration: as `GraphOptions`.
+        dtype: what floating-point weights are cast to, by the name of `persistlib.dtypes`.
+    """
+
+    opset: int | None = None
+    ir: int | None = None
+    target: str | None = None
+    dynamic: Collection[str] = field(default_factory=tuple)
+    quantize: str | None = None
+    calibration: StrPath | None = None
+    dtype: str | None = None

@@ -109,7 +109,7 @@ class SessionError(PersistlibError):
 
 
 class TrainingError(PersistlibError):
-    """Fine-tuning cannot start or go on."""
+    """Fine-tuning, or evaluating, cannot start or go on."""
 
 
 class MissingExtra(PersistlibError):  # noqa: N818 - names the cure, as `pip install` spells it
@@ -228,6 +228,7 @@ class Code(Enum):
     GRAPH_INVALID = ("PL605", FormatError, "the graph breaks the rules of its format")
     GRAPH_UNSAFE = ("PL606", FormatError, "the graph refers to what is never used")
     GRAPH_ABSENT = ("PL607", SessionError, "the bundle has no graph")
+    GRAPH_NOTES = ("PL608", FormatError, "what a graph notes of its model is not true of it")
 
     SESSION_FAILED = ("PL701", SessionError, "the runtime refused the graph")
     SESSION_INPUT = ("PL702", SessionError, "an input has the wrong name, dtype or shape")
@@ -237,14 +238,21 @@ class Code(Enum):
     RUN_FAILED = ("PL706", SessionError, "the runtime failed while running")
     IMAGE_UNREADABLE = ("PL707", SessionError, "an image cannot be read")
     PREPROCESSING = ("PL708", SessionError, "the bundle does not say how inputs are prepared")
+    PROVIDER_CLASH = ("PL709", SessionError, "builds of ONNX Runtime lie over each other")
+    PROVIDER_BROKEN = ("PL710", SessionError, "the provider's libraries or driver are missing")
+    OPERATOR_UNSUPPORTED = ("PL711", SessionError, "the runtime cannot compute an operator")
+    RUN_TIMEOUT = ("PL712", SessionError, "it took longer than it may")
 
     DATA_MISSING = ("PL801", TrainingError, "the data set is not there")
-    DATA_INVALID = ("PL802", TrainingError, "the data set cannot be trained on")
+    DATA_INVALID = ("PL802", TrainingError, "the data set cannot be used")
     LOSS_NOT_FINITE = ("PL803", TrainingError, "the loss is not finite")
     PATTERN_UNMATCHED = ("PL804", TrainingError, "a pattern matches nothing")
     NOTHING_TO_TRAIN = ("PL805", TrainingError, "every parameter is frozen")
     HEAD_UNKNOWN = ("PL806", TrainingError, "the model's last layer cannot be told")
     WEIGHTS_MISMATCH = ("PL807", TrainingError, "the weights do not fit the model")
+    DATA_CLASSES = ("PL808", TrainingError, "the data's classes are not the model's")
+    DATA_SEEN = ("PL809", TrainingError, "the model was trained on this data")
+    NO_SCORES = ("PL810", TrainingError, "the outputs are no scores of classes")
 
     USAGE = ("PL901", UsageError, "an argument is not understood")
     EXTRA_MISSING = ("PL902", MissingExtra, "an optional package is not installed")

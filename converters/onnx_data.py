@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from persistlib.checkpoint import WINDOW
 from persistlib.errors import Code, PersistlibError, error
-from persistlib.files import StrPath, read_fault
+from persistlib.files import StrPath, map_private, read_fault
 from persistlib.wire import FileBytes
 
 if TYPE_CHECKING:
@@ -72,6 +72,15 @@ class DataFolder:
             self._checked.add(key)
         return data
 
+    def mapped(self, name: str, where: str) -> memoryview:
+        """Return the bytes of a data file as private memory.
+
+        Raises:
+            PersistlibError: as `size`.
+        """
+        fd = self._file(name, where)
+        return mapped(fd, self._seen[name].st_size, os.path.join(self.path, name))
+
     def close(self) -> None:
         """Close the folder and the file that is open; idempotent."""
         for fd in (self._open[1], self._fd):
@@ -123,6 +132,22 @@ class DataFolder:
         if hasher.hexdigest() != place.checksum.lower():
             reason = f"the SHA-1 of {place.name!r} is {hasher.hexdigest()}, the model says another"
             raise error(Code.FILE_DIGEST, where, reason, "fetch both files again")
+
+
+def mapped(fd: int, size: int, location: str) -> memoryview:
+    """Return the bytes of an open file as private memory.
+
+    Raises:
+        FormatError: it shrank meanwhile.
+        TargetError: it cannot be read.
+    """
+    try:
+        return map_private(fd, size)
+    except EOFError as fault:
+        remedy = "fetch the file again from where it came"
+        raise error(Code.FORMAT_TRUNCATED, location, "it shrank meanwhile", remedy) from fault
+    except OSError as fault:
+        raise read_fault(fault, location) from fault
 
 
 def _refusal(where: str, reason: str, remedy: str = "do not use this file") -> PersistlibError:

@@ -14,7 +14,7 @@ from collections import Counter
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
-from persistlib.converters.onnx_data import DataFolder
+from persistlib.converters.onnx_data import DataFolder, mapped
 from persistlib.converters.onnx_numbers import count_numbers
 from persistlib.converters.onnx_tensors import FLOATS, INT64S, TEXT_LIMIT, Tensor, tensor_at
 from persistlib.errors import Code, error, printable
@@ -128,6 +128,17 @@ class OnnxModel:
         taken gets a number.
         """
         return _Tensors(self, whole=True).found
+
+    def mapped(self) -> dict[str, memoryview]:
+        """Return the bytes of the file, then of the files beside it, each by its plain name.
+
+        Raises:
+            PersistlibError: one of them is not there, or may not be read.
+        """
+        own = mapped(self._fd, self.data.size, self.location)
+        names = {t.place.name for t in self.everywhere.values() if t.place is not None}
+        beside = {name: self.folder.mapped(name, self.location) for name in sorted(names)}
+        return {os.path.basename(self.location): own} | beside
 
     def close(self) -> None:
         """Close the file and what is open beside it; idempotent."""

@@ -2,6 +2,8 @@
 
 Law: `parse(render(notes), where) == notes`. So the file alone gives back the whole state_dict in
 its order, ties and complex tensors among it, and nothing that the exporter made beside it.
+
+What it says of the model that the weights belong to stands under `MODEL` (`model_notes`).
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ if TYPE_CHECKING:
 ALIASES = "persistlib.aliases"
 COMPLEX = "persistlib.complex"
 STATE = "persistlib.state"
-KEYS = frozenset({ALIASES, COMPLEX, STATE})
+MODEL = "persistlib.model"
+KEYS = frozenset({ALIASES, COMPLEX, STATE, MODEL})
 # What stands beside the weights' own notes and sets options of a session that reads it.
 SESSION_OPTIONS = "ort_config"
 

@@ -11,6 +11,7 @@ from persistlib.errors import Code, error, missing_extra
 from persistlib.graph_wishes import GraphWishes
 from persistlib.installed import is_importable
 from persistlib.loading import Reading, load_module
+from persistlib.model_notes import render
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -79,6 +80,7 @@ def _export(
     if not is_importable("torch"):
         raise missing_extra("torch", "torch", "making a graph")
     from persistlib import examples
+    from persistlib.export.noting import note_of_bundle
     from persistlib.export.onnx_export import export
     from persistlib.export.proof import prove
 
@@ -94,7 +96,11 @@ def _export(
     inputs = examples.draw_inputs(interface)
     outputs = tuple(examples.run(model, inputs))
     exported = export(
-        model, tuple(inputs.values()), input_names=tuple(inputs), output_names=outputs
+        model,
+        tuple(inputs.values()),
+        input_names=tuple(inputs),
+        output_names=outputs,
+        metadata=render(note_of_bundle(bundle, inputs)),
     )
     proof = prove(model, exported)
     return {file.name: file.data for file in exported.files}, proof

@@ -12,7 +12,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -40,10 +40,12 @@ from persistlib.manifest.schema import (
     Interface,
     Manifest,
     State,
+    Status,
     TensorRecord,
     UnsavedTensor,
     Weights,
 )
+from persistlib.model_notes import ModelNote, noted_lineage, render
 from persistlib.writing import write_file, write_tensors
 
 if TYPE_CHECKING:
@@ -84,6 +86,7 @@ class Plan:
         license: SPDX identifier.
         sha256: whether files also get that digest.
         shard_bytes: the most bytes of tensors in one file.
+        status: whether the model may be used.
         requires: packages that the module cannot be rebuilt without, beyond torch, each with the
             versions that will do.
     """
@@ -96,6 +99,7 @@ class Plan:
     license: str | None = None
     sha256: bool = False
     shard_bytes: int = SHARD_BYTES
+    status: Status = field(default_factory=Status)
     requires: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -126,8 +130,18 @@ def save_module(
     architecture: Architecture | Mapping[str, Any] | str | None,
     onnx: bool,
     overwrite: bool,
+    graph: Proved | None = None,
 ) -> Manifest:
     """Save a module as a bundle at `path` and return its manifest.
+
+    Args:
+        model: as `persistlib.save`.
+        path: as `persistlib.save`.
+        plan: what is saved with the weights.
+        architecture: as `persistlib.save`.
+        onnx: whether a graph is made.
+        overwrite: as `persistlib.save`.
+        graph: one that was made of this module already.
 
     Raises:
         PersistlibError: see `persistlib.save`.
@@ -141,11 +155,13 @@ def save_module(
         description = describe(model, architecture=architecture, inputs=_probe(plan))
         unsaved = _unsaved(model, state, description)
         tell((*state.findings, *description.findings, *_borrowed(model, state, unsaved)))
+        if onnx:
+            graph = _export(model, plan, _Noted(state, description.architecture, unsaved))
         prepared = _Prepared(
             state=state,
             architecture=description.architecture,
             unsaved=unsaved,
-            graph=_export(model, plan) if onnx else None,
+            graph=graph,
             card=_previous_card(path) if overwrite else None,
         )
         return _write(folder, prepared, plan, writing.result())
@@ -226,7 +242,37 @@ def _borrowed(
             yield finding(Code.MODEL_OVERLAP, name, reason, severity=Severity.WARNING)
 
 
-def _export(model: nn.Module, plan: Plan) -> Proved:
+class _Noted(NamedTuple):
+    """What a graph notes of the module beside the plan."""
+
+    state: ModuleState
+    architecture: Architecture
+    unsaved: Mapping[str, tuple[torch.Tensor, bool]]
+
+    def note(self, plan: Plan, inputs: Mapping[str, torch.Tensor]) -> dict[str, str]:
+        """Return the metadata of a graph that is made with some inputs."""
+        from persistlib.export.noting import noted_inputs, noted_state
+
+        weights, state = noted_state(self.state, self.unsaved)
+        records = {"training": plan.training, "examples": plan.examples}
+        return render(
+            ModelNote(
+                name=plan.name,
+                license=plan.license,
+                status=plan.status,
+                architecture=self.architecture,
+                interface=plan.interface,
+                weights=weights,
+                state=state,
+                inputs=noted_inputs(inputs),
+                requires=REQUIRES | dict(plan.requires),
+                lineage=noted_lineage(plan.lineage),
+                left_out=tuple(name for name, record in records.items() if record is not None),
+            )
+        )
+
+
+def _export(model: nn.Module, plan: Plan, noted: _Noted) -> Proved:
     """Return the model as a proved graph.
 
     Raises:
@@ -252,6 +298,7 @@ def _export(model: nn.Module, plan: Plan) -> Proved:
         tuple(inputs.values()),
         input_names=tuple(inputs),
         output_names=tuple(outputs),
+        metadata=noted.note(plan, inputs),
     )
     return Proved(exported, prove(model, exported))
 
@@ -291,6 +338,7 @@ def _write(folder: NewFolder, prepared: _Prepared, plan: Plan, written: Written)
         created=_now(),
         name=plan.name,
         license=plan.license,
+        status=plan.status,
         architecture=prepared.architecture,
         interface=plan.interface,
         weights=weights,

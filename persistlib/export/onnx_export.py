@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 
-from persistlib.dtypes import DType, by_name
+from persistlib.dtypes import by_name
 from persistlib.errors import Code, error
 from persistlib.export.capture import capture
 from persistlib.export.naming import settle_names, strip_notes
-from persistlib.export.state import aliases_of, dtype_of, state_of
+from persistlib.export.state import aliases_of, dtype_of, precision_of, state_of
 from persistlib.graph_notes import Notes, render
 from persistlib.graph_tensors import (
     EXTERNAL_ABOVE,
@@ -63,6 +63,8 @@ class Exported:
         names: asked-for input and output names to the graph's, where the state has that name.
         precision: the coarsest float dtype of the state, which is what it computes in.
         examples: the inputs that it was traced with, on the host.
+        program: torch's own graph, whose nodes are called as the values that come from them; None
+            where the graph was not made just now.
     """
 
     files: tuple[ExportedFile, ...]
@@ -73,6 +75,7 @@ class Exported:
     names: Mapping[str, str]
     precision: str
     examples: tuple[torch.Tensor, ...]
+    program: ExportedProgram | None = None
 
     @property
     def external(self) -> dict[str, memoryview]:
@@ -208,7 +211,7 @@ def _read_back(
         inputs=_specs(proto.graph.input),
         outputs=_specs(proto.graph.output),
         names=names,
-        precision=_precision(state),
+        precision=precision_of(entry.dtype for entry in state.values()),
         examples=tuple(tensor.detach().cpu() for tensor in examples),
     )
 
@@ -243,9 +246,3 @@ def _specs(values: Iterable[onnx.ValueInfoProto]) -> tuple[TensorSpec, ...]:
         )
         specs.append(TensorSpec(name=value.name, dtype=dtype.name, shape=shape))
     return tuple(specs)
-
-
-def _precision(state: Mapping[str, StateTensor]) -> str:
-    floats = [entry.dtype for entry in state.values() if entry.dtype.name[0] in "FB"]
-    used = [dtype for dtype in floats if dtype is not DType.BOOL]
-    return min(used, key=lambda dtype: dtype.itemsize, default=DType.F32).name

@@ -16,7 +16,7 @@ from persistlib.dtypes import DType, of_torch
 from persistlib.errors import Code, error
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from numpy.typing import NDArray
 
@@ -103,6 +103,12 @@ def aliases_of(state: Mapping[str, StateTensor]) -> dict[str, str]:
         if (kept := first.setdefault(place, name)) != name:
             aliases[name] = kept
     return aliases
+
+
+def precision_of(dtypes: Iterable[DType]) -> str:
+    """Return the coarsest float dtype of a state, which is what a graph of it computes in."""
+    floats = [dtype for dtype in dtypes if dtype.name[0] in "FB" and dtype is not DType.BOOL]
+    return min(floats, key=lambda dtype: dtype.itemsize, default=DType.F32).name
 
 
 def _state_tensor(name: str, tensor: torch.Tensor) -> StateTensor:

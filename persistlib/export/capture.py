@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import onnx
+    from torch.export import ExportedProgram
 
     from persistlib.export.state import StateTensor
 
@@ -37,12 +38,14 @@ class Captured:
         inputs: how many forward arguments there are.
         outputs: the names of the outputs in order.
         examples: the inputs that it was traced with.
+        program: torch's own graph, whose nodes are called as the values that come from them.
     """
 
     proto: onnx.ModelProto
     inputs: int
     outputs: tuple[str, ...]
     examples: tuple[torch.Tensor, ...]
+    program: ExportedProgram
 
 
 class _Traced(torch.nn.Module):
@@ -84,11 +87,13 @@ def capture(
         raise error(Code.EXPORT_FAILED, _name(model), "it returns no tensor", "return tensors")
     try:
         with evaluation(model), silence():
-            proto = _optimised(_Traced(model), inputs, _shapes(inputs, axes), opset, set(state))
+            proto, program = _optimised(
+                _Traced(model), inputs, _shapes(inputs, axes), opset, set(state)
+            )
     except Exception as fault:
         remedy = "mend the module, or save it without a graph"
         raise error(Code.EXPORT_FAILED, _name(model), summary(fault), remedy) from fault
-    return Captured(proto, len(inputs), outputs, inputs)
+    return Captured(proto, len(inputs), outputs, inputs, program)
 
 
 def batch_axes(examples: Sequence[torch.Tensor]) -> tuple[int, ...]:
@@ -135,7 +140,7 @@ def _optimised(
     shapes: tuple[Any, ...] | None,
     opset: int | None,
     state: set[str],
-) -> onnx.ModelProto:
+) -> tuple[onnx.ModelProto, ExportedProgram]:
     device = device_of(traced)
     traced.training = False
     program = torch.onnx.export(
@@ -147,7 +152,7 @@ def _optimised(
         dynamic_shapes=shapes,
         opset_version=opset,
     )
-    if program is None:
+    if program is None or program.exported_program is None:
         raise RuntimeError("torch returned no program")
     graph: Any = program.model.graph
     for name in [name for name in graph.initializers if name.removeprefix(PREFIX) in state]:
@@ -155,5 +160,4 @@ def _optimised(
         value.const_value = None
         graph.inputs.append(value)
     program.optimize()
-    proto: onnx.ModelProto = program.model_proto
-    return proto
+    return program.model_proto, program.exported_program

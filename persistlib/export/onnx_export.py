@@ -11,7 +11,7 @@ as initializers that nothing refers to; ONNX Runtime drops those when a session 
 from __future__ import annotations
 
 import mmap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import onnx
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     import torch
+    from torch.export import ExportedProgram
 
     from persistlib.export.state import StateTensor
 
@@ -130,7 +131,8 @@ def export(
     asked = zip((*input_names, *wanted), values, strict=True)
     names = {name: value for name, value in asked if name != value}
     proto.Clear()  # its copy of the weights, before the written ones are parsed
-    return _read_back(files, state, names, captured.examples)
+    exported = _read_back(files, state, names, captured.examples)
+    return replace(exported, program=captured.program)
 
 
 def _require_names(names: Sequence[str], values: Sequence[object], argument: str) -> None:

@@ -16,6 +16,7 @@ from graph_assembly import model, of, outside, value, weight
 from persistlib.errors import Code, PersistlibError, SessionError
 from persistlib.manifest.schema import Interface
 from persistlib.runtime import session as session_module
+from persistlib.runtime.providers import CPU, Provider
 from persistlib.runtime.session import Session, open_session, ranked
 
 if TYPE_CHECKING:
@@ -166,8 +167,8 @@ def test_a_graph_newer_than_the_runtime_says_so(opset: int, ir_version: int) -> 
 
 def test_what_the_runtime_refuses_is_our_error_without_its_source_paths() -> None:
     data = of(model([helper.make_node("NoSuchOperator", ["x"], ["y"])]))
-    fault = refused(Code.SESSION_FAILED, lambda: open_session(data))
-    assert "NoSuchOperator" in fault.reason
+    fault = refused(Code.OPERATOR_UNSUPPORTED, lambda: open_session(data))
+    assert "no operator NoSuchOperator in ai.onnx opset 17" in fault.reason
     assert ".cc" not in fault.reason
 
 
@@ -203,12 +204,12 @@ def test_the_cpu_never_takes_the_place_of_another_provider_in_silence() -> None:
 
 def test_a_provider_that_the_session_left_out_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     # As where the build has CUDA and the machine no driver: the runtime drops it with a warning.
-    def resolved(*_: object) -> tuple[str, ...]:
-        return ("CUDAExecutionProvider", "CPUExecutionProvider")
+    def resolved(*_: object) -> tuple[Provider, ...]:
+        return (Provider("CUDAExecutionProvider"), Provider(CPU))
 
     monkeypatch.setattr(session_module, "resolve_all", resolved)
     with pytest.warns(UserWarning, match="CUDA"):
-        fault = refused(Code.PROVIDER_UNUSED, lambda: open_session(of(model())))
+        fault = refused(Code.PROVIDER_ABSENT, lambda: open_session(of(model())))
     assert fault.location == "cuda"
 
 

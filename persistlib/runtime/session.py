@@ -1,53 +1,37 @@
 """A session of ONNX Runtime over verified bytes: named arrays in, named arrays out, without torch.
 
 Laws: the runtime opens no file; a provider that was asked for by name is used, or it is an error;
-no exception of the runtime's own leaves this module.
+no exception of the runtime's own leaves this module; what takes longer than it may is ended.
 """
 
 from __future__ import annotations
 
-import os
-import re
-from collections import Counter
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+import math
+import time
+from typing import TYPE_CHECKING, Any, Literal, overload
 
-import numpy as np
-
-from persistlib.errors import Code, PersistlibError, error
-from persistlib.runtime.providers import CPU, resolve, resolve_all, short
-from persistlib.runtime.structure import LOCATION, check_graph
+from persistlib.errors import Code, error
+from persistlib.runtime import batching, placement, torch_tensors
+from persistlib.runtime.predictions import Prediction, ranked
+from persistlib.runtime.providers import CPU, Provider, resolve_all, short
+from persistlib.runtime.refusals import LOCATION, message, refused
+from persistlib.runtime.settings import require_harmless_environment, session_options
+from persistlib.runtime.structure import check_graph
 from persistlib.runtime.tensors import conform, from_runtime, to_runtime
+from persistlib.runtime.watch import deadline
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
+    import torch
     from numpy.typing import NDArray
 
     from persistlib.manifest.schema import Interface
     from persistlib.runtime.structure import GraphFacts
 
-_FATAL = 4  # ONNX Runtime's highest log level; what fails is raised as well
-_BATCH = 32  # images at once: more only costs memory
-_SCORES_RANK = 2
-_CONFIG = "ORT_LOAD_CONFIG_FROM_MODEL"
+__all__ = ["Prediction", "Session", "open_session", "ranked"]
 
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """What an image was taken for.
-
-    Attributes:
-        index: position of the best class.
-        label: its name; its position in decimals where the bundle names no classes.
-        probability: its share of the softmax.
-        top: the best classes with their probabilities, the best first.
-    """
-
-    index: int
-    label: str
-    probability: float
-    top: tuple[tuple[str, float], ...]
+_FASTER = "give it longer (timeout=SECONDS), or fewer samples at once"
 
 
 class Session:
@@ -57,8 +41,11 @@ class Session:
         inputs: what `run` takes, in order.
         outputs: what it gives, in order.
         providers: those that the session really has, by short name.
-        placement: how many operators each provider was given, where the runtime tells.
+        assigned: the operators that each provider was given, with how many of each; None where
+            the runtime does not tell.
+        facts: what the graph says about itself.
         interface: preprocessing and class names, for `predict`.
+        timeout: seconds that a run may take; None for as long as it likes.
     """
 
     def __init__(self, opened: Any, facts: GraphFacts, interface: Interface | None) -> None:
@@ -66,28 +53,107 @@ class Session:
         self.inputs = facts.inputs
         self.outputs = facts.outputs
         self.providers = tuple(short(name) for name in opened.get_providers())
-        self.placement = _placement(opened)
+        self.assigned = placement.assigned(opened)
+        self.facts = facts
         self.interface = interface
+        self.timeout: float | None = None
 
-    def run(self, inputs: object) -> dict[str, NDArray[Any]]:
+    @property
+    def placement(self) -> dict[str, int] | None:
+        """How many operators each provider was given, where the runtime tells."""
+        if self.assigned is None:
+            return None
+        return {name: sum(counts.values()) for name, counts in self.assigned.items()}
+
+    @overload
+    def run(
+        self, inputs: object, *, tensors: Literal["numpy"] = ..., timeout: float | None = ...
+    ) -> dict[str, NDArray[Any]]: ...
+
+    @overload
+    def run(
+        self, inputs: object, *, tensors: Literal["torch"], timeout: float | None = ...
+    ) -> dict[str, torch.Tensor]: ...
+
+    def run(
+        self, inputs: object, *, tensors: str = "numpy", timeout: float | None = None
+    ) -> dict[str, NDArray[Any]] | dict[str, torch.Tensor]:
         """Return the outputs by name.
 
         Args:
-            inputs: arrays by name; or arrays in order, in a list or tuple; or the only array.
+            inputs: arrays or tensors of torch by name; or in order, in a list or tuple; or the
+                only one.
+            tensors: "numpy" for arrays, or "torch" for tensors, which stay on the inputs' device.
+            timeout: seconds that it may take, told between two operators; None for the session's
+                own, infinity for as long as it likes.
 
         Raises:
-            SessionError: an input has the wrong name, dtype or shape, or the runtime failed.
+            SessionError: an input has the wrong name, dtype or shape, the runtime failed, or the
+                time is over.
+            MissingExtra: tensors are wanted and torch is not installed.
         """
-        arrays = conform(inputs, self.inputs)
-        names = [spec.name for spec in self.outputs]
-        try:
-            feeds = {s.name: to_runtime(arrays[s.name], s) for s in self.inputs}
-            values = self._opened.run_with_ort_values(names, feeds)
-            pairs = zip(values, self.outputs, strict=True)
-            return {spec.name: from_runtime(value, spec) for value, spec in pairs}
-        except Exception as fault:
-            reason, remedy = _message(fault), "see whether the inputs' values fit the model"
-            raise error(Code.RUN_FAILED, LOCATION, reason, remedy) from fault
+        if tensors not in ("numpy", "torch"):
+            reason = "is no kind of tensor"
+            raise error(Code.USAGE, f"tensors={tensors!r}", reason, 'use "numpy" or "torch"')
+        given = conform(inputs, self.inputs)
+        device = next((a.device for a in given.values() if torch_tensors.is_on_device(a)), None)
+        if device is not None and device.type not in self.providers:
+            given = {name: _on_host(array) for name, array in given.items()}
+            device = None
+        if tensors == "torch" and device is not None:
+            return self._run_on(given, (device.type, device.index or 0), timeout)
+        found = self._run(given, timeout)
+        return torch_tensors.as_tensors(found, self.outputs) if tensors == "torch" else found
+
+    def batches(
+        self, inputs: object, *, batch_size: int | None = None, timeout: float | None = None
+    ) -> Iterator[dict[str, NDArray[Any]]]:
+        """Yield the outputs of some samples after the other, in order.
+
+        Inputs are cut along the first axis as they are needed, so that a mapped file larger than
+        the memory will do. A graph of a fixed number of samples gets that many, the last ones
+        filled up with copies whose outputs are dropped.
+
+        Args:
+            inputs: as `run`, of any number of samples.
+            batch_size: samples at once; by default 32, or what the graph is fixed to.
+            timeout: seconds that one piece may take, as `run`.
+
+        Raises:
+            SessionError: as `run`; or an output has no row for each sample.
+            UsageError: the size cannot be.
+        """
+        pieces = batching.pieces(inputs, self.inputs, batch_size)
+        for part, rows in pieces.parts():
+            yield batching.cut(self._run(part, timeout), rows, pieces, self.outputs)
+
+    def run_batched(
+        self, inputs: object, *, batch_size: int | None = None, timeout: float | None = None
+    ) -> dict[str, NDArray[Any]]:
+        """Return the outputs of all samples by name, computed some at a time; see `batches`."""
+        return batching.joined([*self.batches(inputs, batch_size=batch_size, timeout=timeout)])
+
+    def warm_up(self, inputs: object = None, *, runs: int = 1) -> float:
+        """Run without looking at the outputs, and return the seconds that the last run took.
+
+        The first run of a session reserves memory, and on devices chooses kernels or builds
+        engines for the shapes that it sees: later ones are faster.
+
+        Args:
+            inputs: as `run`, of the shapes to come; by default zeros, with one sample and the
+                preprocessing's image size where the graph leaves them free, else 1.
+            runs: how often.
+
+        Raises:
+            SessionError: as `run`.
+        """
+        given = batching.zeros(self.inputs, self.interface) if inputs is None else inputs
+        seconds = 0.0
+        for _ in range(runs):
+            start = time.perf_counter()
+            self.run(given)
+            seconds = time.perf_counter() - start
+        return seconds
 
     def predict(self, images: Sequence[Any], *, top: int = 5) -> list[Prediction]:
         """Return what each image is taken for.
@@ -97,77 +163,125 @@ class Session:
             top: how many classes to name for each.
 
         Raises:
-            SessionError: the bundle does not say how inputs are prepared, the graph does not give
-                class scores, an image cannot be read, or the runtime failed.
+            SessionError: nothing says how inputs are prepared, the graph does not give class
+                scores, an image cannot be read, or the runtime failed.
+        """
+        labels = None if self.interface is None else self.interface.labels
+        return [
+            prediction
+            for outputs in self.outputs_of(images)
+            for prediction in ranked(next(iter(outputs.values())), labels, top=top)
+        ]
+
+    def outputs_of(self, images: Sequence[Any]) -> Iterator[dict[str, NDArray[Any]]]:
+        """Yield the outputs for some images after the other, prepared as the interface says.
+
+        Raises:
+            SessionError: as `predict`.
         """
         from persistlib import preprocessing
 
         interface = self.interface
         if interface is None or interface.preprocessing is None:
-            remedy = "prepare arrays yourself and use run()"
+            remedy = "prepare arrays yourself and use run(), or --input on the command line"
             raise error(Code.PREPROCESSING, "interface.preprocessing", "not recorded", remedy)
-        extent = self.inputs[0].shape[0] if self.inputs[0].shape else _BATCH
-        step = extent if isinstance(extent, int) else _BATCH
-        predictions: list[Prediction] = []
-        for start in range(0, len(images), max(step, 1)):
-            batch = preprocessing.apply(
-                images[start : start + max(step, 1)], interface.preprocessing
-            )
-            scores = next(iter(self.run([batch]).values()))
-            predictions.extend(ranked(scores, interface.labels, top=top))
-        return predictions
+        record = preprocessing.parse(interface.preprocessing)
+        step = batching.samples_at_once(self.inputs)
+        for start in range(0, len(images), step):
+            yield self.run_batched([preprocessing.apply(images[start : start + step], record)])
+
+    def end_profile(self) -> str:
+        """End profiling and return the path of the profile that the runtime wrote."""
+        return str(self._opened.end_profiling())
+
+    def _run(self, given: Mapping[str, Any], timeout: float | None) -> dict[str, NDArray[Any]]:
+        names = [spec.name for spec in self.outputs]
+
+        def work(options: Any) -> dict[str, NDArray[Any]]:
+            feeds = {s.name: to_runtime(given[s.name], s) for s in self.inputs}
+            values = self._opened.run_with_ort_values(names, feeds, options)
+            pairs = zip(values, self.outputs, strict=True)
+            return {spec.name: from_runtime(value, spec) for value, spec in pairs}
+
+        return self._timed(work, timeout)
+
+    def _run_on(
+        self, given: Mapping[str, Any], device: tuple[str, int], timeout: float | None
+    ) -> dict[str, torch.Tensor]:
+        def work(options: Any) -> dict[str, torch.Tensor]:
+            feeds = {s.name: to_runtime(given[s.name], s) for s in self.inputs}
+            found = torch_tensors.run_bound(self._opened, feeds, self.outputs, device, options)
+            return {spec.name: tensor for spec, tensor in zip(self.outputs, found, strict=True)}
+
+        return self._timed(work, timeout)
+
+    def _timed(self, work: Any, timeout: float | None) -> Any:
+        """Return what a run gives, ended when its time is over."""
+        import onnxruntime
+
+        options = onnxruntime.RunOptions()
+        seconds = seconds_of(self.timeout if timeout is None else timeout)
+
+        def stop() -> None:
+            options.terminate = True
+
+        try:
+            with deadline(seconds, stop) as watched:
+                return work(options)
+        except Exception as fault:
+            if watched.is_over:
+                reason = f"still running after {seconds:g} s, and ended"
+                raise error(Code.RUN_TIMEOUT, LOCATION, reason, _FASTER) from fault
+            reason, remedy = message(fault), "see whether the inputs' values fit the model"
+            raise error(Code.RUN_FAILED, LOCATION, reason, remedy) from fault
 
 
-def ranked(scores: NDArray[Any], labels: Sequence[str] | None, *, top: int = 5) -> list[Prediction]:
-    """Return the best classes of each row of scores, by softmax.
+def _on_host(array: Any) -> Any:
+    return torch_tensors.to_array(array) if torch_tensors.is_tensor(array) else array
+
+
+def seconds_of(timeout: float | None) -> float | None:
+    """Return a timeout in seconds; None for infinity.
 
     Raises:
-        SessionError: these are no scores of classes, or not as many classes as labels, or one is
-            not finite.
+        UsageError: it is no length of time.
     """
-    if scores.ndim != _SCORES_RANK or not scores.shape[1]:
-        reason = f"the first output has shape {scores.shape}, not (images, classes)"
-        raise error(Code.PREPROCESSING, "outputs", reason, "use run()")
-    names = labels or tuple(str(index) for index in range(scores.shape[1]))
-    if len(names) != scores.shape[1]:
-        reason = f"{len(names)} labels for {scores.shape[1]} classes"
-        raise error(Code.PREPROCESSING, "interface.labels", reason, "use run()")
-    wide = scores.astype(np.float64)
-    if not np.all(np.isfinite(wide)):
-        raise error(Code.RUN_FAILED, "outputs", "a score is not finite", "look at the image")
-    shares = np.exp(wide - wide.max(axis=1, keepdims=True))
-    shares /= shares.sum(axis=1, keepdims=True)
-    order = np.argsort(-wide, axis=1, kind="stable")[:, : max(top, 1)]
-    return [
-        Prediction(
-            index=int(best[0]),
-            label=names[int(best[0])],
-            probability=float(row[best[0]]),
-            top=tuple((names[int(i)], float(row[i])) for i in best),
-        )
-        for row, best in zip(shares, order, strict=True)
-    ]
+    if timeout is None:
+        return None
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0:
+        remedy = "give seconds above 0, or infinity for as long as it likes"
+        raise error(Code.USAGE, "timeout", f"{timeout!r} is no length of time", remedy)
+    return None if timeout == math.inf else float(timeout)
 
 
 def open_session(
     model: bytes | memoryview,
     *,
     external: Mapping[str, memoryview] | None = None,
-    providers: Sequence[str] | None = None,
+    providers: object = None,
     require: str | None = None,
+    min_share: float | None = None,
     threads: int | None = None,
     interface: Interface | None = None,
+    timeout: float | None = None,
+    profile: str | None = None,
+    location: object = LOCATION,
 ) -> Session:
     """Return a session over a graph's bytes.
 
     Args:
         model: the bytes of the ONNX file.
         external: its external data files by name.
-        providers: by short or full name, the preferred first; by default the CPU. Operators that a
-            provider lacks run on the CPU only where that is named too.
+        providers: by short or full name, the preferred first, each alone or as a pair with its
+            options; by default the CPU. Operators that a provider lacks run on the CPU only where
+            that is named too.
         require: a provider that must be given operators.
+        min_share: the part of all operators that the required provider must be given, 0 to 1.
         threads: that one operator may use; by default the runtime's choice.
         interface: preprocessing and class names, for `Session.predict`.
+        timeout: seconds that opening may take, and each run; by default as long as they like.
+        profile: the beginning of the path of a profile that the runtime writes; None for none.
+        location: what to name in an error.
 
     Raises:
         FormatError: the graph is not one that any runtime should see.
@@ -175,91 +289,71 @@ def open_session(
         SessionError: the runtime refuses it, or a provider is unknown, absent or not used.
         UsageError: an argument cannot mean anything.
     """
-    import onnxruntime
-
-    if os.environ.get(_CONFIG) == "1":
-        reason = "with this variable set the runtime takes its options from the file"
-        raise error(Code.SESSION_FAILED, _CONFIG, reason, f"unset {_CONFIG}")
-    names = resolve_all(providers, require)
-    facts = check_graph(model, external=external or {})
-    options = _options(names, threads)
+    require_harmless_environment()
+    placement.require_share(min_share, require)
+    wanted = resolve_all(providers, require)
+    seconds = seconds_of(timeout)
+    facts = check_graph(model, external=external or {}, location=location)
+    placement.require_loadable(wanted)
     used = {name: (external or {})[name] for name in facts.external}
-    if used:
-        options.add_external_initializers_from_files_in_memory(
-            list(used), list(used.values()), [view.nbytes for view in used.values()]
-        )
-    try:
-        opened = onnxruntime.InferenceSession(
-            bytes(model),
-            options,
-            providers=list(names),
-            enable_fallback=0,
-            read_config_from_model=0,
-        )
-    except Exception as fault:
-        raise _refused(fault, names) from fault
+    options = session_options(wanted, threads=threads, external=used, profile=profile)
+    data = bytes(model)
+    opened = _opened(data, options, wanted, seconds, location)
+    if isinstance(opened, Exception):
+        alone = [provider for provider in wanted if provider.name != CPU]
+        if CPU not in {provider.name for provider in wanted}:
+            beside = (*wanted, Provider(CPU))
+            raise _not_alone(data, beside, used, alone, opened) from opened
+        raise refused(opened, data, wanted, location) from opened
+    placement.require_placed(opened, wanted, require, min_share)
     session = Session(opened, facts, interface)
-    _require_used(session, names, require)
+    session.timeout = seconds
     return session
 
 
-def _options(names: Sequence[str], threads: int | None) -> Any:
+def _opened(
+    data: bytes,
+    options: Any,
+    providers: Sequence[Provider],
+    seconds: float | None,
+    location: object,
+) -> Any:
+    """Return ONNX Runtime's session, or what it raised."""
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = _FATAL
-    # Without this the runtime tells formats apart by four bytes that a hostile file can hold.
-    options.add_session_config_entry("session.load_model_format", "ONNX")
-    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    if CPU not in names:
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    if threads is not None:
-        if type(threads) is not int or threads < 1:
-            raise error(Code.USAGE, "threads", f"{threads!r} is no count", "give 1 or more")
-        options.intra_op_num_threads = threads
-    return options
+    def stop() -> None:
+        if hasattr(options, "set_load_cancellation_flag"):
+            options.set_load_cancellation_flag(True)
+
+    try:
+        with deadline(seconds, stop) as watched:
+            return onnxruntime.InferenceSession(
+                data,
+                options,
+                providers=[(provider.name, dict(provider.options)) for provider in providers],
+                enable_fallback=0,
+                read_config_from_model=0,
+            )
+    except Exception as fault:
+        if watched.is_over:
+            reason = f"still not open after {seconds:g} s, and given up"
+            remedy = "give it longer (timeout=SECONDS)"
+            raise error(Code.RUN_TIMEOUT, location, reason, remedy) from fault
+        return fault
 
 
-def _refused(fault: Exception, names: Sequence[str]) -> PersistlibError:
-    reason = _message(fault)
-    if "IR version" in reason or "Opset" in reason:
-        remedy = "pip install --upgrade onnxruntime, or export with a lower opset"
-        return error(Code.GRAPH_VERSION, LOCATION, reason, remedy)
-    if CPU not in names:
-        remedy = 'add "cpu" to the providers, or mend the provider\'s installation'
-        return error(Code.PROVIDER_UNUSED, ", ".join(map(short, names)), reason, remedy)
-    return error(Code.SESSION_FAILED, LOCATION, reason, "export the model again")
-
-
-def _require_used(session: Session, names: Sequence[str], require: str | None) -> None:
-    """Raise where the runtime quietly left out a provider that was asked for."""
-    for name in map(short, names):
-        if name not in session.providers:
-            reason = f"the session has {', '.join(session.providers)}"
-            remedy = "mend the driver or the provider's libraries; the runtime found none to use"
-            raise error(Code.PROVIDER_UNUSED, name, reason, remedy)
-    if require is None or session.placement is None:
-        return
-    if not session.placement.get(wanted := short(resolve(require))):
-        given = ", ".join(f"{name}: {count}" for name, count in session.placement.items())
-        reason = f"it was given no operator ({given or 'none were given to any'})"
-        raise error(Code.PROVIDER_UNUSED, wanted, reason, "use a graph that the provider can run")
-
-
-def _placement(opened: Any) -> dict[str, int] | None:
-    """Return the operators given to each provider; None where the runtime does not tell."""
-    if not hasattr(opened, "get_provider_graph_assignment_info"):
-        return None
-    counts: Counter[str] = Counter()
-    for part in opened.get_provider_graph_assignment_info():
-        counts[short(part.ep_name)] += len(part.get_nodes())
-    return dict(counts)
-
-
-def _message(fault: Exception) -> str:
-    """Return the runtime's message without its numbers, source paths and C++ signatures."""
-    lines = str(fault).strip().splitlines()
-    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", lines[0] if lines else "")
-    if ".cc:" in text or ".h:" in text:
-        text = text.rpartition(") ")[2]
-    return text[:300] or type(fault).__name__
+def _not_alone(
+    data: bytes,
+    beside: Sequence[Provider],
+    external: Mapping[str, memoryview],
+    alone: Sequence[Provider],
+    fault: Exception,
+) -> Exception:
+    """Return the error for providers that were asked for without the CPU and do not suffice."""
+    given = None
+    both = _opened(data, session_options(beside, external=external), beside, None, LOCATION)
+    if not isinstance(both, Exception):
+        placement.require_placed(both, beside, None, None)
+        given = placement.assigned(both)
+    names = ", ".join(short(provider.name) for provider in alone)
+    return placement.not_alone(names, given, message(fault))

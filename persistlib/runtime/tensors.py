@@ -15,6 +15,7 @@ import numpy as np
 
 from persistlib.dtypes import DType
 from persistlib.errors import Code, PersistlibError, error
+from persistlib.runtime import torch_tensors
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,11 +26,11 @@ if TYPE_CHECKING:
 _BITS = {8: np.uint8, 16: np.uint16}
 
 
-def conform(inputs: object, specs: Sequence[TensorSpec]) -> dict[str, NDArray[Any]]:
-    """Return the inputs by name, as dense arrays.
+def conform(inputs: object, specs: Sequence[TensorSpec]) -> dict[str, Any]:
+    """Return the inputs by name, as dense arrays; tensors on a device stay tensors.
 
     Args:
-        inputs: arrays by name; or arrays in order, in a list or tuple; or the only array.
+        inputs: arrays or tensors by name; or in order, in a list or tuple; or the only one.
         specs: what the graph takes.
 
     Raises:
@@ -37,21 +38,28 @@ def conform(inputs: object, specs: Sequence[TensorSpec]) -> dict[str, NDArray[An
     """
     named = _named(inputs, specs)
     extents: dict[str, tuple[int, str]] = {}
-    arrays: dict[str, NDArray[Any]] = {}
+    arrays: dict[str, Any] = {}
     for spec in specs:
         array = _array(named[spec.name], spec)
-        if fault := _shape_fault(array.shape, spec, extents):
+        if fault := _shape_fault(tuple(array.shape), spec, extents):
             raise _refusal(spec, fault, f"give shape {_shown(spec.shape)}")
-        # Not ascontiguousarray, which gives a scalar an axis.
-        arrays[spec.name] = np.asarray(array, order="C")
+        if torch_tensors.is_tensor(array):
+            arrays[spec.name] = array.detach().contiguous()
+        else:
+            # Not ascontiguousarray, which gives a scalar an axis.
+            arrays[spec.name] = np.asarray(array, order="C")
     return arrays
 
 
-def to_runtime(array: NDArray[Any], spec: TensorSpec) -> Any:
-    """Return an array as ONNX Runtime's value; the array must live as long as that."""
+def to_runtime(array: Any, spec: TensorSpec) -> Any:
+    """Return an array or tensor as ONNX Runtime's value; it must live as long as that."""
     import onnx
     import onnxruntime
 
+    if torch_tensors.is_tensor(array):
+        if hasattr(onnxruntime.OrtValue, "from_dlpack"):
+            return onnxruntime.OrtValue.from_dlpack(array)
+        array = torch_tensors.to_array(array)
     dtype = DType[spec.dtype]
     if not dtype.value.extension:
         return onnxruntime.OrtValue.ortvalue_from_numpy(array)
@@ -93,17 +101,36 @@ def _named(inputs: object, specs: Sequence[TensorSpec]) -> Mapping[str, object]:
     return inputs
 
 
-def _array(value: object, spec: TensorSpec) -> NDArray[Any]:
+def _array(value: object, spec: TensorSpec) -> Any:
     expected = DType[spec.dtype].numpy
+    if torch_tensors.is_on_device(value):
+        return _tensor(value, spec)
     try:
-        array = np.asarray(value)
+        array = (
+            torch_tensors.to_array(value) if torch_tensors.is_tensor(value) else np.asarray(value)
+        )
     except Exception as fault:  # any class may define what becomes of it as an array
         reason = f"a {type(value).__name__}, which is no array: {fault}"
         raise _refusal(spec, reason, "give a numpy array") from fault
     if array.dtype != expected:
         reason = f"expected dtype {expected.name}, given {array.dtype.name}"
-        raise _refusal(spec, reason, f"convert it with .astype({expected.name!r})")
+        raise _refusal(spec, reason, f"convert it with {_cast(value, spec)}")
     return array
+
+
+def _tensor(value: Any, spec: TensorSpec) -> Any:
+    """Return a tensor that lies on a device, once its dtype is right."""
+    if (given := torch_tensors.dtype_name(value)) != DType[spec.dtype].numpy.name:
+        reason = f"expected dtype {DType[spec.dtype].numpy.name}, given {given}"
+        raise _refusal(spec, reason, f"convert it with {_cast(value, spec)}")
+    return value
+
+
+def _cast(value: object, spec: TensorSpec) -> str:
+    dtype = DType[spec.dtype]
+    if torch_tensors.is_tensor(value):
+        return f".to(torch.{dtype.value.torch})"
+    return f".astype({dtype.numpy.name!r})"
 
 
 def _shape_fault(

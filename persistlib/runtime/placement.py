@@ -1,0 +1,180 @@
+"""Which provider computes what, and whether that is what was asked for.
+
+Law: a session that comes out of `require_placed` has every provider that was asked for, and gave
+the required one its share; a session of the CPU alone never passes for another.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from persistlib.errors import Code, PersistlibError, error
+from persistlib.runtime import builds, libraries
+from persistlib.runtime.providers import CPU, absent, available, resolve, short
+from persistlib.runtime.trials import trial
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from persistlib.runtime.providers import Provider
+
+Assigned = dict[str, Counter[str]]
+_NAMED = 6  # operators to name in a message
+_LIBRARY = "libonnxruntime_providers_{}.so"
+
+
+def assigned(opened: Any) -> Assigned | None:
+    """Return the operators that each provider was given, by short name; None where not told."""
+    if not hasattr(opened, "get_provider_graph_assignment_info"):
+        return None
+    given: Assigned = {}
+    for part in opened.get_provider_graph_assignment_info():
+        counts = given.setdefault(short(part.ep_name), Counter())
+        counts.update(node.op_type for node in part.get_nodes())
+    return given
+
+
+def require_loadable(providers: Sequence[Provider]) -> None:
+    """Refuse a provider whose libraries this machine lacks, before the runtime tries them.
+
+    Raises:
+        SessionError: it lacks some; all are named.
+    """
+    import onnxruntime
+
+    for provider in providers:
+        name = short(provider.name)
+        if name in ("cuda", "tensorrt") and hasattr(onnxruntime, "preload_dlls"):
+            builds.quietly(onnxruntime.preload_dlls)
+        if lacking := libraries.missing(builds.library(_LIBRARY.format(name))):
+            raise _lacking(name, lacking)
+
+
+def _lacking(name: str, lacking: tuple[str, ...]) -> PersistlibError:
+    version = builds.cuda_version()
+    reason = f"its library needs {', '.join(lacking)}, which this machine does not have"
+    reason += f" (this build is made for CUDA {version})" if version else ""
+    cure = libraries.cure_of(lacking, version)
+    return error(Code.PROVIDER_BROKEN, name, reason, f"{cure}; or ask for the cpu")
+
+
+def require_placed(
+    opened: Any, providers: Sequence[Provider], require: str | None, min_share: float | None
+) -> None:
+    """Refuse a session that is not what was asked for.
+
+    Args:
+        opened: the session.
+        providers: that were asked for.
+        require: the provider that must compute.
+        min_share: the part of all operators that it must be given, from 0 to 1; None for one.
+
+    Raises:
+        SessionError: a provider was left out, or the required one got less; with the cause.
+    """
+    has = {short(name) for name in opened.get_providers()}
+    for provider in providers:
+        if short(provider.name) not in has:
+            raise left_out(provider)
+    if require is None:
+        return
+    wanted = short(resolve(require))
+    given = assigned(opened)
+    if given is None:
+        if wanted != short(CPU) and CPU in {provider.name for provider in providers}:
+            reason = "this release of ONNX Runtime does not tell which operators it was given"
+            remedy = f"pip install --upgrade it, or ask for {wanted} without the cpu beside it"
+            raise error(Code.PROVIDER_UNUSED, wanted, reason, remedy)
+        return
+    total = sum(sum(counts.values()) for counts in given.values())
+    own = sum(given.get(wanted, Counter()).values())
+    if total and (not own or (min_share is not None and own < min_share * total)):
+        raise _too_little(wanted, given, min_share)
+
+
+def require_share(min_share: float | None, require: str | None) -> None:
+    """Refuse a share that cannot mean anything.
+
+    Raises:
+        UsageError: it is no part of a whole, or nobody's.
+    """
+    if min_share is None:
+        return
+    if isinstance(min_share, bool) or not isinstance(min_share, (int, float)):
+        raise error(Code.USAGE, "min_share", f"{min_share!r} is no number", "give 0 to 1")
+    if not 0 <= min_share <= 1:
+        raise error(Code.USAGE, "min_share", f"{min_share} is no part of 1", "give 0 to 1")
+    if require is None:
+        reason = "it does not say of which provider"
+        raise error(Code.USAGE, "min_share", reason, "name it with require")
+
+
+def _too_little(wanted: str, given: Assigned, min_share: float | None) -> PersistlibError:
+    total = sum(sum(counts.values()) for counts in given.values())
+    own = sum(given.get(wanted, Counter()).values())
+    others = "; ".join(f"{n} has {_shown(c)}" for n, c in given.items() if n != wanted)
+    reason = f"it was given {own} of {total} operators"
+    if min_share is not None and own:
+        reason += f", less than {min_share:.0%}"
+    lacks = f"{wanted} has no kernel for them, or none of their dtype"
+    remedy = f"use a graph without what {wanted} lacks, or drop require"
+    if own:
+        remedy = f"lower min_share, or use a graph without what {wanted} lacks"
+    return error(Code.PROVIDER_UNUSED, wanted, f"{reason}: {others} ({lacks})", remedy)
+
+
+def _shown(counts: Mapping[str, int]) -> str:
+    """Return operators with how many there are of each, the most first."""
+    most = Counter(counts).most_common()
+    told = ", ".join(f"{name} {count}" for name, count in most[:_NAMED])
+    return told + (f" and {len(most) - _NAMED} kinds more" if len(most) > _NAMED else "")
+
+
+def left_out(provider: Provider) -> PersistlibError:
+    """Return the error for a provider that the runtime did not put into a session, with the cause.
+
+    The runtime says it to the standard error alone; so it is asked again, in another process.
+    """
+    name = short(provider.name)
+    if provider.name not in available():
+        return absent(name)
+    installed = builds.installed()
+    if len(installed) > 1:
+        reason = builds.told(installed)
+        return error(Code.PROVIDER_CLASH, name, reason, builds.cure(name, installed))
+    tried = trial(provider)
+    if not tried.is_created:
+        return error(Code.PROVIDER_BROKEN, name, tried.reason, broken_cure(name, tried.reason))
+    reason = tried.reason or "the runtime left it out of this session, and does not say why"
+    remedy = 'see "persistlib providers", and whether its options fit this graph'
+    return error(Code.PROVIDER_UNUSED, name, reason, remedy)
+
+
+def broken_cure(name: str, reason: str) -> str:
+    """Return what to do where a provider of this build does not work."""
+    if name in ("cuda", "tensorrt"):
+        if not libraries.is_there("libcuda.so.1"):
+            return (
+                "install the NVIDIA driver (this machine has no libcuda.so.1; in a container, start"
+                " it with the GPU: docker run --gpus all), or ask for the cpu"
+            )
+        if "driver" in reason.casefold():
+            return f"update the NVIDIA driver: CUDA {builds.cuda_version()} needs a newer one"
+    return f'mend what it names, or ask for the cpu; "persistlib providers" tries {name} again'
+
+
+def not_alone(name: str, given: Assigned | None, fault: str) -> PersistlibError:
+    """Return the error for a provider that was asked for alone and cannot compute the whole graph.
+
+    Args:
+        name: its short name.
+        given: what it and the CPU would be given together; None where not known.
+        fault: what the runtime says.
+    """
+    remedy = 'add "cpu" to the providers'
+    if not given or (name in given and len(given) == 1):
+        return error(Code.PROVIDER_UNUSED, name, fault, f"{remedy}, or mend its installation")
+    rest = "; ".join(_shown(counts) for other, counts in given.items() if other != name)
+    reason = f"it has no kernel, or none of their dtype, for {rest}"
+    return error(Code.PROVIDER_UNUSED, name, reason, f"{remedy}: it computes those")

@@ -1,0 +1,77 @@
+"""The options that every session of ONNX Runtime is opened with."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from persistlib.errors import Code, error
+from persistlib.runtime.providers import CPU
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from persistlib.runtime.providers import Provider
+
+_FATAL = 4  # ONNX Runtime's highest log level; what fails is raised as well
+_CONFIG = "ORT_LOAD_CONFIG_FROM_MODEL"
+# What folding constants may add at once while a session opens: a constant of a few bytes can say
+# that it is as large as the machine. A weight that is only turned round is smaller.
+_FOLDED_BYTES = 1 << 30
+
+
+def require_harmless_environment() -> None:
+    """Refuse to open a session whose options the file itself would set.
+
+    Raises:
+        SessionError: an environment variable says so.
+    """
+    if os.environ.get(_CONFIG) == "1":
+        reason = "with this variable set the runtime takes its options from the file"
+        raise error(Code.SESSION_FAILED, _CONFIG, reason, f"unset {_CONFIG}")
+
+
+def session_options(
+    providers: Sequence[Provider],
+    *,
+    threads: int | None = None,
+    external: Mapping[str, memoryview] | None = None,
+    profile: str | None = None,
+) -> Any:
+    """Return ONNX Runtime's options for a session.
+
+    Args:
+        providers: those that it will have.
+        threads: that one operator may use; None for the runtime's choice.
+        external: data files by name, handed over in memory.
+        profile: the beginning of the path of a profile to write; None for none.
+
+    Raises:
+        UsageError: the threads are no count.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _FATAL
+    entries = {
+        # Without it the runtime tells formats apart by four bytes that a hostile file can hold.
+        "session.load_model_format": "ONNX",
+        "session.record_ep_graph_assignment_info": "1",
+        "optimization.constant_folding_max_output_size_in_bytes": str(_FOLDED_BYTES),
+    }
+    if CPU not in {provider.name for provider in providers}:
+        entries["session.disable_cpu_ep_fallback"] = "1"
+    for key, value in entries.items():
+        options.add_session_config_entry(key, value)
+    if threads is not None:
+        if type(threads) is not int or threads < 1:
+            raise error(Code.USAGE, "threads", f"{threads!r} is no count", "give 1 or more")
+        options.intra_op_num_threads = threads
+    if external:
+        options.add_external_initializers_from_files_in_memory(
+            list(external), list(external.values()), [view.nbytes for view in external.values()]
+        )
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = profile
+    return options

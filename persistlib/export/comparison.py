@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 FLOOR = 1e-10
 # An output must move by this many tolerances when the inputs change.
 RESPONSE = 5
+# Whole numbers made from floats, such as an argmax, may fall either way where two are level.
+INTEGERS = 1e-3
 # One unit in the last place of the largest value, halved by rounding in each of two runtimes.
 _ROUNDING = 2
 _TRAIN = "train the model first, or give example inputs that it was made for"
@@ -132,6 +134,35 @@ class Observed:
     def _mismatch(self, reason: str) -> PersistlibError:
         remedy = "report this with the model; save it without a graph meanwhile"
         return error(Code.EXPORT_MISMATCH, self.name, reason, remedy)
+
+
+def is_float(array: NDArray[Any]) -> bool:
+    """Return whether values are compared by distance: not whole numbers or truth values."""
+    return array.dtype.kind not in "iub" and "int" not in array.dtype.name
+
+
+def deviation(expected: NDArray[Any], given: NDArray[Any]) -> float:
+    """Return how far an array is off: of floats the largest difference over the spread expected.
+
+    Floats may have another dtype than expected; what is infinite or NaN must be so in both. Of
+    whole numbers it is the share that differs, of arrays of other shapes or kinds infinite.
+    """
+    if expected.shape != given.shape or is_float(expected) != is_float(given):
+        return math.inf
+    if not expected.size:
+        return 0.0
+    if not is_float(expected):
+        return float(np.mean(expected != given))
+    wanted, found = expected.astype(np.float64), given.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        differs = (wanted != found) & ~(np.isnan(wanted) & np.isnan(found))
+        if not differs.any():
+            return 0.0
+        off = float(np.abs(wanted[differs] - found[differs]).max())
+    finite = wanted[np.isfinite(wanted)]
+    spread = float(np.ptp(finite)) if finite.size else 0.0
+    scale = spread or float(np.abs(finite).max(initial=0.0))
+    return off / scale if scale and math.isfinite(off) else math.inf
 
 
 def degenerate(name: str, reason: str) -> PersistlibError:

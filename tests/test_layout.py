@@ -36,7 +36,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("formats", "installed"),
     (
         *("architecture", "blocks", "bundle", "card", "casting", "compat", "conversion"),
-        *("deviation", "difference", "examples", "graph_modules", "graph_wishes"),
+        *("deviation", "difference", "examples", "graph_wishes"),
         *("model_notes", "noted_models"),
         *("identification", "keras_models"),
         *("keras_reading", "preprocessing", "selection", "sources", "summary", "verification"),
@@ -45,7 +45,15 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("export", "runtime", "training"),
     ("alignment", "evaluation", "quantization"),
     (
-        *("behaviour", "graph_bundles", "graphs", "keras_conversion", "loading", "measurement"),
+        *(
+            "behaviour",
+            "graph_bundles",
+            "graph_modules",
+            "graphs",
+            "keras_conversion",
+            "loading",
+            "measurement",
+        ),
         "saving",
     ),
     ("api",),
@@ -63,6 +71,7 @@ NEED_TORCH = (
     "examples",
     "export",
     "graph_bundles",
+    "graph_modules",
     "identification.adoption",
     "keras_conversion",
     "keras_models",

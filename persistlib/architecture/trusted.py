@@ -32,8 +32,8 @@ _PACKAGES = ("torch.nn", "torchvision.models", "torchvision.ops")
 # Of torch's own operators, those that reach a file or foreign memory; the rest of `torch`, where
 # `load` lives, is no operator and not allowed at all.
 _REACHING_OUT = frozenset({"from_file", "frombuffer"})
-# A module of our own, which holds what it is given to be harmless.
-_OWN = frozenset({"persistlib.keras_models:KerasModel"})
+# Modules of our own, which hold what they are given to be harmless.
+_OWN = frozenset({"persistlib.graph_modules:GraphModule", "persistlib.keras_models:KerasModel"})
 PARAMETRIZATIONS = frozenset(
     {
         "torch.nn.utils.parametrizations:orthogonal",

@@ -1,0 +1,49 @@
+"""The operators, a module for each subject; importing this one enters them all in the table."""
+
+from __future__ import annotations
+
+from persistlib.graph_modules.operators import (
+    arrangement,
+    arithmetic,
+    attention,
+    contrib,
+    contrib_quantized,
+    control,
+    convolution,
+    detection,
+    indexing,
+    linear,
+    normalization,
+    pooling,
+    quantization,
+    randomness,
+    recurrent,
+    reduction,
+    resizing,
+    sampling,
+    sequences,
+    signals,
+)
+
+__all__ = [
+    "arithmetic",
+    "arrangement",
+    "attention",
+    "contrib",
+    "contrib_quantized",
+    "control",
+    "convolution",
+    "detection",
+    "indexing",
+    "linear",
+    "normalization",
+    "pooling",
+    "quantization",
+    "randomness",
+    "recurrent",
+    "reduction",
+    "resizing",
+    "sampling",
+    "sequences",
+    "signals",
+]

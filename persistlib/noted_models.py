@@ -32,6 +32,7 @@ from persistlib.checkpoint import identity
 from persistlib.digests import digest
 from persistlib.dtypes import DType
 from persistlib.errors import Code, PersistlibError, error, error_of, finding, warn
+from persistlib.manifest.consistency import is_dense
 from persistlib.model_notes import refusal, values_of
 
 if TYPE_CHECKING:
@@ -107,12 +108,12 @@ def _laid_out(tensor: torch.Tensor, strides: tuple[int, ...], where: str) -> tor
     """Return a tensor in another order of memory, of no more memory than it has.
 
     Raises:
-        FormatError: the strides leave bytes out.
+        FormatError: the strides leave bytes out, or repeat them.
     """
     extents = tuple(tensor.shape)
-    fits = len(strides) == len(extents) and all(extents)
-    last = sum((n - 1) * s for n, s in zip(extents, strides, strict=fits)) if fits else -1
-    if last != tensor.numel() - 1:
+    # An axis of one element may say any stride, also one that no machine has room for.
+    is_sane = len(strides) == len(extents) and max(strides, default=0) <= max(tensor.numel(), 1)
+    if not (is_sane and is_dense(extents, strides)):
         raise refusal(where, f"strides {strides} for the shape {extents}")
     return with_strides(tensor, strides)
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from persistlib.manifest.schema import TensorSpec
 
 # Elements of one input; more are no example of what a network is usually given.
-INPUT_LIMIT = 1 << 26
+INPUT_LIMIT = 1 << 24
 _SEED = 0
 _LARGE = 1e300  # the difference of two such numbers is still one
 

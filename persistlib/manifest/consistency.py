@@ -110,11 +110,12 @@ def _layout_faults(manifest: Manifest) -> Iterator[tuple[str, str]]:
         shape = shapes.get(name, ())
         if len(strides) != len(shape) or not strides:
             yield f"state.strides.{name}", "does not go with the tensor's shape"
-        elif not _is_dense(shape, strides):
+        elif not is_dense(shape, strides):
             yield f"state.strides.{name}", "leaves or repeats bytes of the tensor"
 
 
-def _is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:
+def is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Return whether strides lay a tensor of a shape out in its own bytes, each once."""
     if 0 in shape:
         return True
     step = 1

@@ -23,7 +23,7 @@ from persistlib.errors import (
     error,
     missing_extra,
 )
-from persistlib.formats import FORMATS, by_name, by_suffix, ending
+from persistlib.formats import FORMATS, by_content, by_name, by_suffix, ending
 from persistlib.graph_wishes import GraphWishes
 from persistlib.installed import is_importable
 from persistlib.manifest.schema import Interface, Lineage, Manifest, Section, Training
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from persistlib.architecture.freezing import Frozen
+    from persistlib.evaluation.judging import Evaluation
     from persistlib.files import StrPath
     from persistlib.graph_wishes import GraphOptions
     from persistlib.identification.reading import Identification
@@ -47,6 +48,17 @@ if TYPE_CHECKING:
     from persistlib.patterns import Patterns, Rules
     from persistlib.runtime.session import Session
     from persistlib.training.loop import FinetuneResult
+
+    class Judging(TypedDict, total=False):
+        """What `evaluate` takes besides model, data and runtime."""
+
+        held_out: bool
+        batch_size: int
+        calls: int
+        threads: int | None
+        providers: Sequence[Any] | None
+        require: str | None
+        trust: Collection[str]
 
     class Opening(TypedDict, total=False):
         """What `load` takes whatever it returns."""
@@ -59,7 +71,9 @@ if TYPE_CHECKING:
         trust: Collection[str]
         providers: Sequence[Any] | None
         require: str | None
+        min_share: float | None
         threads: int | None
+        timeout: float | None
 
 
 _Section = TypeVar("_Section", bound=Section)
@@ -232,12 +246,14 @@ def load(
     trust: Collection[str] = (),
     providers: Sequence[Any] | None = None,
     require: str | None = None,
+    min_share: float | None = None,
     threads: int | None = None,
+    timeout: float | None = None,
 ) -> nn.Module | dict[str, torch.Tensor] | Session:
     """Open a bundle, every byte that is used compared with its digest.
 
     Args:
-        path: the folder that `save` made.
+        path: the folder that `save` made; for `runtime="onnxruntime"` also any ONNX file.
         runtime: "torch" for a module, "onnxruntime" for a session that needs no torch.
         device: where the module's tensors go.
         train: None restores every module's mode as saved; True or False calls `train(...)`.
@@ -247,9 +263,13 @@ def load(
         verify: whether digests are compared.
         strict: whether a module configured otherwise than the saved one is an error or a warning.
         trust: packages beyond torchvision.models and torch.nn that may be imported.
-        providers: ONNX Runtime execution providers in order, such as ["CUDA", "CPU"].
-        require: the provider that must be used.
+        providers: ONNX Runtime execution providers in order, such as ["cuda", "cpu"], or
+            [("cuda", {"device_id": 1}), "cpu"] with options; by default the CPU.
+        require: the provider that must be given operators.
+        min_share: the part of all operators that the required provider must be given, 0 to 1.
         threads: how many threads ONNX Runtime may use for one operator.
+        timeout: seconds that opening and each run of a session may take, infinity for as long as
+            they like; by default a run has 600, or 60 where the graph has loops.
 
     Returns:
         A module, a dict of tensors with `only`, or a session with `runtime="onnxruntime"`.
@@ -266,13 +286,22 @@ def load(
     from persistlib import loading
 
     how = loading.Reading(mmap, verify)
+    wishes: loading.SessionWishes = {
+        "providers": providers,
+        "require": require,
+        "min_share": min_share,
+        "threads": threads,
+        "timeout": timeout,
+    }
+    if not is_folder(path):
+        if runtime != "onnxruntime":
+            raise _no_module(path)
+        return loading.load_graph_file(path, how, **wishes)
 
     def work(bundle: Bundle) -> nn.Module | dict[str, torch.Tensor] | Session:
         loading.require_compatible(bundle.manifest, runtime)
         if runtime == "onnxruntime":
-            return loading.load_session(
-                bundle, how, providers=providers, require=require, threads=threads
-            )
+            return loading.load_session(bundle, how, **wishes)
         if only is not None:
             tensors = loading.load_tensors(bundle, only, how)
             return {name: tensor.to(device) for name, tensor in tensors.items()}
@@ -282,6 +311,15 @@ def load(
     if runtime == "torch":
         _require_torch("loading a module")
     return reading(path, work)
+
+
+def _no_module(path: StrPath) -> PersistlibError:
+    """Return the error for a file that was to be opened as a module."""
+    name = os.fspath(path)
+    remedy = f"persistlib identify {name} --bundle DIR makes a bundle of a weights file"
+    if by_content(path).name == "onnx":
+        remedy = f'runtime="onnxruntime" opens it; or make a bundle: persistlib convert {name} DIR'
+    return error(Code.NOT_A_BUNDLE, path, "a file, which is no module by itself", remedy)
 
 
 @dataclass(frozen=True)
@@ -621,6 +659,58 @@ def finetune(
             overwrite=overwrite,
         )
     return result
+
+
+def evaluate(
+    model: nn.Module | Session | StrPath,
+    data: Any,
+    *,
+    runtime: str | Sequence[str] | None = None,
+    interface: Interface | Mapping[str, Any] | None = None,
+    save: bool = False,
+    **how: Unpack[Judging],
+) -> Evaluation:
+    """Judge a classifier on labelled data, in several runtimes side by side.
+
+    Args:
+        model: a bundle, an ONNX file, a module, or a session.
+        data: a folder with one folder of images a class; an `.npz` file with `labels` and `images`
+            or `inputs`; "sklearn:digits"; or a pair (inputs, labels) of arrays.
+        runtime: "torch", "onnxruntime", both in a sequence or with a comma between; the second is
+            compared with the first. None takes all in which the model runs here.
+        interface: classes and preprocessing where the model does not say them, or says others.
+        save: whether the result joins the evaluations in the bundle's manifest.
+        **how: held_out, batch_size, calls, threads, providers, require, trust; see
+            `measurement.Wishes`.
+
+    Returns:
+        Metrics, times and answers of each runtime, and how alike the answers are.
+
+    Raises:
+        TrainingError: the data cannot be used or does not fit the model, or its outputs are no
+            scores of classes; every fault of the data is reported.
+        SessionError: a runtime refuses or fails, or nothing says how images are prepared.
+        MissingExtra: scikit-learn, or torch where it is asked for, is not installed.
+        PersistlibError: the model cannot be loaded, or the manifest not be written.
+    """
+    from persistlib import measurement
+
+    given = _as(Interface, interface)
+    names = measurement.runtimes(runtime)
+    wishes = measurement.Wishes(runtimes=names, interface=given, **how)
+    if isinstance(model, (str, os.PathLike)):
+        if is_folder(model):
+            return measurement.evaluate_bundle(model, data, wishes, save=save)
+        model = load(
+            model,
+            runtime="onnxruntime",
+            providers=wishes.providers,
+            require=wishes.require,
+            threads=wishes.cores,
+        )
+    if save:
+        raise error(Code.USAGE, "save", "only a bundle keeps results", "give a bundle")
+    return measurement.evaluate_open(model, data, wishes)
 
 
 def origin(model: nn.Module) -> tuple[Lineage, ...]:

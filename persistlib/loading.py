@@ -7,7 +7,7 @@ only then a tensor. While the digests are computed on all cores the module is re
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 from persistlib.compat import Target, check_manifest
 from persistlib.dtypes import DType
@@ -19,12 +19,18 @@ if TYPE_CHECKING:
 
     import torch
     from torch import nn
+    from typing_extensions import Unpack
 
     from persistlib.bundle import Bundle
+    from persistlib.files import StrPath
     from persistlib.manifest.schema import Manifest
     from persistlib.patterns import Patterns
     from persistlib.runtime.session import Session
 
+# Seconds that a run may take where the caller says nothing. Only in a graph with loops do values
+# say how long it runs; elsewhere no run is endless, and a large one may take a slow machine long.
+_LOOP_SECONDS = 60.0
+_RUN_SECONDS = 600.0
 _SAME_VERSIONS = "load it with the versions it was saved with, or pass strict=False"
 
 
@@ -33,6 +39,26 @@ class Reading(NamedTuple):
 
     mapped: bool
     verify: bool
+
+
+class SessionWishes(TypedDict, total=False):
+    """How a session is opened; each as `runtime.session.open_session` explains it.
+
+    Attributes:
+        providers: in order of preference.
+        require: the provider that must compute.
+        min_share: the part of all operators that it must be given.
+        threads: that one operator may use.
+        timeout: seconds that opening and each run may take.
+        profile: the beginning of the path of a profile.
+    """
+
+    providers: Sequence[Any] | None
+    require: str | None
+    min_share: float | None
+    threads: int | None
+    timeout: float | None
+    profile: str | None
 
 
 def require_compatible(manifest: Manifest, runtime: str) -> None:
@@ -197,14 +223,7 @@ def _refuse_meta(model: nn.Module) -> None:
         )
 
 
-def load_session(
-    bundle: Bundle,
-    reading: Reading,
-    *,
-    providers: Sequence[str] | None,
-    require: str | None,
-    threads: int | None,
-) -> Session:
+def load_session(bundle: Bundle, reading: Reading, **wishes: Unpack[SessionWishes]) -> Session:
     """Return a runtime session over the bundle's graph, every byte compared with its digest.
 
     Raises:
@@ -221,14 +240,37 @@ def load_session(
             "save it with onnx=True",
         )
     model, *external = manifest.graphs[0].files
-    return open_session(
+    session = open_session(
         bundle.whole(model, mapped=reading.mapped, verify=reading.verify),
         external={
             entry.path: bundle.whole(entry, mapped=reading.mapped, verify=reading.verify)
             for entry in external
         },
-        providers=providers,
-        require=require,
-        threads=threads,
         interface=manifest.interface,
+        **wishes,
     )
+    return _ending(session)
+
+
+def load_graph_file(path: StrPath, reading: Reading, **wishes: Unpack[SessionWishes]) -> Session:
+    """Return a runtime session over an ONNX file that stands in no bundle.
+
+    Raises:
+        PersistlibError: it is none, its bytes differ from what it says of them, it refers to what
+            is never read, or the runtime refuses it.
+    """
+    from persistlib.runtime.graph_files import read_graph_file
+    from persistlib.runtime.session import open_session
+
+    file = read_graph_file(path, mapped=reading.mapped, verify=reading.verify)
+    session = open_session(
+        file.model, external=file.external, interface=file.interface, location=path, **wishes
+    )
+    return _ending(session)
+
+
+def _ending(session: Session) -> Session:
+    """Return the session with a limit for its runs where the caller said none."""
+    if session.timeout is None:
+        session.timeout = _LOOP_SECONDS if session.facts.has_loops else _RUN_SECONDS
+    return session

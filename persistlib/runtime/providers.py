@@ -14,6 +14,7 @@ from persistlib.runtime import builds
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import TypeGuard
 
 CPU = "CPUExecutionProvider"
 _SUFFIX = "ExecutionProvider"
@@ -131,11 +132,10 @@ def _pair(wish: object) -> tuple[str, dict[str, str]]:
         return wish, {}
     if not _is_pair(wish):
         raise _misshapen(wish)
-    name, options = wish  # type: ignore[misc] # _is_pair said so
-    return name, {str(key): _text(value) for key, value in options.items()}
+    return wish[0], {str(key): _text(value) for key, value in wish[1].items()}
 
 
-def _is_pair(wish: object) -> bool:
+def _is_pair(wish: object) -> TypeGuard[tuple[str, Mapping[Any, Any]]]:
     return (
         isinstance(wish, (tuple, list))
         and len(wish) == 2

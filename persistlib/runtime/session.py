@@ -10,6 +10,7 @@ import math
 import time
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+from persistlib.dtypes import DType
 from persistlib.errors import Code, error
 from persistlib.runtime import batching, placement, torch_tensors
 from persistlib.runtime.predictions import Prediction, ranked
@@ -57,6 +58,9 @@ class Session:
         self.facts = facts
         self.interface = interface
         self.timeout: float | None = None
+        self._is_plain = not any(
+            DType[spec.dtype].value.extension for spec in (*self.inputs, *self.outputs)
+        )
 
     @property
     def placement(self) -> dict[str, int] | None:
@@ -198,12 +202,17 @@ class Session:
         names = [spec.name for spec in self.outputs]
 
         def work(options: Any) -> dict[str, NDArray[Any]]:
+            # Ten times faster for a small graph: no value is wrapped.
+            if self._is_plain and not any(map(torch_tensors.is_tensor, given.values())):
+                values = self._opened.run(names, dict(given), options)
+                return dict(zip(names, values, strict=True))
             feeds = {s.name: to_runtime(given[s.name], s) for s in self.inputs}
             values = self._opened.run_with_ort_values(names, feeds, options)
             pairs = zip(values, self.outputs, strict=True)
             return {spec.name: from_runtime(value, spec) for value, spec in pairs}
 
-        return self._timed(work, timeout)
+        found: dict[str, NDArray[Any]] = self._timed(work, timeout)
+        return found
 
     def _run_on(
         self, given: Mapping[str, Any], device: tuple[str, int], timeout: float | None
@@ -213,7 +222,8 @@ class Session:
             found = torch_tensors.run_bound(self._opened, feeds, self.outputs, device, options)
             return {spec.name: tensor for spec, tensor in zip(self.outputs, found, strict=True)}
 
-        return self._timed(work, timeout)
+        tensors: dict[str, torch.Tensor] = self._timed(work, timeout)
+        return tensors
 
     def _timed(self, work: Any, timeout: float | None) -> Any:
         """Return what a run gives, ended when its time is over."""

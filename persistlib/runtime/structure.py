@@ -46,6 +46,7 @@ class GraphFacts:
         inputs: without initializers; a free extent has its name, or one made of input and axis.
         outputs: likewise.
         external: the names of external data files, sorted.
+        has_loops: whether values alone say how often a part of it is computed.
     """
 
     ir_version: int
@@ -53,6 +54,7 @@ class GraphFacts:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     external: tuple[str, ...]
+    has_loops: bool = False
 
 
 def check_graph(
@@ -86,6 +88,7 @@ def check_graph(
         inputs=_specs((v for v in proto.graph.input if v.name not in known), location),
         outputs=_specs(proto.graph.output, location),
         external=tuple(sorted(check.external)),
+        has_loops=check.has_loops,
     )
 
 
@@ -113,6 +116,7 @@ class _Check:
         self.given = external
         self.location = location
         self.external: set[str] = set()
+        self.has_loops = False
         self.functions = {(f.domain, f.name) for f in proto.functions}
 
     def model(self) -> None:
@@ -165,9 +169,10 @@ class _Check:
     def _nodes(self, nodes: Iterable[onnx.NodeProto]) -> None:
         for node in nodes:
             if node.op_type in _FOREIGN:
-                raise self._unsafe(f"the operator {node.op_type} runs foreign code")
+                raise self._unsafe(f"the operator {node.op_type} runs foreign code", node.name)
             if node.domain not in _ALLOWED and (node.domain, node.op_type) not in self.functions:
-                raise self._unsafe(f"the operator {node.domain}:{node.op_type} is not known")
+                raise self._unknown(node)
+            self.has_loops |= node.op_type == "Loop"
             for attribute in node.attribute:
                 self._attribute(attribute)
 
@@ -223,6 +228,15 @@ class _Check:
 
     def _unsafe(self, reason: str, name: str = "") -> PersistlibError:
         return error(Code.GRAPH_UNSAFE, self._place(name), reason, _REMEDY)
+
+    def _unknown(self, node: onnx.NodeProto) -> PersistlibError:
+        opsets = {opset.domain: opset.version for opset in self.proto.opset_import}
+        opset = opsets.get(node.domain, "not imported")
+        reason = f"the operator {node.domain}:{node.op_type} (opset {opset}) is not known"
+        remedy = (
+            "export it with operators of ai.onnx alone; libraries of operators are never loaded"
+        )
+        return error(Code.GRAPH_UNSAFE, self._place(node.name), reason, remedy)
 
     def _place(self, name: str) -> str:
         return f"{self.location}: {name}" if name else str(self.location)

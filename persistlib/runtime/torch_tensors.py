@@ -14,6 +14,7 @@ from persistlib.installed import is_importable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from typing import TypeGuard
 
     import torch
     from numpy.typing import NDArray
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from persistlib.manifest.schema import TensorSpec
 
 
-def is_tensor(value: object) -> bool:
+def is_tensor(value: object) -> TypeGuard[torch.Tensor]:
     """Return whether a value is a tensor of torch; torch is not imported for it."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
@@ -29,7 +30,7 @@ def is_tensor(value: object) -> bool:
 
 def is_on_device(value: object) -> bool:
     """Return whether a value is a tensor that lies where the processor cannot read it."""
-    return is_tensor(value) and value.device.type != "cpu"  # type: ignore[attr-defined]
+    return is_tensor(value) and value.device.type != "cpu"
 
 
 def dtype_name(tensor: torch.Tensor) -> str:
@@ -97,8 +98,6 @@ def run_bound(
         device: kind and number, as torch names them: ("cuda", 0).
         options: of the run.
     """
-    import torch
-
     binding = opened.io_binding()
     for name, value in feeds.items():
         binding.bind_ortvalue_input(name, value)
@@ -107,7 +106,9 @@ def run_bound(
     binding.synchronize_inputs()
     opened.run_with_iobinding(binding, options)
     binding.synchronize_outputs()
-    return [torch.from_dlpack(value) for value in binding.get_outputs()]
+    from torch.utils.dlpack import from_dlpack
+
+    return [from_dlpack(value) for value in binding.get_outputs()]
 
 
 def as_tensors(

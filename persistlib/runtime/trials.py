@@ -27,7 +27,8 @@ _MAIN = (
 _SECONDS = 60  # engines are built for the small graph too, and a device may have to wake up
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _PLACES = re.compile(
-    r"^\S+ \S+ \[\w:\w+:[^\]]*\] |\S+\.(?:cc|cpp|h):\d+ [^|]*?\) ?|\[ONNXRuntimeError\] : \d+ : \w+ : "
+    r"^\S+ \S+ \[\w:\w+:[^\]]*\] |\S+\.(?:cc|cpp|h):\d+ [^|]*?\) ?"
+    r"|\[ONNXRuntimeError\] : \d+ : \w+ : "
 )
 _LIMIT = 400  # characters of a cause
 

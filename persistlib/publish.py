@@ -34,7 +34,16 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-__all__ = ["NewFolder", "OutFile", "exchange", "file", "folder", "open_folder", "write_fault"]
+__all__ = [
+    "NewFolder",
+    "OutFile",
+    "amended",
+    "exchange",
+    "file",
+    "folder",
+    "open_folder",
+    "write_fault",
+]
 
 _RENAME_EXCHANGE = 2  # linux/fs.h
 _SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h
@@ -43,6 +52,7 @@ _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
 _REMEDIES = {
     errno.EBUSY: (Code.TARGET_KIND, "it is a mount point or in use: name a folder in it"),
+    errno.EXDEV: (Code.TARGET_KIND, "it is a mount point: name a folder in it"),
     errno.ENAMETOOLONG: (Code.TARGET_WRITE, "choose a shorter name"),
     errno.ENOTDIR: (Code.TARGET_KIND, "a part of the path is a file: name another folder"),
     errno.ELOOP: (Code.TARGET_KIND, "a part of the path is a link to itself: name another folder"),
@@ -185,7 +195,7 @@ def folder(
             raise
         finally:
             close(fd)
-        _make_durable(place)
+        _make_durable(place.fd, place.path)
         place.sweep(replaced)
 
 
@@ -218,7 +228,39 @@ def file(path: StrPath, *, overwrite: bool = True) -> Generator[OutFile]:
             raise
         finally:
             close(fd)
-        _make_durable(place)
+        _make_durable(place.fd, place.path)
+
+
+@contextlib.contextmanager
+def amended(path: StrPath, name: str) -> Generator[tuple[Folder, OutFile]]:
+    """Yield the folder at `path` and a new version of one of its files, published on leaving.
+
+    No other writer replaces the folder meanwhile. The new version is written beside the folder, so
+    that a crash leaves no strange file in it. A link to a folder is followed.
+
+    Raises:
+        TargetError: no folder stands there, or writing fails; the file stands unchanged.
+        LockedError: another writer is at work there.
+        DurabilityError: the new file is in place, but the last fsync failed.
+    """
+    with _held(os.path.realpath(path)) as place:
+        place.undo_gap()
+        place.sweep_leftovers()
+        staged = place.fresh()
+        fd = -1
+        with open_folder(place.path) as folder:
+            try:
+                fd = os.open(staged, _WRITE_FLAGS, 0o666, dir_fd=place.fd)
+                yield folder, OutFile(fd, os.path.join(place.parent, staged), name)
+                keep_mode(fd, os.stat(name, dir_fd=folder.fd).st_mode)
+                sync(fd)
+                os.rename(staged, name, src_dir_fd=place.fd, dst_dir_fd=folder.fd)
+            except BaseException:
+                place.sweep(staged)
+                raise
+            finally:
+                close(fd)
+            _make_durable(folder.fd, place.path)
 
 
 @contextlib.contextmanager
@@ -326,13 +368,14 @@ def _libc() -> ctypes.CDLL | None:
     return ctypes.CDLL(None, use_errno=True) if sys.platform.startswith("linux") else None
 
 
-def _make_durable(place: Place) -> None:
+def _make_durable(folder_fd: int, path: str) -> None:
+    """Return when the names in a target's folder are on the medium."""
     try:
-        sync_folder(place.fd)
+        sync_folder(folder_fd)
     except OSError as fault:
         raise error(
             Code.DURABILITY,
-            place.path,
+            path,
             f"the new version is in place, but fsync of its parent failed: {fault.strerror}",
             "check the disk, then save again or copy the bundle elsewhere",
         ) from fault

@@ -40,6 +40,7 @@ VERBS = {
     "diff": Entry("Look", "Show what differs between two models."),
     "formats": Entry("Look", "List the file formats, and what each keeps."),
     "run": Entry("Look", "Name what is on images."),
+    "evaluate": Entry("Look", "Measure how often a model is right, and how fast it is."),
     "verify": Entry("Trust", "Compare every byte with what was saved."),
     "check": Entry("Trust", "Say whether a model will work here, or elsewhere."),
 }
@@ -57,6 +58,9 @@ _OTHER_NAMES = {
     "predict": "run",
     "infer": "run",
     "validate": "verify",
+    "test": "evaluate",
+    "score": "evaluate",
+    "benchmark": "evaluate",
     "doctor": "check",
 }
 

@@ -1,0 +1,225 @@
+"""`persistlib evaluate`: how good a model is on labelled data, in several runtimes side by side."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import persistlib
+from persistlib.cli.answer import Answer, Exit, Fields, Line, Span, Style, Table, verdict
+from persistlib.cli.command import Verb, trust_option
+from persistlib.cli.text import command as words
+from persistlib.cli.text import counted, number, percent
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from persistlib.cli.answer import Block
+    from persistlib.evaluation.judging import Evaluation, RuntimeResult
+    from persistlib.evaluation.metrics import ClassScore, Metrics
+
+# Above this many classes, rows and the matrix are folded to what matters most.
+_WHOLE = 12
+_UNDEFINED = "–"
+_OPTIONS = ("held_out", "batch_size", "calls", "threads", "require", "trust")
+
+
+def _names(_: click.Context, __: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    """Return the names of `CUDA,CPU`."""
+    return None if value is None else tuple(name for name in value.split(",") if name)
+
+
+@click.command("evaluate", cls=Verb)
+@click.argument("model", metavar="BUNDLE|ONNX")
+@click.option(
+    "--data",
+    required=True,
+    metavar="DIR|NPZ|sklearn:digits",
+    help="A folder with one folder of images a class, an .npz file, or the digits.",
+)
+@click.option(
+    "--runtime",
+    metavar="NAME,...",
+    help="torch, onnxruntime, or both; without it, wherever the model runs here.",
+)
+@click.option("--held-out", is_flag=True, help="Only what the training of the model held out.")
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), default=32, show_default=True, metavar="N"
+)
+@click.option(
+    "--calls",
+    type=click.IntRange(min=0),
+    default=30,
+    show_default=True,
+    metavar="N",
+    help="Calls to time for each batch size, at most; 0 times none.",
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Threads of each runtime; without, one a core.",
+)
+@click.option(
+    "--providers",
+    callback=_names,
+    metavar="NAME,...",
+    help="ONNX Runtime's providers, the preferred first: CUDA,CPU.",
+)
+@click.option("--require", metavar="NAME", help="Refuse to run unless this provider computes.")
+@click.option("--save", is_flag=True, help="Add the result to the bundle's manifest.")
+@click.option("--all", "show_all", is_flag=True, help="Show every class and mistake.")
+@trust_option
+def command(model: str, *, data: str, show_all: bool, **options: Any) -> Answer:
+    """Measure how often the model is right on labelled data, and how fast.
+
+    Images are prepared as the model's manifest says, alike for every runtime. An .npz file holds
+    `labels`, and `images` or, ready for the model, `inputs`.
+    """
+    evaluation = persistlib.evaluate(
+        model,
+        data,
+        runtime=options["runtime"],
+        providers=options["providers"],
+        save=options["save"],
+        **{name: options[name] for name in _OPTIONS},
+    )
+    return Answer(
+        data={"path": model, **evaluation.to_dict(), "saved": options["save"]},
+        report=tuple(_report(evaluation, show_all=show_all)),
+        brief=tuple(f"{r.runtime} {r.metrics.accuracy:.4f}" for r in evaluation.results),
+        hints=_hints(model, data, options),
+    )
+
+
+def _hints(model: str, data: str, options: dict[str, Any]) -> tuple[str, ...]:
+    if options["save"]:
+        return (words("persistlib", "inspect", model),)
+    return (words("persistlib", "evaluate", model, "--data", data, "--json"),)
+
+
+def _report(evaluation: Evaluation, *, show_all: bool) -> Iterator[Block]:
+    first, samples = evaluation.results[0], evaluation.samples
+    images = counted(len(samples), "image")
+    right = round(first.metrics.accuracy * len(samples))
+    text = f"{percent(first.metrics.accuracy)} right: {number(right)} of {images}"
+    yield verdict(text, Exit.OK, samples.name + (", held out" if samples.held_out else ""))
+    yield _side_by_side(evaluation)
+    yield Line((Span(""),))
+    yield Fields(tuple(_facts(evaluation)))
+    yield from _classes(first, show_all=show_all)
+    if len(first.metrics.classes) <= _WHOLE or show_all:
+        yield from _matrix(first.metrics)
+    else:
+        yield from _mistakes(first.metrics)
+
+
+def _side_by_side(evaluation: Evaluation) -> Table:
+    """Return the runtimes in columns and what was measured in rows."""
+    results = evaluation.results
+    rows: list[tuple[str, list[str]]] = [
+        ("accuracy", [percent(r.metrics.accuracy) for r in results]),
+        ("  95 % interval", [_interval(r.metrics) for r in results]),
+    ]
+    if results[0].top5 is not None:
+        rows.append(("among the best 5", [percent(r.top5 or 0) for r in results]))
+    for kind in ("macro", "weighted"):
+        for name in ("precision", "recall", "f1"):
+            values = (getattr(getattr(r.metrics, kind), name) for r in results)
+            shown = "F1" if name == "f1" else name
+            rows.append((f"{kind} {shown}", [percent(value) for value in values]))
+    for timings in zip(*(r.timings for r in results), strict=True):
+        batch = f"batch {number(timings[0].batch)}"
+        rows.append((f"{batch}: ms, median", [f"{t.median:.2f}" for t in timings]))
+        rows.append((f"{batch}: ms, p95", [f"{t.p95:.2f}" for t in timings]))
+        rows.append((f"{batch}: images/s", [number(round(t.throughput)) for t in timings]))
+    head = ("", *(r.runtime for r in results))
+    cells = tuple((name, *values) for name, values in rows)
+    return Table(head, cells, frozenset(range(1, len(head))))
+
+
+def _interval(metrics: Metrics) -> str:
+    low, high = metrics.interval
+    return f"{100 * low:.1f} to {percent(high)}"
+
+
+def _facts(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
+    for agreement in evaluation.agreements:
+        names = " and ".join(agreement.runtimes)
+        alike = f"{number(agreement.same)} of {number(agreement.images)} answers alike"
+        yield names, f"{alike}; scores within {agreement.difference:.1e} of their spread"
+    for result in evaluation.results:
+        facts = result.facts
+        parts = [f"{result.runtime} {facts.get('version')}"]
+        parts += [str(facts["device"])] if "device" in facts else []
+        providers = facts.get("providers")
+        parts += [", ".join(map(str, providers))] if isinstance(providers, list) else []
+        parts += [f"batches of {facts['batch']}, filled up"] if "batch" in facts else []
+        yield "computed by", f"{', '.join(parts)}; {counted(evaluation.threads, 'thread')}"
+    timed = evaluation.results[0].timings
+    if evaluation.preparation is not None and timed:
+        text = f"{evaluation.preparation:.2f} ms an image; no part of the times above"
+        yield "preparation", text
+    if timed:
+        yield "timed", f"{counted(timed[0].calls, 'call')}, runtimes in turns"
+    metrics = evaluation.metrics
+    if metrics.averaged < len(metrics.classes):
+        yield "averages", f"over {metrics.averaged} classes that occur or were answered"
+    if missing := metrics.unanswered:
+        shown = ", ".join(missing[:_WHOLE]) + (", ..." if len(missing) > _WHOLE else "")
+        yield "never answered", f"{shown}: precision is not defined, and counts as 0"
+
+
+def _classes(result: RuntimeResult, *, show_all: bool) -> Iterator[Block]:
+    rows = [row for row in result.metrics.classes if row.images or row.precision is not None]
+    title = f"classes, {result.runtime}"
+    if len(rows) > _WHOLE and not show_all:
+        rows = sorted(rows, key=lambda row: row.f1 or 0)[:_WHOLE]
+        title = f"the {_WHOLE} worst of {len(result.metrics.classes)} {title}"
+    yield Line((Span(""),))
+    yield Table(
+        (title, "images", "precision", "recall", "F1"),
+        tuple(_row(row) for row in rows),
+        frozenset({1, 2, 3, 4}),
+    )
+
+
+def _row(row: ClassScore) -> tuple[str, ...]:
+    shares = (row.precision, row.recall, row.f1)
+    shown = (_UNDEFINED if share is None else percent(share) for share in shares)
+    return row.name, number(row.images), *shown
+
+
+def _matrix(metrics: Metrics) -> Iterator[Block]:
+    """Yield the confusion matrix, rows the true class, columns the answer by its number."""
+    names = [row.name for row in metrics.classes]
+    rows = tuple(
+        (
+            f"{index} {name}",
+            *(
+                Span(number(int(count)) if count else "·", _style(index == column, int(count)))
+                for column, count in enumerate(counts)
+            ),
+        )
+        for index, (name, counts) in enumerate(zip(names, metrics.confusion, strict=True))
+    )
+    yield Line((Span(""),))
+    head = ("true class, taken for", *(str(index) for index in range(len(names))))
+    yield Table(head, rows, frozenset(range(1, len(head))))
+
+
+def _style(is_right: bool, count: int) -> Style:
+    if not count:
+        return Style.FAINT
+    return Style.GOOD if is_right else Style.BAD
+
+
+def _mistakes(metrics: Metrics) -> Iterator[Block]:
+    confused = metrics.confused()
+    if not confused:
+        return
+    rows = tuple((truth, answer, number(n)) for truth, answer, n in confused[:_WHOLE])
+    yield Line((Span(""),))
+    more = f" (of {number(len(confused))} kinds)" if len(confused) > _WHOLE else ""
+    yield Table(("most frequent mistakes" + more, "taken for", "images"), rows, frozenset({2}))

@@ -1,0 +1,1 @@
+"""Judging a model on labelled data: metrics, speed, and agreement between runtimes."""

@@ -1,0 +1,193 @@
+"""How right answers are: scikit-learn's metrics, with what is not defined left undefined.
+
+Precision is not defined for a class that was never answered, recall for one that never occurs. Such
+a figure is None in its class's row, and counts as 0 in the averages, as scikit-learn does; averages
+are over the classes that occur or were answered.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from persistlib.errors import missing_extra
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+    from pydantic import JsonValue
+
+# The normal quantile of a two-sided 95 % interval.
+_QUANTILE = 1.959963984540054
+# Above this many classes the matrix is left out of JSON; the pairs say the same.
+_MATRIX = 100
+
+
+@dataclass(frozen=True, slots=True)
+class ClassScore:
+    """How one class fared; None is what is not defined.
+
+    Attributes:
+        name: the class.
+        images: how many samples are of it.
+        precision: of the answers that named it, the share that is right.
+        recall: of its samples, the share that was named so.
+        f1: the harmonic mean of both.
+    """
+
+    name: str
+    images: int
+    precision: float | None
+    recall: float | None
+    f1: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Average:
+    """Precision, recall and F1 over the classes that occur or were answered."""
+
+    precision: float
+    recall: float
+    f1: float
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """What answers are worth.
+
+    Attributes:
+        accuracy: share of right answers.
+        interval: of the accuracy, at 95 % (Wilson's).
+        macro: each class counts the same.
+        weighted: each class counts as often as it occurs.
+        classes: a row a class, in the order of the scores.
+        confusion: counts, int64, rows the true class, columns the answer.
+        averaged: how many classes the averages are over.
+    """
+
+    accuracy: float
+    interval: tuple[float, float]
+    macro: Average
+    weighted: Average
+    classes: tuple[ClassScore, ...]
+    confusion: NDArray[np.int64]
+    averaged: int
+
+    @property
+    def unanswered(self) -> tuple[str, ...]:
+        """The classes that occur and were never answered: their precision counts as 0."""
+        return tuple(row.name for row in self.classes if row.images and row.precision is None)
+
+    def confused(self) -> list[tuple[str, str, int]]:
+        """Return true class, answer and count of every kind of mistake, the most frequent first."""
+        wrong = self.confusion.copy()
+        np.fill_diagonal(wrong, 0)
+        pairs = np.argwhere(wrong)
+        rows = [(int(wrong[t, p]), int(t), int(p)) for t, p in pairs]
+        rows.sort(key=lambda row: (-row[0], row[1], row[2]))
+        names = [row.name for row in self.classes]
+        return [(names[t], names[p], count) for count, t, p in rows]
+
+    def to_dict(self) -> dict[str, JsonValue]:
+        """Return the metrics as plain JSON; no `confusion` above 100 classes."""
+        matrix: JsonValue = None
+        if len(self.classes) <= _MATRIX:
+            matrix = [[int(count) for count in row] for row in self.confusion]
+        return {
+            "accuracy": self.accuracy,
+            "interval": list(self.interval),
+            "macro": _average(self.macro),
+            "weighted": _average(self.weighted),
+            "averaged": self.averaged,
+            "classes": [
+                {
+                    "name": row.name,
+                    "images": row.images,
+                    "precision": row.precision,
+                    "recall": row.recall,
+                    "f1": row.f1,
+                }
+                for row in self.classes
+            ],
+            "confusion": matrix,
+            "confused": [
+                {"class": truth, "answer": answer, "images": count}
+                for truth, answer, count in self.confused()
+            ],
+        }
+
+
+def measure(truth: NDArray[np.int64], answers: NDArray[np.int64], names: Sequence[str]) -> Metrics:
+    """Return what answers are worth.
+
+    Args:
+        truth: the true class of each sample, at least one.
+        answers: the class that was answered.
+        names: of all classes.
+
+    Raises:
+        MissingExtra: scikit-learn is not installed.
+    """
+    sklearn = _sklearn()
+    labels = np.arange(len(names))
+    right = int(np.sum(truth == answers))
+    rows = sklearn.precision_recall_fscore_support(
+        truth, answers, labels=labels, zero_division=np.nan
+    )
+    return Metrics(
+        accuracy=right / len(truth),
+        interval=wilson(right, len(truth)),
+        macro=_averaged(sklearn, truth, answers, "macro"),
+        weighted=_averaged(sklearn, truth, answers, "weighted"),
+        classes=tuple(
+            ClassScore(name, int(images), *map(_defined, (precision, recall, f1)))
+            for name, precision, recall, f1, images in zip(names, *rows, strict=True)
+        ),
+        confusion=sklearn.confusion_matrix(truth, answers, labels=labels).astype(np.int64),
+        averaged=len(np.union1d(truth, answers)),
+    )
+
+
+def require_metrics() -> None:
+    """Fail now, not after everything ran, where scikit-learn is not installed.
+
+    Raises:
+        MissingExtra: it is not.
+    """
+    _sklearn()
+
+
+def wilson(right: int, count: int) -> tuple[float, float]:
+    """Return the 95 % interval of a share, from `right` of `count` (Wilson, 1927)."""
+    share, z2 = right / count, _QUANTILE**2
+    middle = (share + z2 / (2 * count)) / (1 + z2 / count)
+    half = math.sqrt(share * (1 - share) / count + z2 / (4 * count**2)) / (1 + z2 / count)
+    half *= _QUANTILE
+    return max(middle - half, 0.0), min(middle + half, 1.0)
+
+
+def _sklearn() -> Any:
+    try:
+        from sklearn import metrics
+    except ImportError as fault:
+        raise missing_extra("scikit-learn", "evaluate", "evaluating") from fault
+    return metrics
+
+
+def _averaged(
+    sklearn: Any, truth: NDArray[np.int64], answers: NDArray[np.int64], how: str
+) -> Average:
+    values = sklearn.precision_recall_fscore_support(truth, answers, average=how, zero_division=0)
+    return Average(*map(float, values[:3]))
+
+
+def _average(average: Average) -> JsonValue:
+    return {"precision": average.precision, "recall": average.recall, "f1": average.f1}
+
+
+def _defined(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)

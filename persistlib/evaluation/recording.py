@@ -1,0 +1,50 @@
+"""Keeping a result in the manifest of the bundle that it is about.
+
+Law: nothing of the bundle changes but its list of evaluations and its manifest's digest; after a
+crash at any moment the manifest is the whole old one or the whole new one.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from persistlib import publish
+from persistlib.canonical import SIZE_LIMIT
+from persistlib.errors import Code, error
+from persistlib.manifest import document
+
+if TYPE_CHECKING:
+    from pydantic import JsonValue
+
+    from persistlib.files import StrPath
+    from persistlib.manifest.schema import Manifest
+
+
+def keep(path: StrPath, bundle_id: str, record: dict[str, JsonValue]) -> Manifest:
+    """Append a result to a bundle's evaluations, unless it stands there, and return its manifest.
+
+    Args:
+        path: the bundle.
+        bundle_id: of the model that was judged.
+        record: the result.
+
+    Raises:
+        TargetError: another model stands at `path` by now, or its manifest cannot be written.
+        LockedError: another writer is at work there.
+        PersistlibError: the manifest cannot be read.
+    """
+    with publish.amended(path, document.NAME) as (folder, out):
+        where = os.path.join(folder.path, document.NAME)
+        old = document.read(folder.read(document.NAME, limit=SIZE_LIMIT), location=where)
+        if old.bundle_id != bundle_id:
+            reason = f"{old.bundle_id} stands there by now; {bundle_id} was judged"
+            raise error(Code.TARGET_WRITE, path, reason, "evaluate it again")
+        evaluations = old.evaluations
+        if record not in evaluations:
+            evaluations = (*evaluations, record)
+        new = document.seal(old.model_copy(update={"evaluations": evaluations}))
+        data = document.write(new)
+        document.read(data, location=where)  # what no reader would accept is not published
+        out.write(data)
+    return new

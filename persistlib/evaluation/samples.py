@@ -1,0 +1,221 @@
+"""Labelled samples of a model's own classes, whatever they come from.
+
+Law: every label is an index into the classes of the model. What does not fit is reported before
+anything runs, all of it together.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from blake3 import blake3
+
+from persistlib import preprocessing
+from persistlib.digests import PREFIX
+from persistlib.errors import Code, Finding, error, error_of, finding, warn
+from persistlib.training.arrays import ArrayData, is_archive, label_samples, read_samples
+from persistlib.training.labelled import ImageData, open_data, unknown_classes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from persistlib.manifest.schema import Data, Interface
+
+_SHOWN = 8
+_GIVEN = "data"
+_PAIR = 2
+_NO_NAMES = "give interface= with labels, or an .npz file whose labels are numbers"
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """Labelled samples.
+
+    Attributes:
+        name: what they are called.
+        digest: of samples and labels in their order, as `ImageData.digest`.
+        items: image files, arrays of pixels, or what the model takes, one a sample.
+        labels: the class of each, int64.
+        classes: the model's, in the order of its scores; empty where it names none.
+        preprocessing: how an item becomes an input; None where it is one already.
+        held_out: whether these are what a training run held out, and no others.
+    """
+
+    name: str
+    digest: str
+    items: Sequence[Any]
+    labels: NDArray[np.int64]
+    classes: tuple[str, ...]
+    preprocessing: preprocessing.ImagePreprocessing | None
+    held_out: bool = False
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def inputs(self, start: int, stop: int) -> NDArray[Any]:
+        """Return what the model takes of some samples.
+
+        Raises:
+            SessionError: an image cannot be read, or images end with different shapes.
+        """
+        items = self.items[start:stop]
+        if self.preprocessing is None:
+            return np.stack(items)
+        return preprocessing.apply(items, self.preprocessing)
+
+
+def open_samples(
+    data: Any, interface: Interface, trained: Data | None = None, *, held_out: bool = False
+) -> Samples:
+    """Return labelled samples of a model's classes.
+
+    Args:
+        data: as `open_data`; an `.npz` file with `inputs`; `ImageData`; or a pair of inputs and
+            labels.
+        interface: the model's classes, and how an image becomes its input.
+        trained: what the model was trained on.
+        held_out: whether to take only what the training held out, which `trained` says.
+
+    Raises:
+        TrainingError: there is no such data, or it does not fit the model; every fault is reported.
+        SessionError: images are given and nothing says how they are prepared.
+        MissingExtra: a package that the data needs is not installed.
+    """
+    known = interface.labels
+    read = _read(data, known)
+    digest = read.digest if isinstance(read, ImageData) else _digest(read)
+    if trained is not None and trained.digest == digest and not held_out:
+        reason = "the model was trained on a part of these very samples"
+        warn(Code.DATA_SEEN, trained.name, reason, "judge it on what was held out (--held-out)")
+    is_prepared = isinstance(read, ArrayData) and read.is_prepared
+    if not is_prepared and interface.preprocessing is None:
+        remedy = "give prepared arrays: an .npz file with `inputs` and `labels`"
+        raise error(Code.PREPROCESSING, "interface.preprocessing", "not recorded", remedy)
+    name = read.name if isinstance(read, ImageData) else _named(data)
+    samples = Samples(
+        name=name,
+        digest=digest,
+        items=read.images if isinstance(read, ImageData) else read.samples,
+        labels=_indices(read, known, name),
+        classes=tuple(known or ()),
+        preprocessing=None if is_prepared else preprocessing.parse(interface.preprocessing or {}),
+    )
+    if held_out:
+        return _held_out(samples, read, trained)
+    _tell_absent(samples)
+    return samples
+
+
+def _read(data: Any, known: Sequence[str] | None) -> ImageData | ArrayData:
+    if isinstance(data, ImageData):
+        if faults := [*unknown_classes(data.classes, known, data.name)]:
+            raise error_of(faults)
+        return data
+    if isinstance(data, (str, os.PathLike)):
+        path = os.fspath(data)
+        if not is_archive(path):
+            return open_data(path, least=1, known=known)
+        read = read_samples(path, known)
+        if not read.is_prepared:
+            return open_data(path, least=1, known=known)
+    else:
+        path = _GIVEN
+        read = _pair(data, known)
+    if faults := [*unknown_classes(read.occurring(), known, path)]:
+        raise error_of(faults)
+    return read
+
+
+def _pair(data: Any, known: Sequence[str] | None) -> ArrayData:
+    if not isinstance(data, (tuple, list)) or len(data) != _PAIR:
+        reason = f"a {type(data).__name__} is no data"
+        remedy = "give a folder, an .npz file, sklearn:digits, or a pair (inputs, labels)"
+        raise error(Code.DATA_INVALID, _GIVEN, reason, remedy)
+    samples, labels = (np.asarray(part) for part in data)
+    return label_samples(samples, labels, known=known, is_prepared=True, location=_GIVEN)
+
+
+def _named(data: Any) -> str:
+    return os.path.basename(os.fspath(data)) if isinstance(data, (str, os.PathLike)) else _GIVEN
+
+
+def _digest(read: ArrayData) -> str:
+    hasher = blake3()
+    for digest, label in zip(read.digests(), read.labels, strict=True):
+        hasher.update(digest + read.classes[label].encode() + b"\n")
+    return PREFIX + hasher.hexdigest()
+
+
+def _indices(
+    read: ImageData | ArrayData, known: Sequence[str] | None, name: str
+) -> NDArray[np.int64]:
+    """Return the labels as indices into the model's classes.
+
+    Raises:
+        TrainingError: a name stands for no class, or for several.
+    """
+    if known is not None and tuple(read.classes) == tuple(known):
+        table = list(range(len(known)))
+    elif known is not None:
+        if faults := [*_ambiguous(read.classes, known, name)]:
+            raise error_of(faults)
+        places = {label: index for index, label in enumerate(known)}
+        table = [places.get(label, -1) for label in read.classes]
+    elif isinstance(read, ArrayData) and all(c.isascii() and c.isdecimal() for c in read.classes):
+        table = [int(label) for label in read.classes]
+    else:
+        raise error(Code.DATA_CLASSES, name, "the model does not name its classes", _NO_NAMES)
+    return np.array(table, np.int64)[np.asarray(read.labels, np.int64)]
+
+
+def _ambiguous(names: Sequence[str], known: Sequence[str], path: str) -> Iterator[Finding]:
+    counts = Counter(known)
+    for name in names:
+        if counts[name] > 1:
+            reason = f"the model has {counts[name]} classes of this name"
+            remedy = "give labels as numbers, in an .npz file without `classes`"
+            yield finding(Code.DATA_CLASSES, os.path.join(path, name), reason, remedy)
+
+
+def _tell_absent(samples: Samples) -> None:
+    """Warn of the model's classes that the data has no sample of."""
+    present = set(map(int, samples.labels))
+    absent = [name for index, name in enumerate(samples.classes) if index not in present]
+    if absent:
+        more = ", ..." if len(absent) > _SHOWN else ""
+        shown = ", ".join(absent[:_SHOWN]) + more
+        count = f"{len(absent)} of the model's {len(samples.classes)} classes"
+        remedy = "averages are over the classes that occur"
+        warn(Code.DATA_CLASSES, samples.name, f"no sample of {count}: {shown}", remedy)
+
+
+def _held_out(samples: Samples, read: ImageData | ArrayData, trained: Data | None) -> Samples:
+    """Return what the training run held out.
+
+    Raises:
+        TrainingError: this is not the data it was trained on, or how it was split is not recorded.
+    """
+    split = trained.split if trained is not None else {}
+    fraction, seed = split.get("fraction"), split.get("seed")
+    if (
+        trained is None
+        or split.get("method") != "stratified"
+        or not isinstance(fraction, float)
+        or not isinstance(seed, int)
+        or not isinstance(read, ImageData)
+    ):
+        reason = "the manifest does not say what the training held out"
+        raise error(Code.DATA_INVALID, samples.name, reason, "judge it on other data")
+    if trained.digest != samples.digest:
+        reason = f"these are not the samples it was trained on, {trained.name} {trained.digest}"
+        remedy = "give the data of the training, or leave out --held-out"
+        raise error(Code.DATA_INVALID, samples.name, reason, remedy)
+    chosen = read.split(fraction=fraction, seed=seed).valid
+    items = [samples.items[index] for index in chosen]
+    return replace(samples, items=items, labels=samples.labels[list(chosen)], held_out=True)

@@ -39,7 +39,8 @@ VERBS = {
     "identify": Entry("Look", "Say what a weights file is, and which model it belongs to."),
     "diff": Entry("Look", "Show what differs between two models."),
     "formats": Entry("Look", "List the file formats, and what each keeps."),
-    "run": Entry("Look", "Name what is on images."),
+    "run": Entry("Look", "Name what is on images, or compute outputs from arrays."),
+    "providers": Entry("Look", "Show what ONNX Runtime can compute with here, and why not more."),
     "evaluate": Entry("Look", "Measure how often a model is right, and how fast it is."),
     "verify": Entry("Trust", "Compare every byte with what was saved."),
     "check": Entry("Trust", "Say whether a model will work here, or elsewhere."),
@@ -62,6 +63,7 @@ _OTHER_NAMES = {
     "score": "evaluate",
     "benchmark": "evaluate",
     "doctor": "check",
+    "devices": "providers",
 }
 
 _TOUR = (
@@ -106,7 +108,7 @@ class Verbs(click.Group):
             with formatter.section(group):
                 formatter.write_dl(
                     [
-                        (f"{verb:8}", entry.summary)
+                        (f"{verb:9}", entry.summary)
                         for verb, entry in VERBS.items()
                         if entry.group == group
                     ]

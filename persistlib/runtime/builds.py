@@ -28,9 +28,7 @@ _BUILDS = {
     "dml": "onnxruntime-directml",
     "qnn": "onnxruntime-qnn",
     "migraphx": "onnxruntime-migraphx",
-    "vitisai": "onnxruntime-vitisai",
     "cann": "onnxruntime-cann",
-    "webgpu": "onnxruntime-webgpu",
 }
 _CHUNK = 1 << 20
 

@@ -47,8 +47,13 @@ def require_loadable(providers: Sequence[Provider]) -> None:
         name = short(provider.name)
         if name in ("cuda", "tensorrt") and hasattr(onnxruntime, "preload_dlls"):
             builds.quietly(onnxruntime.preload_dlls)
-        if lacking := libraries.missing(builds.library(_LIBRARY.format(name))):
+        if lacking := libraries.missing(library_of(name)):
             raise _lacking(name, lacking)
+
+
+def library_of(name: str) -> str:
+    """Return the path of a provider's own library, by its short name; nothing need stand there."""
+    return builds.library(_LIBRARY.format(name))
 
 
 def _lacking(name: str, lacking: tuple[str, ...]) -> PersistlibError:

@@ -32,7 +32,7 @@ from persistlib.summary import Summary, summarize
 from persistlib.verification import FileState, verify_files
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from typing import Literal, TypedDict
 
     import torch
@@ -59,6 +59,7 @@ if TYPE_CHECKING:
         providers: Sequence[Any] | None
         require: str | None
         trust: Collection[str]
+        progress: Callable[[str, int, int], None] | None
 
     class Opening(TypedDict, total=False):
         """What `load` takes whatever it returns."""
@@ -680,7 +681,7 @@ def evaluate(
             compared with the first. None takes all in which the model runs here.
         interface: classes and preprocessing where the model does not say them, or says others.
         save: whether the result joins the evaluations in the bundle's manifest.
-        **how: held_out, batch_size, calls, threads, providers, require, trust; see
+        **how: held_out, batch_size, calls, threads, providers, require, trust, progress; see
             `measurement.Wishes`.
 
     Returns:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from persistlib.bundle import Bundle
-    from persistlib.evaluation.judging import Evaluation
+    from persistlib.evaluation.judging import Evaluation, Progress
     from persistlib.evaluation.runners import Runner
     from persistlib.files import StrPath
 
@@ -49,6 +49,7 @@ class Wishes:
         providers: as `load`.
         require: as `load`.
         trust: as `load`.
+        progress: called with what is being done, steps done, and all steps.
     """
 
     runtimes: tuple[str, ...] | None = None
@@ -60,6 +61,7 @@ class Wishes:
     providers: Sequence[Any] | None = None
     require: str | None = None
     trust: Collection[str] = ()
+    progress: Progress | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("batch_size", 1), ("calls", 0), ("threads", 1)):
@@ -158,6 +160,7 @@ def _judge(runners: Sequence[Runner], samples: Any, wishes: Wishes) -> Evaluatio
         batch_size=wishes.batch_size,
         calls=wishes.calls,
         threads=wishes.cores,
+        progress=wishes.progress,
     )
 
 

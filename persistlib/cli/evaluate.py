@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import persistlib
+from persistlib.cli import progress
 from persistlib.cli.answer import Answer, Exit, Fields, Line, Span, Style, Table, verdict
 from persistlib.cli.command import Verb, trust_option
 from persistlib.cli.text import command as words
@@ -16,12 +17,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from persistlib.cli.answer import Block
+    from persistlib.cli.output import Output
     from persistlib.evaluation.judging import Evaluation, RuntimeResult
     from persistlib.evaluation.metrics import ClassScore, Metrics
 
 # Above this many classes, rows and the matrix are folded to what matters most.
 _WHOLE = 12
-_UNDEFINED = "–"
+_UNDEFINED = "-"
 _OPTIONS = ("held_out", "batch_size", "calls", "threads", "require", "trust")
 
 
@@ -71,20 +73,23 @@ def _names(_: click.Context, __: click.Parameter, value: str | None) -> tuple[st
 @click.option("--save", is_flag=True, help="Add the result to the bundle's manifest.")
 @click.option("--all", "show_all", is_flag=True, help="Show every class and mistake.")
 @trust_option
-def command(model: str, *, data: str, show_all: bool, **options: Any) -> Answer:
+@click.pass_obj
+def command(output: Output, /, model: str, *, data: str, show_all: bool, **options: Any) -> Answer:
     """Measure how often the model is right on labelled data, and how fast.
 
     Images are prepared as the model's manifest says, alike for every runtime. An .npz file holds
     `labels`, and `images` or, ready for the model, `inputs`.
     """
-    evaluation = persistlib.evaluate(
-        model,
-        data,
-        runtime=options["runtime"],
-        providers=options["providers"],
-        save=options["save"],
-        **{name: options[name] for name in _OPTIONS},
-    )
+    with progress.counted(output) as tell:
+        evaluation = persistlib.evaluate(
+            model,
+            data,
+            runtime=options["runtime"],
+            providers=options["providers"],
+            save=options["save"],
+            progress=tell,
+            **{name: options[name] for name in _OPTIONS},
+        )
     return Answer(
         data={"path": model, **evaluation.to_dict(), "saved": options["save"]},
         report=tuple(_report(evaluation, show_all=show_all)),
@@ -194,9 +199,9 @@ def _row(row: ClassScore) -> tuple[str, ...]:
 def _matrix(metrics: Metrics) -> Iterator[Block]:
     """Yield the confusion matrix, rows the true class, columns the answer by its number."""
     names = [row.name for row in metrics.classes]
-    rows = tuple(
+    rows: tuple[tuple[str | Span, ...], ...] = tuple(
         (
-            f"{index} {name}",
+            name if name == str(index) else f"{index} {name}",
             *(
                 Span(number(int(count)) if count else "·", _style(index == column, int(count)))
                 for column, count in enumerate(counts)

@@ -124,6 +124,8 @@ def _origin(manifest: Manifest) -> Iterator[Row]:
         yield "license", manifest.license
     if manifest.training:
         yield from _training(manifest.training)
+    for index, record in enumerate(manifest.evaluations):
+        yield "evaluated" if index == 0 else "", _evaluated(record)
 
 
 def _training(training: Training) -> Iterator[Row]:
@@ -139,6 +141,23 @@ def _training(training: Training) -> Iterator[Row]:
     if training.metrics:
         metrics = (f"{name} {value:.4g}" for name, value in training.metrics.items())
         yield "metrics", " · ".join(metrics)
+
+
+def _evaluated(record: Mapping[str, Any]) -> str:
+    """Return a stored result in words; it may be another program's, and is held to no form."""
+    data = record.get("data")
+    data = data if isinstance(data, dict) else {}
+    name, images = data.get("name", ""), data.get("images", "")
+    results = record.get("results")
+    shown = [
+        f"{result.get('runtime')} accuracy {result.get('accuracy'):.4f}"
+        for result in (results if isinstance(results, list) else [])
+        if isinstance(result, dict) and isinstance(result.get("accuracy"), float)
+    ]
+    counted_images = f"{images} images" if images else ""
+    held_out = "held out" if data.get("held_out") is True else ""
+    facts = (str(name), held_out, counted_images, *shown)
+    return " · ".join(fact for fact in facts if fact) or "a result in another form"
 
 
 def _optimizer(settings: Mapping[str, JsonValue]) -> str:

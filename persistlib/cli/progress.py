@@ -1,4 +1,4 @@
-"""Epochs as they end: a bar that moves on a terminal, a line each elsewhere."""
+"""How far long work is: a bar that moves on a terminal; elsewhere a line an epoch, or nothing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from persistlib.training.events import BatchDone, EpochDone
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator
 
     from rich.progress import Progress as Bar
     from rich.progress import TaskID
@@ -34,6 +34,25 @@ def shown(output: Output) -> Generator[Progress]:
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         yield _Live(output, bar)
+
+
+@contextmanager
+def counted(output: Output) -> Generator[Callable[[str, int, int], None] | None]:
+    """Give a callback that shows on a terminal what is being done, and how many steps of all."""
+    if not output.live:
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
+
+        def tell(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total)
+
+        yield tell
 
 
 class _Lines:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from persistlib.evaluation import timing
 from persistlib.evaluation.metrics import Metrics, measure
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
     from pydantic import JsonValue
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from persistlib.evaluation.samples import Samples
     from persistlib.evaluation.timing import Timing
 
+# Called with what is being done ("judging" or "timing"), steps done, and all steps.
+Progress: TypeAlias = "Callable[[str, int, int], None]"
 _TOP = 5
 _RANK = 2  # (samples, classes)
 
@@ -175,7 +177,13 @@ class _Answers:
 
 
 def judge(
-    runners: Sequence[Runner], samples: Samples, *, batch_size: int, calls: int, threads: int
+    runners: Sequence[Runner],
+    samples: Samples,
+    *,
+    batch_size: int,
+    calls: int,
+    threads: int,
+    progress: Progress | None = None,
 ) -> Evaluation:
     """Return how a model does in every runtime.
 
@@ -185,12 +193,14 @@ def judge(
         batch_size: images a batch.
         calls: calls to time for each batch size; none for 0.
         threads: that each runtime may use, to be told.
+        progress: told how far it is.
 
     Raises:
         TrainingError: the outputs are no scores of the classes.
         SessionError: a runtime fails, or an image cannot be read.
         MissingExtra: scikit-learn is not installed.
     """
+    tell = progress or _silent
     seen = [_Answers() for _ in runners]
     seconds, classes = 0.0, 0
     for start in range(0, len(samples), batch_size):
@@ -202,8 +212,9 @@ def judge(
         classes = _require_same(scores, runners)
         for answers, given in zip(seen, scores, strict=True):
             answers.add(given, truth, scores[0])
+        tell("judging", min(start + batch_size, len(samples)), len(samples))
     names = samples.classes or tuple(str(index) for index in range(classes))
-    timings = _timings(runners, samples, batch_size, calls)
+    timings = _timings(runners, samples, batch_size, calls, tell)
     results = tuple(
         _result(runner, answers, samples, names, timed)
         for runner, answers, timed in zip(runners, seen, timings, strict=True)
@@ -225,6 +236,10 @@ def judge(
         preparation=1000 * seconds / len(samples) if samples.preprocessing is not None else None,
         threads=threads,
     )
+
+
+def _silent(_: str, __: int, ___: int) -> None:
+    """Tell nobody."""
 
 
 def _scores(runner: Runner, inputs: NDArray[Any], samples: Samples) -> NDArray[np.float64]:
@@ -253,7 +268,7 @@ def _require_same(scores: Sequence[NDArray[Any]], runners: Sequence[Runner]) -> 
     Raises:
         TrainingError: they differ.
     """
-    counts = {given.shape[1] for given in scores}
+    counts = {int(given.shape[1]) for given in scores}
     if len(counts) != 1:
         shown = ", ".join(f"{r.name} {s.shape[1]}" for r, s in zip(runners, scores, strict=True))
         raise error(Code.NO_SCORES, "outputs", f"classes by runtime: {shown}", "export it again")
@@ -261,14 +276,17 @@ def _require_same(scores: Sequence[NDArray[Any]], runners: Sequence[Runner]) -> 
 
 
 def _timings(
-    runners: Sequence[Runner], samples: Samples, batch_size: int, calls: int
+    runners: Sequence[Runner], samples: Samples, batch_size: int, calls: int, tell: Progress
 ) -> list[tuple[Timing, ...]]:
     """Return each runtime's times for one sample and for a batch."""
     if not calls:
         return [() for _ in runners]
     batch = samples.inputs(0, batch_size)
     whole = np.resize(batch, (batch_size, *batch.shape[1:]))
-    rows = [timing.measure(runners, whole[:size], calls) for size in sorted({1, batch_size})]
+    rows: list[tuple[Timing, ...]] = []
+    for size in (sizes := sorted({1, batch_size})):
+        tell("timing", len(rows), len(sizes))
+        rows.append(timing.measure(runners, whole[:size], calls))
     return list(zip(*rows, strict=True))
 
 

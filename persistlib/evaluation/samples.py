@@ -101,7 +101,7 @@ def open_samples(
     samples = Samples(
         name=name,
         digest=digest,
-        items=read.images if isinstance(read, ImageData) else read.samples,
+        items=read.images if isinstance(read, ImageData) else list(read.samples),
         labels=_indices(read, known, name),
         classes=tuple(known or ()),
         preprocessing=None if is_prepared else preprocessing.parse(interface.preprocessing or {}),

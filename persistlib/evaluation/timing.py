@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 BLOCK = 5
 _REST = 0.05  # seconds
 # No further round begins after this many seconds.
-_MOST = 20.0
+_MOST = 10.0
 
 
 class Timing(NamedTuple):

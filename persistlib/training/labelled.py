@@ -142,8 +142,8 @@ def unknown_classes(
     names: Iterable[str], known: Sequence[str] | None, path: str
 ) -> Iterator[Finding]:
     """Yield a finding for each class that a model does not have."""
-    for name in () if known is None else names:
-        if name not in known:
+    for name in names:
+        if known is not None and name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             shown = ", ".join(known[:_SHOWN]) + (", ..." if len(known) > _SHOWN else "")
             hint = f"did you mean {close[0]!r}?" if close else "rename it, or leave it out"

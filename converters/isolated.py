@@ -16,10 +16,11 @@ top, and opens nothing. Its errors (`listing.refusal`) name a place in the file,
 other exception it raises is reported as a malformed file.
 
 On the pipe a frame is a byte of kind, the payload's length (64 bits, little-endian) and the
-payload. The child says READY, then LISTING or FAULT. Asked for an entry by its index (64 bits), it
-says its bytes as DATA frames, at most `WINDOW` each, then END, or FAULT in their place. A pipe is
-slow: what is not small is put in one of two slots of shared memory, by turns, and a SLOT frame says
-its size alone. The parent copies it out before it judges it, and says FREE.
+payload. The child says READY, then ALIVE every few seconds of parsing, then LISTING or FAULT. Asked
+for an entry by its index (64 bits), it says its bytes as DATA frames, at most `WINDOW` each, then
+END, or FAULT in their place. A pipe is slow: what is not small is put in one of two slots of shared
+memory, by turns, and a SLOT frame says its size alone. The parent copies it out before it judges
+it, and says FREE.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ WALKERS: dict[str, tuple[str, ...]] = {
     "hdf5": ("persistlib.converters.keras_walk", "persistlib.converters.hdf5_walk"),
     "keras": ("persistlib.converters.keras_walk",),
 }
-READY, LISTING, DATA, SLOT, END, FAULT = b"R", b"L", b"D", b"S", b"Z", b"E"
+READY, ALIVE, LISTING, DATA, SLOT, END, FAULT = b"R", b"A", b"L", b"D", b"S", b"Z", b"E"
 HEAD = 9  # a byte of kind, and the length
 INDEX = 8
 FREE = b"\xff" * INDEX
@@ -121,7 +122,7 @@ def main() -> None:
     walkers = [importlib.import_module(name) for name in WALKERS[task.kind]]
     _warm_up()
     slots = _Slots(task.shared)
-    limits.confine(task.size)
+    limits.confine(task.size, lambda: _say(ALIVE))
     with contextlib.suppress(BrokenPipeError):
         _say(READY)
         source = Opened(task.fd, task.size)

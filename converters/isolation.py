@@ -27,6 +27,7 @@ from persistlib import errors
 from persistlib.checkpoint import WINDOW, CheckpointReader, check_booleans
 from persistlib.converters import listing
 from persistlib.converters.isolated import (
+    ALIVE,
     DATA,
     END,
     FAULT,
@@ -55,6 +56,7 @@ _MAIN = (
 # Seconds without a sign of life. The child's own limit is processor time; this one is for what
 # waits, such as a disk that does not answer, so it is long.
 _SILENCE = 120
+_BEATS = 1_000  # signs of life while a file is listed; 100,000 objects on a busy machine take 200
 _BEGINNING = 120  # of which nothing is the file's: the interpreter and its libraries start
 _FAULT_LIMIT = 1 << 16
 _REMEDY = "fetch the file again from where it came"
@@ -204,6 +206,9 @@ class _Child:
             raise self.nonsense("it does not begin")
         self._patience = _SILENCE
         kind, length = self._frame()
+        beats = 0
+        while (kind, length) == (ALIVE, 0) and (beats := beats + 1) < _BEATS:
+            kind, length = self._frame()
         if kind == FAULT:
             raise self._fault(length, self.location)
         if kind != LISTING or length > listing.LISTING_LIMIT:

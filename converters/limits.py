@@ -8,6 +8,12 @@ from __future__ import annotations
 
 import resource
 import signal
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 # Memory beyond what the interpreter and its libraries take: the largest chunk as it is stored and
 # as it is read, HDF5's own caches, a window, and the listing.
@@ -17,31 +23,56 @@ _MEMORY = 384 << 20
 _STEP, _LISTED_A_SECOND, _READ_A_SECOND = 1, 64 << 20, 16 << 20
 
 
+# Seconds after which a process that makes steps gives a sign of life.
+BEAT = 5
+
+
+@dataclass
 class _State:
-    """Whether this process is confined, which one that only imports this module is not."""
+    """Whether this process is confined, which one that only imports this module is not.
 
-    is_confined = False
+    Attributes:
+        is_confined: whether it is.
+        beat: gives a sign of life; None where nobody listens for one.
+        beaten: when it last did.
+    """
+
+    is_confined: bool = False
+    beat: Callable[[], None] | None = None
+    beaten: float = 0.0
 
 
-def confine(size: int) -> None:
-    """Give up, for good, what parsing a file of `size` bytes does not need."""
+_STATE = _State()
+
+
+def confine(size: int, beat: Callable[[], None]) -> None:
+    """Give up, for good, what parsing a file of `size` bytes does not need.
+
+    Args:
+        size: bytes of the file.
+        beat: called every few seconds while steps are made.
+    """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     allowed = _mapped() + _MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (allowed, allowed))
     _allow(_STEP + size / _LISTED_A_SECOND)
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
-    _State.is_confined = True
+    _STATE.is_confined, _STATE.beat, _STATE.beaten = True, beat, time.monotonic()
 
 
 def go_on() -> None:
     """Let the process run on, where it is confined: a step was made."""
-    if _State.is_confined:
+    if _STATE.is_confined:
         _allow(max(_STEP, signal.getitimer(signal.ITIMER_PROF)[0]))
+        if _STATE.beat is not None and (now := time.monotonic()) > _STATE.beaten + BEAT:
+            _STATE.beaten = now
+            _STATE.beat()
 
 
 def allow_reading(size: int) -> None:
-    """Let the process run as long as reading `size` bytes takes."""
+    """Let the process run as long as reading `size` bytes takes; the bytes are signs of life."""
+    _STATE.beat = None
     _allow(_STEP + size / _READ_A_SECOND)
 
 

@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 from persistlib.checkpoint import Entry
-from persistlib.converters import isolated
+from persistlib.converters import isolated, limits
 from persistlib.converters.listing import Listing, refusal
 from persistlib.dtypes import DType
 from persistlib.errors import Code
@@ -77,10 +77,20 @@ def _boast(_: str) -> None:
     time.sleep(1000)
 
 
+def _dawdle(path: str) -> None:
+    """Make steps for a while, or for ever, with a sign of life for each."""
+    limits.BEAT = 0
+    count = 20 if path.endswith("slow.h5") else 1 << 30
+    for _ in range(count):
+        time.sleep(0.2 if count == 20 else 0)
+        limits.go_on()
+
+
 DEEDS: dict[str, Callable[[str], object]] = {
     "crash": lambda _: os.kill(os.getpid(), signal.SIGSEGV),
     "loop": _loop,
     "sleep": lambda _: time.sleep(1000),
+    "dawdle": _dawdle,
     "hang up": _hang_up,
     "exit": lambda _: os._exit(3),
     "swell": lambda _: bytearray(8 << 30),

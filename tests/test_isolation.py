@@ -52,6 +52,7 @@ FAULTS = {
     "loop": ("PL507", "more time"),
     "sleep": ("PL507", "said nothing"),
     "hang up": ("PL502", "nonsense"),
+    "dawdle": ("PL502", "nonsense"),
     "exit": ("PL905", "status 3"),
     "swell": ("PL507", "memory"),
     "open": ("PL502", "Too many open files"),
@@ -82,6 +83,16 @@ def test_whatever_a_parser_does_is_one_of_our_errors_and_nothing_is_left(
     assert caught.value.location.startswith(str(file))
     assert descriptors() == before
     assert children() == running
+
+
+def test_a_parser_that_makes_steps_is_waited_for(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(isolation, "_SILENCE", 2)
+    slow = file.with_name("slow.h5")
+    file.rename(slow)
+    with opened(slow, "dawdle") as reader:
+        assert [entry.name for entry in reader] == ["a", "b", ""]
 
 
 def test_bytes_come_in_windows_and_whole(file: Path) -> None:
@@ -160,7 +171,7 @@ import os, signal, socket, sys
 from persistlib.converters import limits
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 out = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT)
-limits.confine(0)
+limits.confine(0, lambda: None)
 for attempt in (
     lambda: os.open("/dev/null", os.O_RDONLY),
     lambda: os.pipe(),

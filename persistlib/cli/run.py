@@ -1,43 +1,80 @@
-"""`persistlib run`: class names and probabilities for images."""
+"""`persistlib run`: class names and probabilities for images, or outputs for arrays."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 import persistlib
 from persistlib.bundle import reading
-from persistlib.cli.answer import Answer, Span, Style, Table
+from persistlib.cli.answer import Answer, Line, Span, Style, Table
 from persistlib.cli.command import Verb, trust_option
 from persistlib.cli.text import command as words
 from persistlib.cli.text import percent
-from persistlib.errors import missing_extra
+from persistlib.errors import Code, error, missing_extra
 from persistlib.installed import package_version
+from persistlib.sources import is_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from numpy.typing import NDArray
     from torch import nn
 
     from persistlib.bundle import Bundle
-    from persistlib.cli.answer import JSON
+    from persistlib.cli.answer import JSON, Block
     from persistlib.manifest.schema import Interface
-    from persistlib.runtime.session import Prediction
+    from persistlib.runtime.session import Prediction, Session
 
 
-def _names(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the names of `--providers CUDA,CPU` and of its repetitions."""
-    return tuple(name for value in values for name in value.split(",") if name)
+# Options that mean something for ONNX Runtime; a wish that torch would pass over is an error.
+_GRAPH_ALONE = (
+    *("out", "report", "providers", "require", "min_share", "threads", "timeout", "batch"),
+)
+
+
+class Ran(NamedTuple):
+    """What a model gave.
+
+    Attributes:
+        predictions: of each image; empty for arrays.
+        outputs: by name.
+        data: what ran where, as JSON.
+        blocks: the same for people.
+    """
+
+    predictions: Sequence[Prediction]
+    outputs: Mapping[str, NDArray[Any]]
+    data: Mapping[str, JSON] = {}
+    blocks: tuple[Block, ...] = ()
+
+
+def _providers(
+    _: click.Context, __: click.Parameter, values: tuple[str, ...]
+) -> list[tuple[str, dict[str, str]]] | None:
+    """Return the wishes of `--providers cuda:device_id=1,cpu` and of its repetitions."""
+    from persistlib.runtime import providers
+
+    return [wish for value in values for wish in providers.parse(value)] or None
 
 
 @click.command("run", cls=Verb)
-@click.argument("bundle")
-@click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
+@click.argument("model")
+@click.argument("images", metavar="[IMAGE]...", nargs=-1)
+@click.option(
+    "--input",
+    "inputs",
+    multiple=True,
+    metavar="[NAME=]FILE",
+    help="An input from a .npy file, or several from a .npz file, instead of images.",
+)
+@click.option("--out", metavar="FILE", help="A .npz file to write all outputs to.")
+@click.option("--overwrite", is_flag=True, help="Replace the file of --out.")
 @click.option(
     "--runtime",
     type=click.Choice(["onnxruntime", "torch"]),
-    help="What computes; without it onnxruntime where the bundle has a graph, else torch.",
+    help="What computes; without it onnxruntime where the model has a graph, else torch.",
 )
 @click.option(
     "--top",
@@ -48,92 +85,210 @@ def _names(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tu
     help="Classes to name for each image.",
 )
 @click.option(
+    "--batch",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Samples of --input to compute at once; without it all, or what the graph is fixed to.",
+)
+@click.option(
     "--providers",
     multiple=True,
-    callback=_names,
-    metavar="NAME,...",
-    help="ONNX Runtime's providers, the preferred first: CUDA,CPU.",
+    callback=_providers,
+    metavar="NAME[:KEY=VALUE],...",
+    help="ONNX Runtime's providers, the preferred first: cuda:device_id=1,cpu.",
 )
 @click.option("--require", metavar="NAME", help="Refuse to run unless this provider computes.")
+@click.option(
+    "--min-share",
+    type=click.FloatRange(0, 1),
+    metavar="PART",
+    help="The part of all operators that --require must be given, 0 to 1.",
+)
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Threads to compute with.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="End a run that takes longer; without it 600, or 60 where the graph has loops.",
+)
+@click.option("--report", is_flag=True, help="Say what ran where, and for how long.")
 @trust_option
 def command(
-    bundle: str,
+    model: str,
     images: tuple[str, ...],
     *,
+    inputs: tuple[str, ...],
     runtime: str | None,
-    top: int,
     **options: Any,
 ) -> Answer:
-    """Name what is on each IMAGE, prepared as the model's training images were."""
-    runtime = runtime or _runtime_for(bundle)
-    ran: dict[str, JSON] = {}
-    if runtime == "torch":
-        predictions = _with_torch(bundle, images, top, options["trust"])
-    else:
-        predictions, ran = _with_onnxruntime(bundle, images, top, options)
+    """Run MODEL, a bundle or an ONNX file.
+
+    Without --input it names what is on each IMAGE, prepared as the model's training images were;
+    with it, it computes the outputs of arrays.
+    """
+    if bool(images) == bool(inputs):
+        raise error(Code.USAGE, "run", "neither images nor inputs, or both", "give one kind")
+    runtime = runtime or _runtime_for(model)
+    work = _with_torch if runtime == "torch" else _with_onnxruntime
+    ran = work(model, images, inputs, options)
+    written = _write(ran, options)
     return Answer(
-        data={
-            "path": bundle,
-            "runtime": runtime,
-            **ran,
-            "predictions": [
-                _record(image, prediction)
-                for image, prediction in zip(images, predictions, strict=True)
-            ],
-        },
-        report=(_table(images, predictions),),
-        brief=tuple(prediction.label for prediction in predictions),
-        hints=_hints(bundle, images, top),
+        data={"path": model, "runtime": runtime, **ran.data, **_told(images, ran), **written.data},
+        report=(*_blocks(images, ran), *written.blocks, *ran.blocks),
+        brief=_brief(ran, options["out"]),
+        hints=_hints(model, images, inputs, options),
     )
 
 
-def _runtime_for(bundle: str) -> str:
-    return "onnxruntime" if persistlib.inspect(bundle).manifest.graphs else "torch"
+def _runtime_for(model: str) -> str:
+    if not is_folder(model):
+        return "onnxruntime"
+    return "onnxruntime" if persistlib.inspect(model).manifest.graphs else "torch"
 
 
 def _with_onnxruntime(
-    bundle: str, images: Sequence[str], top: int, options: Mapping[str, Any]
-) -> tuple[list[Prediction], dict[str, JSON]]:
-    """Return the predictions, and what ran where."""
-    from persistlib.runtime.session import Session
+    model: str, images: Sequence[str], inputs: Sequence[str], options: Mapping[str, Any]
+) -> Ran:
+    """Return what ONNX Runtime gives, and what ran where."""
+    from persistlib.cli.placing import measured
+    from persistlib.runtime.array_files import read_arrays
+    from persistlib.runtime.batching import joined
+    from persistlib.runtime.session import ranked
 
-    session = persistlib.load(
-        bundle,
-        runtime="onnxruntime",
-        providers=options["providers"] or None,
-        require=options["require"],
-        threads=options["threads"],
-    )
-    assert isinstance(session, Session)
-    predictions = session.predict(images, top=top)
-    placement: JSON = None if session.placement is None else {**session.placement}
-    return predictions, {"providers": [*session.providers], "placement": placement}
+    arrays = read_arrays(inputs)
+    with measured(options["report"]) as report:
+        session = _session(model, options, None if report is None else report.prefix)
+        if report is not None:
+            report.opened()
+        predictions: list[Prediction] = []
+        if images:
+            outputs = joined([*session.outputs_of(images)])
+            labels = None if session.interface is None else session.interface.labels
+            predictions = ranked(next(iter(outputs.values())), labels, top=options["top"])
+        else:
+            outputs = _outputs(session, arrays, options["batch"])
+        placed: JSON = None if session.placement is None else {**session.placement}
+        data: dict[str, JSON] = {"providers": [*session.providers], "placement": placed}
+        blocks: tuple[Block, ...] = ()
+        if report is not None:
+            report.ran(session)
+            asked = options["providers"] or [(n, {}) for n in (options["require"], "cpu") if n]
+            data["report"] = report.data(session, asked)
+            blocks = (Line((Span(""),)), *report.blocks(session, asked))
+        return Ran(predictions, outputs, data, blocks)
+
+
+def _session(model: str, options: Mapping[str, Any], profile: str | None) -> Session:
+    from persistlib import loading
+
+    how = loading.Reading(mapped=True, verify=True)
+    wishes: loading.SessionWishes = {
+        "providers": options["providers"],
+        "require": options["require"],
+        "min_share": options["min_share"],
+        "threads": options["threads"],
+        "timeout": options["timeout"],
+        "profile": profile,
+    }
+    if not is_folder(model):
+        return loading.load_graph_file(model, how, **wishes)
+
+    def work(bundle: Bundle) -> Session:
+        loading.require_compatible(bundle.manifest, "onnxruntime")
+        return loading.load_session(bundle, how, **wishes)
+
+    return reading(model, work)
+
+
+def _outputs(session: Session, arrays: Any, batch: int | None) -> dict[str, NDArray[Any]]:
+    """Return the outputs of arrays, some samples at a time where that is wanted or must be."""
+    first = next(iter(arrays.values() if isinstance(arrays, dict) else arrays))
+    extent = session.inputs[0].shape[0] if session.inputs and session.inputs[0].shape else None
+    is_other = isinstance(extent, int) and first.ndim and first.shape[0] != extent
+    if batch is not None or is_other:
+        return session.run_batched(arrays, batch_size=batch)
+    return session.run(arrays)
 
 
 def _with_torch(
-    bundle: str, images: Sequence[str], top: int, trust: tuple[str, ...]
-) -> list[Prediction]:
-    """Return the predictions of the module, with the labels of the very same manifest."""
+    model: str, images: Sequence[str], inputs: Sequence[str], options: Mapping[str, Any]
+) -> Ran:
+    """Return what the module gives, with the labels of the very same manifest."""
     if package_version("torch") is None:
         raise missing_extra("torch", "torch", "running a bundle without a graph")
     from persistlib import loading
     from persistlib.runtime import torch_predictions
 
+    given = [name for name in _GRAPH_ALONE if options[name]]
+    if inputs or given:
+        flag = "--" + (given[0] if given else "input").replace("_", "-")
+        remedy = words("persistlib", "convert", model, "model.onnx")
+        raise error(Code.USAGE, flag, "needs a graph and ONNX Runtime", f"{remedy}, and run that")
+
     def work(opened: Bundle) -> tuple[nn.Module, Interface]:
         loading.require_compatible(opened.manifest, "torch")
         how = loading.Reading(mapped=True, verify=True)
-        model = loading.load_module(opened, how, strict=True, trust=trust)
-        return model.eval(), opened.manifest.interface
+        module = loading.load_module(opened, how, strict=True, trust=options["trust"])
+        return module.eval(), opened.manifest.interface
 
-    model, interface = reading(bundle, work)
-    return torch_predictions.predict(model, images, interface, top=top)
+    module, interface = reading(model, work)
+    return Ran(torch_predictions.predict(module, images, interface, top=options["top"]), {})
 
 
-def _hints(bundle: str, images: Sequence[str], top: int) -> tuple[str, ...]:
-    if top == 1:
-        return (words("persistlib", "run", bundle, images[0], "--top", "5"),)
-    return (words("persistlib", "run", bundle, images[0], "--json"),)
+class Written(NamedTuple):
+    """What was written beside the answer."""
+
+    data: Mapping[str, JSON] = {}
+    blocks: tuple[Block, ...] = ()
+
+
+def _write(ran: Ran, options: Mapping[str, Any]) -> Written:
+    if options["out"] is None:
+        return Written()
+    from persistlib.runtime.array_files import write_arrays
+
+    out = options["out"]
+    widened = write_arrays(out, ran.outputs, overwrite=options["overwrite"])
+    said = f"wrote {', '.join(ran.outputs)} to {out}"
+    if widened:
+        said += f"; {', '.join(widened)} as float32, for want of a name in numpy's format"
+    return Written({"out": out, "widened": [*widened]}, (Line((Span(said),)),))
+
+
+def _told(images: Sequence[str], ran: Ran) -> dict[str, JSON]:
+    """Return predictions or outputs as JSON."""
+    if images:
+        pairs = zip(images, ran.predictions, strict=True)
+        return {"predictions": [_record(image, prediction) for image, prediction in pairs]}
+    from persistlib.cli.outputs import outputs_data
+
+    return {"outputs": outputs_data(ran.outputs)}
+
+
+def _blocks(images: Sequence[str], ran: Ran) -> tuple[Block, ...]:
+    if images:
+        return (_table(images, ran.predictions),)
+    from persistlib.cli.outputs import outputs_table
+
+    return (outputs_table(ran.outputs),)
+
+
+def _brief(ran: Ran, out: str | None) -> tuple[str, ...]:
+    if ran.predictions:
+        return tuple(prediction.label for prediction in ran.predictions)
+    return (out,) if out else tuple(ran.outputs)
+
+
+def _hints(
+    model: str, images: Sequence[str], inputs: Sequence[str], options: Mapping[str, Any]
+) -> tuple[str, ...]:
+    if not images:
+        given = [word for text in inputs for word in ("--input", text)]
+        more = ("--report",) if options["out"] else ("--out", "outputs.npz")
+        return (words("persistlib", "run", model, *given, *more),)
+    if options["top"] == 1:
+        return (words("persistlib", "run", model, images[0], "--top", "5"),)
+    return (words("persistlib", "run", model, images[0], "--json"),)
 
 
 def _record(image: str, prediction: Prediction) -> JSON:

@@ -88,7 +88,7 @@ def absent(wanted: str) -> PersistlibError:
     if len(installed) > 1:
         reason = f"{builds.told(installed)}; what is left of them has {has}"
         return error(Code.PROVIDER_CLASH, wanted, reason, cure)
-    reason = f"this build ({builds.told(installed)}) has {has}"
+    reason = f"this build ({builds.told(installed)}) was made without it; it has {has}"
     return error(Code.PROVIDER_ABSENT, wanted, reason, cure)
 
 

@@ -121,13 +121,13 @@ class Cast(CheckpointReader):
         location = f"{self._place}: {name}" if self._place else name
         absolute = relative = 0.0
         for values in arrays(self._source.windows(name), self._source.tensors[name]):
-            cast, *worst = _cast(values, after, location)
+            made, *worst = cast(values, after, location)
             absolute, relative = max(absolute, worst[0]), max(relative, worst[1])
-            yield after.pack(cast)
+            yield after.pack(made)
         self.ledger[name] = CastError(before.name, after.name, absolute, relative)
 
 
-def _cast(values: np.ndarray, dtype: DType, location: str) -> tuple[np.ndarray, float, float]:
+def cast(values: np.ndarray, dtype: DType, location: str) -> tuple[np.ndarray, float, float]:
     """Return values in a dtype, and the largest absolute and relative difference.
 
     Raises:
@@ -135,16 +135,16 @@ def _cast(values: np.ndarray, dtype: DType, location: str) -> tuple[np.ndarray, 
     """
     import numpy as np
 
-    cast: np.ndarray = np.empty(values.size, dtype.numpy)
+    made: np.ndarray = np.empty(values.size, dtype.numpy)
     absolute = relative = 0.0
     for start in range(0, values.size, _STEP):
         part = slice(start, start + _STEP)
-        cast[part] = rounded(values[part], dtype)
-        exact, found = _doubles(values[part]), _doubles(cast[part])
+        made[part] = rounded(values[part], dtype)
+        exact, found = _doubles(values[part]), _doubles(made[part])
         _require_a_place(exact, found, dtype, location)
         worst = _errors(exact, found)
         absolute, relative = max(absolute, worst[0]), max(relative, worst[1])
-    return cast, absolute, relative
+    return made, absolute, relative
 
 
 def rounded(values: np.ndarray, dtype: DType) -> np.ndarray:

@@ -84,12 +84,14 @@ def cure(wanted: str, builds: Sequence[Build]) -> str:
     return f"pip uninstall -y {' '.join(names)} && pip install {build}"
 
 
-def clash_cure(builds: Sequence[Build]) -> str:
-    """Return what to do where several builds lie over each other: keep the one with most in it."""
+def repair(builds: Sequence[Build]) -> str:
+    """Return what to do about builds that are broken or lie over each other: keep the richest."""
     names = [build.distribution for build in builds]
-    special = [name for name in names if name != _PACKAGE]
+    kept = next((name for name in names if name != _PACKAGE), _PACKAGE)
     return (
-        f"pip uninstall -y {' '.join(names)} && pip install {special[0] if special else _PACKAGE}"
+        f"pip uninstall -y {' '.join(names)} && pip install {kept}"
+        if names
+        else (f"pip install {_PACKAGE}")
     )
 
 

@@ -5,9 +5,14 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-from persistlib.errors import Code, Finding, PersistlibError, Severity, error, finding
+from persistlib.errors import Code, Finding, PersistlibError, Severity, finding
 from persistlib.runtime import builds, libraries
-from persistlib.runtime.placement import broken_cure, library_of, require_loadable
+from persistlib.runtime.placement import (
+    broken_cure,
+    library_of,
+    require_loadable,
+    require_runtime,
+)
 from persistlib.runtime.providers import Provider, available, known, short
 from persistlib.runtime.trials import trial
 
@@ -58,11 +63,10 @@ def machine() -> Machine:
     Raises:
         SessionError: ONNX Runtime cannot be imported.
     """
+    require_runtime()
+    import onnxruntime
+
     installed = builds.installed()
-    try:
-        import onnxruntime
-    except Exception as fault:
-        raise _broken(installed, fault) from fault
     names = available()
     with ThreadPoolExecutor() as pool:
         tried = tuple(pool.map(_state, names))
@@ -100,18 +104,6 @@ def _finding(state: State) -> Finding:
 def _clash(installed: tuple[builds.Build, ...]) -> tuple[Finding, ...]:
     if len(installed) < 2:
         return ()
-    cure = builds.clash_cure(installed)
+    cure = builds.repair(installed)
     told = builds.told(installed)
     return (finding(Code.PROVIDER_CLASH, "onnxruntime", told, cure, Severity.WARNING),)
-
-
-def _broken(installed: tuple[builds.Build, ...], fault: Exception) -> PersistlibError:
-    """Return the error for a runtime that cannot be imported."""
-    lines = str(fault).splitlines() or [type(fault).__name__]
-    if len(installed) > 1:
-        reason = f"{builds.told(installed)}, and cannot be imported: {lines[0]}"
-        cure = builds.clash_cure(installed)
-        return error(Code.PROVIDER_CLASH, "onnxruntime", reason, cure)
-    reason = f"{builds.told(installed)}, and cannot be imported: {lines[0]}"
-    remedy = "pip install --force-reinstall onnxruntime"
-    return error(Code.SESSION_FAILED, "onnxruntime", reason, remedy)

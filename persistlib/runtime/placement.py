@@ -35,6 +35,22 @@ def assigned(opened: Any) -> Assigned | None:
     return given
 
 
+def require_runtime() -> None:
+    """Refuse to go on where ONNX Runtime cannot be imported.
+
+    Raises:
+        SessionError: it is not installed, or what is installed is broken; with the cause.
+    """
+    try:
+        import onnxruntime  # noqa: F401 - whether that is possible is the question
+    except Exception as fault:
+        installed = builds.installed()
+        lines = str(fault).splitlines() or [type(fault).__name__]
+        reason = f"{builds.told(installed)}, and cannot be imported: {lines[0]}"
+        code = Code.PROVIDER_CLASH if len(installed) > 1 else Code.SESSION_FAILED
+        raise error(code, "onnxruntime", reason, builds.repair(installed)) from fault
+
+
 def require_loadable(providers: Sequence[Provider]) -> None:
     """Refuse a provider whose libraries this machine lacks, before the runtime tries them.
 
@@ -61,6 +77,12 @@ def _lacking(name: str, lacking: tuple[str, ...]) -> PersistlibError:
     reason = f"its library needs {', '.join(lacking)}, which this machine does not have"
     reason += f" (this build is made for CUDA {version})" if version else ""
     cure = libraries.cure_of(lacking, version)
+    installed = builds.installed()
+    if len(installed) > 1:
+        reason = f"{builds.told(installed)}; {reason}"
+        return error(
+            Code.PROVIDER_CLASH, name, reason, f"{builds.cure(name, installed)}; then {cure}"
+        )
     return error(Code.PROVIDER_BROKEN, name, reason, f"{cure}; or ask for the cpu")
 
 

@@ -300,6 +300,7 @@ def open_session(
         UsageError: an argument cannot mean anything.
     """
     require_harmless_environment()
+    placement.require_runtime()
     placement.require_share(min_share, require)
     wanted = resolve_all(providers, require)
     seconds = seconds_of(timeout)

@@ -229,6 +229,7 @@ class Code(Enum):
     GRAPH_UNSAFE = ("PL606", FormatError, "the graph refers to what is never used")
     GRAPH_ABSENT = ("PL607", SessionError, "the bundle has no graph")
     GRAPH_NOTES = ("PL608", FormatError, "what a graph notes of its model is not true of it")
+    EXPORT_VERSION = ("PL609", ExportError, "the graph cannot be written in that version")
     GRAPH_UNPAIRED = ("PL610", ArchitectureError, "the graph is not the named architecture's")
     GRAPH_OPERATOR = ("PL620", FormatError, "an operator that torch has no form of")
 

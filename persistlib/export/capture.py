@@ -3,28 +3,34 @@
 The state is detached before the optimiser runs: each initializer becomes a graph input without a
 value. No rule can then read, fold, merge or drop it, and ONNX Runtime folds BatchNorm itself when a
 session is made. (The default export of resnet18 keeps 22 of its 102 tensors by name, 2 by value.)
+
+Torch is asked for its own graph first, and for ONNX's from that: asked for both at once it fixes an
+axis that was to be free without a word, where it could say why.
 """
 
 from __future__ import annotations
 
+import contextlib
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from persistlib.errors import Code, error
+from persistlib.errors import Code, PersistlibError, error
 from persistlib.examples import named_outputs
 from persistlib.export.calling import call, device_of, evaluation, silence
+from persistlib.export.recurrence import TRANSLATIONS, KeptWhole
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import onnx
     from torch.export import ExportedProgram
 
+    from persistlib.export.axes import FreeAxes
     from persistlib.export.state import StateTensor
 
-BATCH = "batch"
 # What stands before a state tensor's name while torch works: no value of its own has a name so.
 PREFIX = "module."
 
@@ -66,18 +72,27 @@ class _Traced(torch.nn.Module):
 def capture(
     model: torch.nn.Module,
     examples: Sequence[torch.Tensor],
-    state: dict[str, StateTensor],
+    state: Mapping[str, StateTensor],
     *,
+    names: Sequence[str],
+    axes: FreeAxes,
     opset: int | None,
-    dynamic_batch: bool,
 ) -> Captured:
     """Return torch's graph of `model`.
 
+    Args:
+        model: in any mode.
+        examples: its positional arguments.
+        state: its tensors by name.
+        names: what its arguments are called, for an error.
+        axes: of each argument the free axes by name.
+        opset: version of the default operator set.
+
     Raises:
-        ExportError: the module cannot be called with the examples, or torch cannot export it.
+        ExportError: the module cannot be called with the examples, fixes an axis that is to be
+            free, or torch cannot export it.
     """
-    axes = batch_axes(examples) if dynamic_batch else ()
-    inputs = tuple(_widened(t, i in axes) for i, t in enumerate(examples))
+    inputs = tuple(_widened(t, free) for t, free in zip(examples, axes, strict=True))
     try:
         outputs = tuple(call(model, inputs))
     except Exception as fault:
@@ -87,19 +102,18 @@ def capture(
         raise error(Code.EXPORT_FAILED, _name(model), "it returns no tensor", "return tensors")
     try:
         with evaluation(model), silence():
-            proto, program = _optimised(
-                _Traced(model), inputs, _shapes(inputs, axes), opset, set(state)
-            )
+            traced = _Traced(model)
+            device = device_of(traced)
+            on_device = tuple(tensor.to(device) for tensor in inputs)
+            made = _optimised(_trace(traced, on_device, axes), opset, state)
+    except _FixedAxisError as fault:
+        raise _fixed(fault, names, axes) from fault
     except Exception as fault:
         remedy = "mend the module, or save it without a graph"
         raise error(Code.EXPORT_FAILED, _name(model), summary(fault), remedy) from fault
+    proto, program = made
+    _name_axes(proto.graph, axes)
     return Captured(proto, len(inputs), outputs, inputs, program)
-
-
-def batch_axes(examples: Sequence[torch.Tensor]) -> tuple[int, ...]:
-    """Return which inputs have the batch as first axis: those as long there as the first one."""
-    ranked = [(i, tensor.shape[0]) for i, tensor in enumerate(examples) if tensor.dim()]
-    return tuple(i for i, extent in ranked if extent == ranked[0][1])
 
 
 def summary(fault: BaseException) -> str:
@@ -116,48 +130,152 @@ def _name(model: torch.nn.Module) -> str:
     return type(model).__qualname__
 
 
-def _widened(tensor: torch.Tensor, is_batched: bool) -> torch.Tensor:
-    """Return an example as a tensor of its own, of at least two rows.
+def _widened(tensor: torch.Tensor, free: Mapping[int, str]) -> torch.Tensor:
+    """Return an example as a tensor of its own, of at least two along every free axis.
 
     Torch may take an extent of 1 for a fixed one, and a module may ask whether two of its arguments
     are the same object (`nn.MultiheadAttention` does), which the graph would then take for granted.
     """
     own = tensor.detach().clone()
-    return torch.cat([own, own]) if is_batched and own.shape[0] == 1 else own
+    for axis in free:
+        own = torch.cat([own, own], axis) if own.shape[axis] == 1 else own
+    return own
 
 
-def _shapes(inputs: Sequence[torch.Tensor], axes: Sequence[int]) -> tuple[Any, ...] | None:
+def _trace(traced: _Traced, inputs: tuple[torch.Tensor, ...], axes: FreeAxes) -> ExportedProgram:
+    """Return torch's own graph.
+
+    Raises:
+        _FixedAxisError: the module fixes an axis.
+        Exception: whatever else torch raises.
+    """
+    traced.training = False
+    shapes = _shapes(axes)
+    for _ in range(_REFINEMENTS):
+        try:
+            return _export(traced, inputs, shapes)
+        except torch._dynamo.exc.UserError as fault:  # noqa: SLF001 - it has no public name
+            shapes = _refined(str(fault), shapes)
+    return _export(traced, inputs, shapes)
+
+
+# What torch suggests for one axis may show that another is bounded too.
+_REFINEMENTS = 3
+
+
+def _export(traced: _Traced, inputs: tuple[torch.Tensor, ...], shapes: Any) -> ExportedProgram:
+    try:
+        with KeptWhole():
+            return torch.export.export(traced, inputs, dynamic_shapes=shapes, strict=False)
+    except torch._dynamo.exc.UserError:  # noqa: SLF001 - it has no public name
+        raise
+    except Exception:
+        # What plain tracing cannot follow, reading the byte code sometimes can.
+        with contextlib.suppress(Exception):
+            return torch.export.export(traced, inputs, dynamic_shapes=shapes, strict=True)
+        raise
+
+
+class _FixedAxisError(Exception):
+    """The module fixes a free axis; `symbol` is its name in torch, `extent` what it is fixed to."""
+
+    def __init__(self, symbol: str, extent: str, reason: str) -> None:
+        super().__init__(reason)
+        self.symbol = symbol
+        self.extent = extent
+
+
+def _refined(message: str, shapes: Any) -> Any:
+    """Return the shapes within the bounds that torch found.
+
+    Raises:
+        _FixedAxisError: torch found that an axis has one extent, or that two are always as long.
+    """
+    for symbol, other in _SUGGESTED.findall(message):
+        if other.isdigit() or _SYMBOL.fullmatch(other):
+            reasons = [line for line in message.splitlines() if symbol in line and "- " in line]
+            raise _FixedAxisError(symbol, other, reasons[0].strip(" -") if reasons else message)
+    refine: Any = torch.export.dynamic_shapes.refine_dynamic_shapes_from_suggested_fixes
+    return refine(message, shapes)
+
+
+_SUGGESTED = re.compile(r"^\s*(free\d+) = (\S.*?)\s*$", re.MULTILINE)
+_SYMBOL = re.compile(r"free\d+")
+
+
+def _fixed(fault: _FixedAxisError, names: Sequence[str], axes: FreeAxes) -> PersistlibError:
+    """Return our error for an axis that the module fixes, in the caller's names."""
+    called = _symbols(axes)
+    spelled = {symbol: name for name, symbol in called.items()}
+    name = spelled[fault.symbol]
+    where = next(
+        f"{names[index]}:{axis}={name}"
+        for index, free in enumerate(axes)
+        for axis, found in free.items()
+        if found == name
+    )
+    why = _SYMBOL.sub(lambda found: spelled.get(found[0], found[0]), str(fault))
+    extent = spelled.get(fault.extent, fault.extent)
+    reason = f"the module fixes {name} to {extent}: {why[:300]}"
+    remedy = "compute shapes from the input's own in forward, or leave the axis fixed"
+    return error(Code.EXPORT_FAILED, where, reason, remedy)
+
+
+def _symbols(axes: FreeAxes) -> dict[str, str]:
+    """Return what torch calls each free axis: a word that means nothing in its formulas."""
+    called: dict[str, str] = {}
+    for free in axes:
+        for name in free.values():
+            called.setdefault(name, f"free{len(called)}")
+    return called
+
+
+def _shapes(axes: FreeAxes) -> tuple[Any, ...] | None:
     """Return torch's description of the free axes, one entry for the lone variadic argument."""
-    if not axes:
+    symbols = {name: torch.export.Dim(symbol) for name, symbol in _symbols(axes).items()}
+    if not symbols:
         return None
-    batch = torch.export.Dim(BATCH)
-    return (tuple({0: batch} if i in axes else None for i in range(len(inputs))),)
+    each = ({axis: symbols[name] for axis, name in free.items()} or None for free in axes)
+    return (tuple(each),)
 
 
 def _optimised(
-    traced: _Traced,
-    inputs: tuple[torch.Tensor, ...],
-    shapes: tuple[Any, ...] | None,
-    opset: int | None,
-    state: set[str],
+    program: ExportedProgram, opset: int | None, state: Mapping[str, StateTensor]
 ) -> tuple[onnx.ModelProto, ExportedProgram]:
-    device = device_of(traced)
-    traced.training = False
-    program = torch.onnx.export(
-        traced,
-        tuple(tensor.to(device) for tensor in inputs),
+    translated = torch.onnx.export(
+        program,
         dynamo=True,
         optimize=False,
         verbose=False,
-        dynamic_shapes=shapes,
         opset_version=opset,
+        custom_translation_table=dict(TRANSLATIONS),
     )
-    if program is None or program.exported_program is None:
+    if translated is None or translated.exported_program is None:
         raise RuntimeError("torch returned no program")
-    graph: Any = program.model.graph
+    graph: Any = translated.model.graph
     for name in [name for name in graph.initializers if name.removeprefix(PREFIX) in state]:
         value = graph.initializers.pop(name)
         value.const_value = None
         graph.inputs.append(value)
-    program.optimize()
-    return program.model_proto, program.exported_program
+    translated.optimize()
+    proto: onnx.ModelProto = translated.model_proto
+    return proto, translated.exported_program
+
+
+def _name_axes(graph: onnx.GraphProto, axes: FreeAxes) -> None:
+    """Call the free axes by their names, in the inputs and in what the outputs say of them."""
+    names: dict[str, str] = {}
+    for value, free in zip(graph.input, axes, strict=False):
+        for axis, name in free.items():
+            extent = value.type.tensor_type.shape.dim[axis]
+            names.setdefault(extent.dim_param, name)
+            extent.dim_param = name
+    for value in graph.output:
+        for extent in value.type.tensor_type.shape.dim:
+            if extent.HasField("dim_param"):
+                extent.dim_param = _WORD.sub(
+                    lambda found: names.get(found[0], found[0]), extent.dim_param
+                )
+
+
+_WORD = re.compile(r"[A-Za-z_]\w*")

@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from persistlib.errors import Code, error
+from persistlib.examples import BATCH
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -30,29 +33,108 @@ def draw(
     specs: Sequence[TensorSpec],
     *,
     kind: str,
-    size: int | None,
+    extents: Mapping[str, int],
     seed: Sequence[int],
 ) -> tuple[torch.Tensor, ...]:
-    """Return one tensor for each example, of its dtype and extents.
+    """Return one tensor for each example, of its dtype and, where an axis is not free, its extent.
 
     Args:
         examples: what the module is known to take.
-        specs: which of them have a free first axis.
+        specs: which axes of them are free, and under which names.
         kind: `SPREAD`: floats from a normal distribution of the example's mean and deviation,
             other numbers of a row in random order. `CLOSE`: rows of the example in random order,
             floats changed by up to a tenth.
-        size: extent of the free axes.
+        extents: of the free axes by name; the example's where none is given.
         seed: any whole numbers.
     """
     generator = np.random.default_rng([number % (1 << 63) for number in seed])
     drawn: list[torch.Tensor] = []
     for example, spec in zip(examples, specs, strict=True):
-        is_free = bool(spec.shape) and isinstance(spec.shape[0], str)
-        rows = example if is_free else example[None]
-        count = size if is_free and size is not None else rows.shape[0]
-        made = _rows(rows, count, kind, generator).to(example.dtype)
-        drawn.append(made if is_free else made[0])
+        free = {
+            axis: extents.get(name, example.shape[axis])
+            for axis, name in enumerate(spec.shape)
+            if isinstance(name, str)
+        }
+        count = free.pop(0, None)
+        longer = _resized(example, free)
+        rows = longer[None] if count is None else longer
+        made = _rows(rows, 1 if count is None else count, kind, generator).to(example.dtype)
+        drawn.append(made[0] if count is None else made)
     return tuple(drawn)
+
+
+def extents_of_runs(
+    examples: Sequence[torch.Tensor],
+    specs: Sequence[TensorSpec],
+    sizes: Sequence[int],
+    attempt: Callable[[Mapping[str, int]], object],
+) -> list[dict[str, int]]:
+    """Return the extents of the free axes in each run of a proof, the batch first.
+
+    The batch has one size after another, every other axis the example's extent and another one in
+    turn. The batch is the axis so called; where none is, the first axis of the first input that has
+    a free one there.
+
+    Args:
+        examples: what the module is known to take.
+        specs: which axes of them are free, and under which names.
+        sizes: of the batch.
+        attempt: calls the module with inputs of some extents, and raises where it takes none such.
+
+    Raises:
+        ExportError: an axis that is to be free has one extent alone.
+    """
+    known = _known(examples, specs)
+    batch, *free = known or ("",)
+    pairs = {name: (known[name], _other(known, name, attempt)) for name in free}
+    return [
+        ({batch: sizes[index % len(sizes)]} if known else {})
+        | {name: pair[index % _EXTENTS] for name, pair in pairs.items()}
+        for index in range(max(len(sizes), _EXTENTS) if known else 1)
+    ]
+
+
+_EXTENTS = 2
+
+
+def _known(examples: Sequence[torch.Tensor], specs: Sequence[TensorSpec]) -> dict[str, int]:
+    """Return the free axes by name, the batch first, each with its extent in the examples."""
+    found: dict[str, int] = {}
+    leading: list[str] = []
+    for example, spec in zip(examples, specs, strict=True):
+        for axis, name in enumerate(spec.shape):
+            if isinstance(name, str):
+                found.setdefault(name, example.shape[axis])
+                leading += [name] if axis == 0 else []
+    batch = BATCH if BATCH in found else next(iter(leading), None)
+    return {name: found[name] for name in sorted(found, key=lambda name: name != batch)}
+
+
+def _other(
+    known: Mapping[str, int], name: str, attempt: Callable[[Mapping[str, int]], object]
+) -> int:
+    """Return another extent that the module takes of an axis, the closest first."""
+    extent = known[name]
+    faults: list[Exception] = []
+    for other in (extent + 1, extent - 1, 2 * extent, extent // 2, extent + 32, extent - 32):
+        if other > 0 and other != extent:
+            try:
+                attempt({**known, name: other})
+            except Exception as fault:
+                faults.append(fault)
+            else:
+                return other
+    reason = f"the module takes it {extent} long alone: {faults[0]}"
+    raise error(Code.EXPORT_FAILED, name, reason, "leave the axis fixed") from faults[0]
+
+
+def _resized(example: torch.Tensor, extents: Mapping[int, int]) -> torch.Tensor:
+    """Return an example of other extents: its front, or itself again from the start."""
+    for axis, extent in extents.items():
+        if extent != example.shape[axis]:
+            places = torch.arange(extent) % max(example.shape[axis], 1)
+            example = example.index_select(axis, places)
+    return example
 
 
 def _rows(

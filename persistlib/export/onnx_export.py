@@ -18,9 +18,11 @@ import onnx
 
 from persistlib.dtypes import by_name
 from persistlib.errors import Code, error
+from persistlib.export.axes import free_axes
 from persistlib.export.capture import capture
 from persistlib.export.naming import settle_names, strip_notes
 from persistlib.export.state import aliases_of, dtype_of, precision_of, state_of
+from persistlib.export.versions import versions, write_versions
 from persistlib.graph_notes import Notes, render
 from persistlib.graph_tensors import (
     EXTERNAL_ABOVE,
@@ -32,7 +34,7 @@ from persistlib.graph_tensors import (
 from persistlib.manifest.schema import TensorSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     import torch
     from torch.export import ExportedProgram
@@ -91,7 +93,8 @@ def export(
     input_names: tuple[str, ...],
     output_names: tuple[str, ...] | None = None,
     opset: int | None = None,
-    dynamic_batch: bool = True,
+    ir: int | None = None,
+    dynamic: Collection[str] = (),
     metadata: Mapping[str, str] | None = None,
     external_above: int = EXTERNAL_ABOVE,
 ) -> Exported:
@@ -102,29 +105,39 @@ def export(
         example_inputs: positional forward arguments.
         input_names: one for each of them.
         output_names: one for each output tensor; by default its key, field or position.
-        opset: version of the default operator set; by default torch's choice. What was really
-            written is in `opsets`.
-        dynamic_batch: whether the first axis is free.
+        opset: version of the default operator set; by default torch's choice.
+        ir: version of the file format; by default the oldest that the operator set may stand in.
+        dynamic: the free axes beside the batch, as of `axes.free_axes`.
         metadata: strings to put into the file beside the aliases.
         external_above: bytes of state above which it goes to a second file.
 
     Raises:
-        ExportError: torch cannot export it, the batch is not free, or a tensor of the state does
-            not stand in the file bit for bit.
+        UsageError: `dynamic` names no axis, or the versions do not exist.
+        ExportError: torch cannot export it, an axis is not free, an operator has no counterpart in
+            the wanted version, or a tensor of the state does not stand in the file bit for bit.
     """
     _require_names(input_names, example_inputs, "input_names")
     for name, tensor in zip(input_names, example_inputs, strict=True):
         dtype_of(tensor, name)
     state = state_of(model)
-    captured = capture(model, example_inputs, state, opset=opset, dynamic_batch=dynamic_batch)
+    wanted_versions = versions(opset, ir)
+    axes = free_axes(dynamic, input_names, [tuple(t.shape) for t in example_inputs])
+    captured = capture(
+        model,
+        example_inputs,
+        state,
+        names=input_names,
+        axes=axes,
+        opset=wanted_versions.traced,
+    )
     wanted = output_names or captured.outputs
     _require_names(wanted, captured.outputs, "output_names")
     proto = captured.proto
+    write_versions(proto, wanted_versions)
     strip_notes(proto)
     settle_names(proto.graph, state, input_names, wanted)
     del proto.graph.input[captured.inputs :]
     onnx.helper.set_model_props(proto, dict(sorted(_notes(state, metadata or {}).items())))
-    _require_free_batch(proto, captured.examples, dynamic_batch=dynamic_batch)
     data = _put_back(proto.graph, state, external_above)
     files = (ExportedFile(MODEL, proto.SerializeToString(deterministic=True)), *data)
     values = [value.name for value in (*proto.graph.input, *proto.graph.output)]
@@ -144,20 +157,6 @@ def _require_names(names: Sequence[str], values: Sequence[object], argument: str
 def _notes(state: Mapping[str, StateTensor], metadata: Mapping[str, str]) -> dict[str, str]:
     views = tuple(sorted(name for name, tensor in state.items() if tensor.is_complex))
     return {**metadata, **render(Notes(tuple(state), aliases_of(state), views))}
-
-
-def _require_free_batch(
-    proto: onnx.ModelProto, examples: Sequence[torch.Tensor], *, dynamic_batch: bool
-) -> None:
-    """Raise where torch fixed the batch to the example's although it was to be free."""
-    first = next((i for i, tensor in enumerate(examples) if tensor.dim()), None)
-    if not dynamic_batch or first is None:
-        return
-    value = proto.graph.input[first]
-    if not value.type.tensor_type.shape.dim[0].dim_param:
-        reason = f"the module fixes the batch to the example's {examples[first].shape[0]}"
-        remedy = "compute shapes from the input's own in forward, or export a fixed batch"
-        raise error(Code.EXPORT_FAILED, value.name, reason, remedy)
 
 
 def _put_back(

@@ -190,6 +190,6 @@ def _inputs(note: ModelNote, facts: GraphFacts, source: str) -> dict[str, Tensor
         if not is_like or any(isinstance(free, int) and size != free for size, free in pairs):
             reason = f"noted as {spec.dtype} {noted.shape}, it takes {given.dtype} {given.shape}"
             raise refusal(f"{source}: {spec.name}", reason)
-        if (size := math.prod(noted.shape)) > INPUT_LIMIT:
+        if not 0 < (size := math.prod(noted.shape)) <= INPUT_LIMIT:
             raise refusal(f"{source}: {spec.name}", f"an input of {size} elements")
     return drawn_inputs(note.inputs, specs)

@@ -80,7 +80,7 @@ def _export(
     if not is_importable("torch"):
         raise missing_extra("torch", "torch", "making a graph")
     from persistlib import examples
-    from persistlib.export.noting import note_of_bundle
+    from persistlib.export.noting import inputs_of_bundle, note_of_bundle
     from persistlib.export.onnx_export import export
     from persistlib.export.proof import prove
 
@@ -93,7 +93,7 @@ def _export(
             "save it with example_inputs= or interface=",
         )
     model = load_module(bundle, _READING, strict=True, trust=trust)
-    inputs = examples.draw_inputs(interface)
+    inputs = inputs_of_bundle(bundle)
     outputs = tuple(examples.run(model, inputs))
     exported = export(
         model,

@@ -192,7 +192,7 @@ def noted_tensors(tensors: Mapping[str, Unsaved]) -> dict[str, NotedTensor]:
     """
     noted: dict[str, NotedTensor] = {}
     room = VALUES_LIMIT
-    for name, (dtype, shape, blake3, data) in tensors.items():
+    for name, (dtype, shape, blake3, data) in sorted(tensors.items()):
         values = None
         if data is not None and data.nbytes <= room:
             room -= data.nbytes

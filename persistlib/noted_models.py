@@ -64,14 +64,15 @@ def noted_module(
     tensors = _tensors(note, weights, location)
     model = skeleton(note.architecture, trust=trust)
     dtypes = {name: dtype_of(tensor).name for name, tensor in tensors.items()}
-    if structure_digest(model, dtypes) != note.architecture.structure:
+    has_drifted = structure_digest(model, dtypes) != note.architecture.structure
+    assign(model, _state(note, model, tensors, location))
+    if has_drifted:
         warn(
             Code.STRUCTURE_DRIFT,
             note.architecture.builder,
             "what the recipe builds here is configured otherwise than what was exported",
             "the proof that is made now compares its outputs with the graph's",
         )
-    assign(model, _state(note, model, tensors, location))
     _restore_unsaved(note, model, location)
     if empty := left_on_meta(model):
         reason = "nothing gave it values"

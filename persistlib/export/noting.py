@@ -12,10 +12,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from persistlib.architecture.module_state import TensorCheckpoint, dtype_of, tensor_bytes
+from persistlib.architecture.module_state import (
+    TensorCheckpoint,
+    dtype_of,
+    tensor_bytes,
+    tensor_of,
+)
 from persistlib.checkpoint import identity
 from persistlib.digests import digest
 from persistlib.dtypes import DType
+from persistlib.examples import draw_inputs
 from persistlib.model_notes import (
     ModelNote,
     NotedInput,
@@ -35,6 +41,7 @@ if TYPE_CHECKING:
 # Elements of one input; more are no example of what a network is usually given.
 INPUT_LIMIT = 1 << 24
 _SEED = 0
+_INPUT = "input."  # before the names of stored inputs
 _LARGE = 1e300  # the difference of two such numbers is still one
 
 
@@ -106,6 +113,27 @@ def note_of_bundle(bundle: Bundle, inputs: Mapping[str, torch.Tensor]) -> ModelN
         lineage=noted_lineage(manifest.lineage),
         left_out=tuple(field for field, content in records.items() if content),
     )
+
+
+def inputs_of_bundle(bundle: Bundle) -> dict[str, torch.Tensor]:
+    """Return what a graph of a bundle is made with: its stored examples, or others that fit.
+
+    Raises:
+        IntegrityError: the examples differ from the manifest.
+    """
+    manifest = bundle.manifest
+    if manifest.examples is None:
+        return draw_inputs(manifest.interface)
+    reader = bundle.reader(manifest.examples.files[0])
+    stored = {
+        entry.name.removeprefix(_INPUT): tensor_of(
+            memoryview(bytearray(reader.read_bytes(entry.name))), entry.dtype, entry.shape
+        )
+        for entry in reader
+        if entry.name.startswith(_INPUT)
+    }
+    order = [spec.name for spec in manifest.interface.inputs]
+    return {name: stored[name] for name in order if name in stored}
 
 
 def noted_inputs(inputs: Mapping[str, torch.Tensor]) -> tuple[NotedInput, ...]:

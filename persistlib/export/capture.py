@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from persistlib.export.calling import call, device_of, evaluation, silence
 from persistlib.export.recurrence import TRANSLATIONS, KeptWhole
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     import onnx
     from torch.export import ExportedProgram
@@ -105,7 +106,7 @@ def capture(
             traced = _Traced(model)
             device = device_of(traced)
             on_device = tuple(tensor.to(device) for tensor in inputs)
-            made = _optimised(_trace(traced, on_device, axes), opset, state)
+            made = _optimised(_trace(traced, on_device, axes, {}), opset, state)
     except _FixedAxisError as fault:
         raise _fixed(fault, names, axes) from fault
     except Exception as fault:
@@ -142,25 +143,29 @@ def _widened(tensor: torch.Tensor, free: Mapping[int, str]) -> torch.Tensor:
     return own
 
 
-def _trace(traced: _Traced, inputs: tuple[torch.Tensor, ...], axes: FreeAxes) -> ExportedProgram:
+def _trace(
+    traced: _Traced, inputs: tuple[torch.Tensor, ...], axes: FreeAxes, bounds: _Bounds
+) -> ExportedProgram:
     """Return torch's own graph.
+
+    Args:
+        traced: the module.
+        inputs: where it is.
+        axes: which are free.
+        bounds: what is known of their extents.
 
     Raises:
         _FixedAxisError: the module fixes an axis.
         Exception: whatever else torch raises.
     """
     traced.training = False
-    shapes = _shapes(axes)
-    for _ in range(_REFINEMENTS):
-        try:
-            return _export(traced, inputs, shapes)
-        except torch._dynamo.exc.UserError as fault:  # noqa: SLF001 - it has no public name
-            shapes = _refined(str(fault), shapes)
-    return _export(traced, inputs, shapes)
-
-
-# What torch suggests for one axis may show that another is bounded too.
-_REFINEMENTS = 3
+    try:
+        return _export(traced, inputs, _shapes(axes, bounds))
+    except torch._dynamo.exc.UserError as fault:  # noqa: SLF001 - it has no public name
+        found = _found_bounds(str(fault))
+        if not found or all(bounds.get(symbol) == bound for symbol, bound in found.items()):
+            raise
+    return _trace(traced, inputs, axes, {**bounds, **found})
 
 
 def _export(traced: _Traced, inputs: tuple[torch.Tensor, ...], shapes: Any) -> ExportedProgram:
@@ -185,22 +190,32 @@ class _FixedAxisError(Exception):
         self.extent = extent
 
 
-def _refined(message: str, shapes: Any) -> Any:
-    """Return the shapes within the bounds that torch found.
+def _found_bounds(message: str) -> _Bounds:
+    """Return the bounds that torch found.
 
     Raises:
-        _FixedAxisError: torch found that an axis has one extent, or that two are always as long.
+        _FixedAxisError: torch found that an axis has one extent, is as long as another, or a
+            multiple of something.
     """
+    bounds: dict[str, dict[str, int]] = {}
     for symbol, other in _SUGGESTED.findall(message):
-        if other.isdigit() or _SYMBOL.fullmatch(other):
-            reasons = [line for line in message.splitlines() if symbol in line and "- " in line]
-            raise _FixedAxisError(symbol, other, reasons[0].strip(" -") if reasons else message)
-    refine: Any = torch.export.dynamic_shapes.refine_dynamic_shapes_from_suggested_fixes
-    return refine(message, shapes)
+        if not other.startswith("Dim("):
+            lines = [
+                line.strip(" -")
+                for line in message.splitlines()
+                if f"{symbol} " in line and " - " in line
+            ]
+            reason = lines[0].partition(" If you're")[0] if lines else message
+            raise _FixedAxisError(symbol, other, reason)
+        bounds[symbol] = {side: int(extent) for side, extent in _BOUND.findall(other)}
+    return bounds
 
 
+# Of an axis, by its name in torch, the least and the most that it may be.
+_Bounds = Mapping[str, Mapping[str, int]]
 _SUGGESTED = re.compile(r"^\s*(free\d+) = (\S.*?)\s*$", re.MULTILINE)
-_SYMBOL = re.compile(r"free\d+")
+_BOUND = re.compile(r"(min|max)=(\d+)")
+_SYMBOL = re.compile(r"_?free\d+")
 
 
 def _fixed(fault: _FixedAxisError, names: Sequence[str], axes: FreeAxes) -> PersistlibError:
@@ -214,9 +229,8 @@ def _fixed(fault: _FixedAxisError, names: Sequence[str], axes: FreeAxes) -> Pers
         for axis, found in free.items()
         if found == name
     )
-    why = _SYMBOL.sub(lambda found: spelled.get(found[0], found[0]), str(fault))
-    extent = spelled.get(fault.extent, fault.extent)
-    reason = f"the module fixes {name} to {extent}: {why[:300]}"
+    said = f"{name} is always {fault.extent}. {fault}"
+    reason = _SYMBOL.sub(lambda found: spelled.get(found[0], "n"), said)[:400]
     remedy = "compute shapes from the input's own in forward, or leave the axis fixed"
     return error(Code.EXPORT_FAILED, where, reason, remedy)
 
@@ -230,9 +244,12 @@ def _symbols(axes: FreeAxes) -> dict[str, str]:
     return called
 
 
-def _shapes(axes: FreeAxes) -> tuple[Any, ...] | None:
+def _shapes(axes: FreeAxes, bounds: _Bounds) -> tuple[Any, ...] | None:
     """Return torch's description of the free axes, one entry for the lone variadic argument."""
-    symbols = {name: torch.export.Dim(symbol) for name, symbol in _symbols(axes).items()}
+    symbols = {
+        name: torch.export.Dim(symbol, **bounds.get(symbol, {}))
+        for name, symbol in _symbols(axes).items()
+    }
     if not symbols:
         return None
     each = ({axis: symbols[name] for axis, name in free.items()} or None for free in axes)

@@ -120,7 +120,7 @@ def _other(
         if other > 0 and other != extent:
             try:
                 attempt({**known, name: other})
-            except Exception as fault:
+            except Exception as fault:  # noqa: BLE001 - a module may raise anything; it is told
                 faults.append(fault)
             else:
                 return other

@@ -18,7 +18,7 @@ class Release(NamedTuple):
     """A release of ONNX Runtime.
 
     Attributes:
-        version: major and minor; no patch so far has changed what is read.
+        version: major and minor, the first that read so; no patch so far has changed it.
         opset: the newest default operator set.
         ir: the newest version of the file format.
     """
@@ -43,6 +43,8 @@ RELEASES: tuple[Release, ...] = (
     Release("1.21", 22, 10),
     Release("1.22", 22, 10),
     Release("1.23", 23, 11),
+    Release("1.24", 25, 13),
+    Release("1.25", 26, 13),
     Release("1.32", 28, 14),
 )
 

@@ -517,7 +517,10 @@ def convert(
 
         asked = GraphWishes(dtype=dtype, **graph)
         return reading(
-            source, lambda bundle: convert_graph(bundle, destination, asked, trust=trust)
+            source,
+            lambda bundle: convert_graph(
+                bundle, destination, asked, trust=trust, overwrite=overwrite
+            ),
         )
     wishes = Wishes(
         only=only,

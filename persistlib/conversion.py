@@ -80,6 +80,8 @@ class ConversionReport:
         kept: what was kept, in words of `formats.PROMISES`.
         rows: of each tensor, ties included, what became of it.
         notes: what should be known of the source, a sentence each.
+        ir_version: of a graph, the version of its file format, as read back.
+        opsets: of a graph, its operator sets by domain, as read back.
     """
 
     source: str
@@ -94,6 +96,8 @@ class ConversionReport:
     kept: tuple[str, ...] = ()
     rows: tuple[ConvertedTensor, ...] = ()
     notes: tuple[str, ...] = ()
+    ir_version: int | None = None
+    opsets: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

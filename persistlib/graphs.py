@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-from typing import TYPE_CHECKING
+import re
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from persistlib import publish
 from persistlib.conversion import ConversionReport
-from persistlib.errors import Code, error, missing_extra
+from persistlib.errors import Code, PersistlibError, error, missing_extra
 from persistlib.graph_wishes import GraphWishes
 from persistlib.installed import is_importable
 from persistlib.loading import Reading, load_module
 from persistlib.model_notes import render
+from persistlib.runtime.structure import check_graph
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from pydantic import JsonValue
     from typing_extensions import Buffer
@@ -25,8 +29,29 @@ if TYPE_CHECKING:
 _READING = Reading(mapped=True, verify=True)
 
 
+class Made(NamedTuple):
+    """A graph of a bundle's model.
+
+    Attributes:
+        files: the model first, then its external data when it has any.
+        proof: that it computes the same, as the manifest holds it.
+        ir_version: as read back from the file.
+        opsets: domain to version, as read back from the file.
+    """
+
+    files: Mapping[str, Buffer]
+    proof: Mapping[str, JsonValue]
+    ir_version: int
+    opsets: Mapping[str, int]
+
+
 def convert_graph(
-    bundle: Bundle, destination: StrPath, wishes: GraphWishes, *, trust: Collection[str]
+    bundle: Bundle,
+    destination: StrPath,
+    wishes: GraphWishes,
+    *,
+    trust: Collection[str],
+    overwrite: bool = True,
 ) -> ConversionReport:
     """Write a bundle's model as an ONNX file, its external data beside it when it has any.
 
@@ -35,6 +60,7 @@ def convert_graph(
         destination: the file.
         wishes: what is asked of the graph; a graph that the bundle holds will do where nothing is.
         trust: packages that may be imported to rebuild the module.
+        overwrite: whether a file that stands there is replaced.
 
     Raises:
         ExportError: no graph could be made or proved; nothing is written.
@@ -43,11 +69,11 @@ def convert_graph(
     manifest = bundle.manifest
     if manifest.graphs and wishes == GraphWishes():
         graph = manifest.graphs[0]
-        files: Mapping[str, Buffer] = {e.path: bundle.whole(e) for e in graph.files}
-        proof: Mapping[str, JsonValue] = graph.proof
+        files = {e.path: bundle.whole(e) for e in graph.files}
+        made = Made(files, graph.proof, graph.ir_version, graph.opsets)
     else:
-        files, proof = _export(bundle, trust)
-    write_graph(files, destination, overwrite=True)
+        made = _export(bundle, wishes, trust)
+    write_graph(made.files, destination, overwrite=overwrite)
     weights = manifest.weights
     return ConversionReport(
         source=bundle.path,
@@ -55,34 +81,111 @@ def convert_graph(
         format="onnx",
         tensors=len(weights.tensors) + len(weights.aliases),
         identity=weights.identity,
-        proof=proof,
+        proof=made.proof,
+        ir_version=made.ir_version,
+        opsets=made.opsets,
     )
 
 
 def write_graph(files: Mapping[str, Buffer], destination: StrPath, *, overwrite: bool) -> None:
-    """Write a model, the first of the files, and its external data beside it.
+    """Write a model, the first of the files, and its external data beside it, named after it.
+
+    The model takes its name last. No file that stands is written over but the model itself: new
+    data has a name of its own until the new model is there, so that an old model keeps its data
+    whatever happens; data that the old model had is deleted afterwards.
 
     Raises:
-        TargetError: writing failed; what stood there stands unchanged.
+        TargetError: writing failed, or something stands there; what stood there stands unchanged,
+            and nothing new is left.
     """
     model, *external = files
-    for name in external:
-        beside = os.path.join(os.path.dirname(os.path.abspath(destination)), name)
-        with publish.file(beside, overwrite=overwrite) as out:
-            out.write(files[name])
-    with publish.file(destination, overwrite=overwrite) as out:
-        out.write(files[model])
+    target = os.path.abspath(destination)
+    names = dict(zip(external, _data_names(target, overwrite=overwrite), strict=False))
+    replaced = _old_data(target)
+    placed: list[int] = []
+    with ExitStack() as undo:
+        for name, fresh in names.items():
+            beside = os.path.join(os.path.dirname(target), fresh)
+            with publish.file(beside, overwrite=False) as out:
+                out.write(files[name])
+            undo.callback(_take_back, beside, target, placed)
+        with publish.file(destination, overwrite=overwrite) as out:
+            out.write(_referring(files[model], names))
+            placed.append(os.fstat(out.fd).st_ino)
+        undo.pop_all()
+    for name in replaced:
+        with suppress(OSError):
+            os.unlink(os.path.join(os.path.dirname(target), name))
 
 
-def _export(
-    bundle: Bundle, trust: Collection[str]
-) -> tuple[Mapping[str, Buffer], Mapping[str, JsonValue]]:
+def _data_names(target: str, *, overwrite: bool) -> Iterator[str]:
+    """Yield names for data beside a model that nothing has.
+
+    Raises:
+        TargetError: the first has something standing there, and that may not be so.
+    """
+    for count in itertools.count():
+        name = os.path.basename(target) + (f".{count}.data" if count else ".data")
+        path = os.path.join(os.path.dirname(target), name)
+        if not os.path.lexists(path):
+            yield name
+        elif not overwrite:
+            remedy = "pass overwrite=True (--overwrite), or move it away"
+            raise error(Code.TARGET_EXISTS, path, "something stands there", remedy)
+
+
+def _old_data(target: str) -> tuple[str, ...]:
+    """Return the data of a model that stands there, as far as it is named after it."""
+    ours = re.compile(re.escape(os.path.basename(target)) + r"(\.\d+)?\.data")
+    try:
+        beside = [name for name in os.listdir(os.path.dirname(target)) if ours.fullmatch(name)]
+        if not beside or not os.path.isfile(target):
+            return ()
+        with open(target, "rb") as file:
+            known = check_graph(file.read()).external
+    except (OSError, PersistlibError):
+        return ()
+    return tuple(name for name in beside if name in known)
+
+
+def _take_back(path: str, target: str, placed: Sequence[int]) -> None:
+    """Remove data whose model did not come: not even its last fsync says that it did."""
+    with suppress(OSError):
+        if not (placed and os.stat(target).st_ino in placed):
+            os.unlink(path)
+
+
+def _referring(model: Buffer, names: Mapping[str, str]) -> Buffer:
+    """Return a model that calls its data by other names."""
+    if all(name == fresh for name, fresh in names.items()):
+        return model
+    import onnx
+
+    serialized: Any = model  # protobuf parses any buffer, and says bytes
+    proto = onnx.ModelProto.FromString(serialized)
+    waiting: list[Any] = [proto.graph, *proto.functions]
+    while waiting:
+        for field, value in waiting.pop().ListFields():
+            if field.message_type is None:
+                continue
+            parts = (value,) if hasattr(value, "ListFields") else value
+            if field.message_type is onnx.StringStringEntryProto.DESCRIPTOR:
+                for entry in parts if field.name == "external_data" else ():
+                    if entry.key == "location":
+                        entry.value = names[entry.value]
+            else:
+                waiting.extend(parts)
+    return proto.SerializeToString(deterministic=True)
+
+
+def _export(bundle: Bundle, wishes: GraphWishes, trust: Collection[str]) -> Made:
     if not is_importable("torch"):
         raise missing_extra("torch", "torch", "making a graph")
     from persistlib import examples
     from persistlib.export.noting import inputs_of_bundle, note_of_bundle
     from persistlib.export.onnx_export import export
     from persistlib.export.proof import prove
+    from persistlib.export.versions import asked
 
     interface = bundle.manifest.interface
     if not interface.inputs:
@@ -92,6 +195,7 @@ def _export(
             "the bundle does not say what goes into the model",
             "save it with example_inputs= or interface=",
         )
+    versions = asked(wishes)
     model = load_module(bundle, _READING, strict=True, trust=trust)
     inputs = inputs_of_bundle(bundle)
     outputs = tuple(examples.run(model, inputs))
@@ -100,7 +204,11 @@ def _export(
         tuple(inputs.values()),
         input_names=tuple(inputs),
         output_names=outputs,
+        opset=versions.opset,
+        ir=versions.ir,
+        dynamic=wishes.dynamic,
         metadata=render(note_of_bundle(bundle, inputs)),
     )
     proof = prove(model, exported)
-    return {file.name: file.data for file in exported.files}, proof
+    files = {file.name: file.data for file in exported.files}
+    return Made(files, proof, exported.ir_version, exported.opsets)

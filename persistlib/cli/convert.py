@@ -141,6 +141,8 @@ def _data(report: ConversionReport) -> dict[str, JSON]:
         "losses": [*report.losses],
         "identity": report.identity,
         "proof": dict(report.proof),
+        "ir_version": report.ir_version,
+        "opsets": dict(report.opsets),
         "notes": [*report.notes],
         "rows": [_row_data(row) for row in report.rows],
     }
@@ -204,8 +206,16 @@ def _facts(report: ConversionReport, *, show_all: bool) -> Iterator[tuple[str, s
         yield "cast" if index == 0 else "", text
     for index, note in enumerate(report.notes):
         yield "note" if index == 0 else "", note
+    if report.opsets:
+        yield "graph", _versions(report)
     if report.proof:
         yield "proof", proof_text(report.proof)
+
+
+def _versions(report: ConversionReport) -> str:
+    """Return the versions of a graph: `opset 17, IR 8`."""
+    sets = (f"{domain} opset {n}".strip() for domain, n in sorted(report.opsets.items()))
+    return ", ".join((*sets, f"IR {report.ir_version}"))
 
 
 def _tensors_said(report: ConversionReport) -> str:

@@ -114,10 +114,15 @@ def require_placed(
             remedy = f"pip install --upgrade it, or ask for {wanted} without the cpu beside it"
             raise error(Code.PROVIDER_UNUSED, wanted, reason, remedy)
         return
-    total = sum(sum(counts.values()) for counts in given.values())
-    own = sum(given.get(wanted, Counter()).values())
-    if total and (not own or (min_share is not None and own < min_share * total)):
+    total, own = _counted(given), sum(given.get(wanted, Counter()).values())
+    if not total and wanted == short(CPU):  # folding left nothing to compute, on any provider
+        return
+    if not own or (min_share is not None and own < min_share * total):
         raise _too_little(wanted, given, min_share)
+
+
+def _counted(given: Assigned) -> int:
+    return sum(sum(counts.values()) for counts in given.values())
 
 
 def require_share(min_share: float | None, require: str | None) -> None:
@@ -138,9 +143,10 @@ def require_share(min_share: float | None, require: str | None) -> None:
 
 
 def _too_little(wanted: str, given: Assigned, min_share: float | None) -> PersistlibError:
-    total = sum(sum(counts.values()) for counts in given.values())
+    total = _counted(given)
     own = sum(given.get(wanted, Counter()).values())
     others = "; ".join(f"{n} has {_shown(c)}" for n, c in given.items() if n != wanted)
+    others = others or "folding constants left nothing to compute"
     reason = f"it was given {own} of {total} operators"
     if min_share is not None and own:
         reason += f", less than {min_share:.0%}"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from persistlib.dtypes import DType
 from persistlib.errors import Code, error
 from persistlib.runtime import batching, placement, torch_tensors
+from persistlib.runtime.inlining import with_small_tensors
 from persistlib.runtime.predictions import Prediction, ranked
 from persistlib.runtime.providers import CPU, Provider, resolve_all, short
 from persistlib.runtime.refusals import LOCATION, message, refused
@@ -308,7 +309,7 @@ def open_session(
     placement.require_loadable(wanted)
     used = {name: (external or {})[name] for name in facts.external}
     options = session_options(wanted, threads=threads, external=used, profile=profile)
-    data = bytes(model)
+    data = with_small_tensors(bytes(model), used)
     opened = _opened(data, options, wanted, seconds, location)
     if isinstance(opened, Exception):
         alone = [provider for provider in wanted if provider.name != CPU]

@@ -220,7 +220,8 @@ class _Check:
             raise self._unsafe(reason, tensor.name)
         end = place.offset + (place.length if place.length is not None else size or 0)
         if end > self.given[place.name].nbytes:
-            reason = f"external data ends at byte {end} of {self.given[place.name].nbytes}"
+            has = self.given[place.name].nbytes
+            reason = f"external data ends at byte {end} of {place.name!r}, which has {has}"
             raise self._invalid(reason, tensor.name)
 
     def _invalid(self, reason: str, name: str = "") -> PersistlibError:

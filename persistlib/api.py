@@ -24,7 +24,7 @@ from persistlib.errors import (
     missing_extra,
 )
 from persistlib.formats import FORMATS, by_content, by_name, by_suffix, ending
-from persistlib.graph_wishes import GraphWishes
+from persistlib.graph_wishes import GraphWishes, graph_wishes
 from persistlib.installed import is_importable
 from persistlib.manifest.schema import Interface, Lineage, Manifest, Section, Training
 from persistlib.sources import BUNDLE, is_folder, open_file
@@ -120,7 +120,7 @@ def save(
     lineage: Sequence[Lineage | Mapping[str, Any]] = (),
     name: str | None = None,
     license: str | None = None,
-    onnx: bool = False,
+    onnx: bool | GraphOptions = False,
     sha256: bool = False,
     shard_bytes: int = SHARD_BYTES,
     overwrite: bool = False,
@@ -141,7 +141,8 @@ def save(
         lineage: what it was made from.
         name: the model's name.
         license: SPDX identifier.
-        onnx: whether an ONNX graph is made too, proved to compute the same.
+        onnx: whether an ONNX graph is made too, proved to compute the same; or what is asked of
+            it, such as `{"opset": 17}`, see `GraphOptions`.
         sha256: whether every file's SHA-256 is recorded beside its BLAKE3.
         shard_bytes: weights above this many bytes are written as shards.
         overwrite: whether an old bundle at `path` is replaced.
@@ -160,6 +161,7 @@ def save(
     from persistlib.architecture.module_state import require_savable
 
     _check_saving(model, name=name, license=license, shard_bytes=shard_bytes)
+    wishes = graph_wishes(onnx)
     require_savable(model)
     given = _as(Interface, interface) or Interface()
     shown = None
@@ -178,7 +180,7 @@ def save(
         shard_bytes=shard_bytes,
     )
     return saving.save_module(
-        model, path, plan, architecture=architecture, onnx=onnx, overwrite=overwrite
+        model, path, plan, architecture=architecture, onnx=wishes, overwrite=overwrite
     )
 
 
@@ -611,7 +613,7 @@ def finetune(
     out: StrPath | None = None,
     name: str | None = None,
     license: str | None = None,
-    onnx: bool = False,
+    onnx: bool | GraphOptions = False,
     overwrite: bool = False,
     **settings: Any,
 ) -> FinetuneResult:

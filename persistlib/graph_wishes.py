@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypedDict
 
+from persistlib.errors import Code, error
+
 if TYPE_CHECKING:
     from collections.abc import Collection
 
@@ -19,7 +21,9 @@ class GraphOptions(TypedDict, total=False):
         ir: version of the file format.
         target: the runtime that must be able to run it, such as "onnxruntime==1.17.3"; chooses
             `opset` and `ir` where these are not given.
-        dynamic: free axes, texts `INPUT:AXIS=NAME`; by default the first of every input.
+        dynamic: free axes beside the batch, texts `INPUT:AXIS=NAME`; axes of one name have one
+            extent. A first axis of the batch may be called otherwise, an axis called `batch` takes
+            its place, and `none` leaves only the axes that the other texts name.
         quantize: "dynamic" or "static": weights and arithmetic in int8.
         calibration: a folder of images that static quantization takes its ranges from; by default
             the bundle's example inputs.
@@ -54,3 +58,18 @@ class GraphWishes:
     quantize: str | None = None
     calibration: StrPath | None = None
     dtype: str | None = None
+
+
+def graph_wishes(onnx: bool | GraphOptions) -> bool | GraphWishes:
+    """Return what is asked of a graph: whether there is one, or what it is to be.
+
+    Raises:
+        UsageError: something is no option of a graph.
+    """
+    if isinstance(onnx, bool):
+        return onnx
+    known = GraphOptions.__annotations__
+    if not isinstance(onnx, dict) or (unknown := [name for name in onnx if name not in known]):
+        said = f"is a {type(onnx).__name__}" if not isinstance(onnx, dict) else f"has {unknown[0]}"
+        raise error(Code.USAGE, "onnx", said, f"give True or a dict of {', '.join(known)}")
+    return GraphWishes(**onnx)

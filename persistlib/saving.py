@@ -32,6 +32,7 @@ from persistlib.bundle import CARD, EXAMPLES, GRAPH, SHARD_BYTES, STATE, WEIGHTS
 from persistlib.canonical import SIZE_LIMIT
 from persistlib.digests import digest
 from persistlib.errors import Code, PersistlibError, Severity, error, finding, tell
+from persistlib.graph_wishes import GraphWishes
 from persistlib.manifest import document
 from persistlib.manifest.schema import Examples as ExamplesRecord
 from persistlib.manifest.schema import (
@@ -128,7 +129,7 @@ def save_module(
     plan: Plan,
     *,
     architecture: Architecture | Mapping[str, Any] | str | None,
-    onnx: bool,
+    onnx: bool | GraphWishes,
     overwrite: bool,
     graph: Proved | None = None,
 ) -> Manifest:
@@ -139,7 +140,7 @@ def save_module(
         path: as `persistlib.save`.
         plan: what is saved with the weights.
         architecture: as `persistlib.save`.
-        onnx: whether a graph is made.
+        onnx: whether a graph is made, or what is asked of it.
         overwrite: as `persistlib.save`.
         graph: one that was made of this module already.
 
@@ -156,7 +157,9 @@ def save_module(
         unsaved = _unsaved(model, state, description)
         tell((*state.findings, *description.findings, *_borrowed(model, state, unsaved)))
         if onnx:
-            graph = _export(model, plan, _Noted(state, description.architecture, unsaved))
+            wishes = onnx if isinstance(onnx, GraphWishes) else GraphWishes()
+            noted = _Noted(state, description.architecture, unsaved)
+            graph = _export(model, plan, noted, wishes)
         prepared = _Prepared(
             state=state,
             architecture=description.architecture,
@@ -272,7 +275,7 @@ class _Noted(NamedTuple):
         )
 
 
-def _export(model: nn.Module, plan: Plan, noted: _Noted) -> Proved:
+def _export(model: nn.Module, plan: Plan, noted: _Noted, wishes: GraphWishes) -> Proved:
     """Return the model as a proved graph.
 
     Raises:
@@ -280,6 +283,7 @@ def _export(model: nn.Module, plan: Plan, noted: _Noted) -> Proved:
     """
     from persistlib.export.onnx_export import export
     from persistlib.export.proof import prove
+    from persistlib.export.versions import asked
 
     if plan.examples is not None:
         inputs = dict(plan.examples.inputs)
@@ -293,11 +297,18 @@ def _export(model: nn.Module, plan: Plan, noted: _Noted) -> Proved:
             "pass example_inputs= or interface=",
         )
     outputs = plan.examples.outputs if plan.examples else examples.run(model, inputs)
+    if wishes.quantize is not None or wishes.calibration is not None:
+        remedy = "save the bundle, and convert that (persistlib convert BUNDLE m.onnx --quantize)"
+        raise error(Code.USAGE, "onnx", "a quantized graph is made from a bundle", remedy)
+    versions = asked(wishes)
     exported = export(
         model,
         tuple(inputs.values()),
         input_names=tuple(inputs),
         output_names=tuple(outputs),
+        opset=versions.opset,
+        ir=versions.ir,
+        dynamic=wishes.dynamic,
         metadata=noted.note(plan, inputs),
     )
     return Proved(exported, prove(model, exported))

@@ -95,18 +95,16 @@ class Departure:
     def __str__(self) -> str:
         whose = f" of {self.module}" if self.module else ""
         off = f"is off by {self.deviation:.2g} of its spread, at most {self.limit:g} is"
-        place = f"{self.node or self.value!r} ({self.operator}){whose}"
+        place = f"{self.node or self.value} ({self.operator}){whose}"
         if len(self.among) > 1:
-            others = ", ".join(name for name in self.among if name != self.node)[:_MESSAGE]
-            place += f", or what leads to it alone ({others}),"
+            others = ", ".join(name for name in self.among if name != self.node)
+            place += f" or what leads to it alone ({_short(others)})"
         if self.how == ALONE:
-            return f"it first departs at {place}: with inputs that agree ({self._given()}) it {off}"
+            given = _short(", ".join(self.inputs)) or "none"
+            return f"it first departs at {place}: with inputs that agree ({given}) it {off}"
         if self.how == TOGETHER:
             return f"no operator departs by itself; the first value that {off} comes from {place}"
         return f"only as the runtime rewrites the graph the value of {place} {off}"
-
-    def _given(self) -> str:
-        return ", ".join(self.inputs)[:_MESSAGE] or "the graph's own"
 
 
 def locate(graph: Graph, feeds: Arrays, reference: Reference) -> Departure | None:
@@ -214,7 +212,7 @@ class _Search:
         types = {name: type_number(array) for name, array in expected.items()} | self.types
         data = part.proto(given, types).SerializeToString()
         try:
-            session = open_session(data, external=self.graph.external)
+            session = open_session(data, external=self.graph.external, threads=1)
             feeds = {
                 spec.name: given[spec.name].astype(DType[spec.dtype].numpy, copy=False)
                 for spec in session.inputs
@@ -237,6 +235,10 @@ class _Search:
             deviation=off,
             limit=limit,
         )
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _MESSAGE else f"{text[:_MESSAGE]} ..."
 
 
 def _steps(names: Sequence[str]) -> Iterator[Sequence[str]]:

@@ -64,9 +64,7 @@ class Excerpt:
                 graph.input.add().CopyFrom(own[name])
             elif name in given:
                 shape = given[name].shape
-                graph.input.append(
-                    onnx.helper.make_tensor_value_info(name, types[name], shape)
-                )
+                graph.input.append(onnx.helper.make_tensor_value_info(name, types[name], shape))
         for name in self.outputs:
             if name in types:
                 output = graph.output.add(name=self._computed(name))
@@ -81,9 +79,7 @@ class Excerpt:
         return name + _COMPUTED if name in self.cut else name
 
 
-def excerpt(
-    whole: onnx.ModelProto, outputs: Sequence[str], *, cut: Collection[str]
-) -> Excerpt:
+def excerpt(whole: onnx.ModelProto, outputs: Sequence[str], *, cut: Collection[str]) -> Excerpt:
     """Return what some values of a graph come from.
 
     Args:

@@ -16,10 +16,11 @@ import numpy as np
 from persistlib.digests import PREFIX, digest
 from persistlib.dtypes import DType
 from persistlib.errors import Code, ExportError, SessionError, error
+from persistlib.export.blame import blamed
 from persistlib.export.calling import call
 from persistlib.export.capture import summary
-from persistlib.export.comparison import Observed, degenerate
-from persistlib.export.drawing import DRAWS, draw
+from persistlib.export.comparison import INTEGERS, Observed, degenerate
+from persistlib.export.drawing import DRAWS, draw, extents_of_runs
 from persistlib.export.state import array_of, bytes_of, dtype_of
 from persistlib.runtime.session import open_session
 
@@ -36,14 +37,13 @@ if TYPE_CHECKING:
 # Largest error over the spread, by the coarser of the state's and the output's dtype. Measured:
 # torchvision's float32 classifiers stay below 1e-5; the other dtypes scale with their own step.
 TOLERANCE: Mapping[str, float] = {"F64": 1e-7, "F32": 1e-4, "F16": 1e-2, "BF16": 5e-2}
-# Whole numbers made from floats, such as an argmax, may fall either way where two are level.
-INTEGERS = 1e-3
 REASON = "two runtimes sum in different orders; the error grows with the dtype's rounding step"
 _BATCHES = (1, 3)
 
 
 # What the runtime's CPU provider computes in; a graph of another precision may stay unproved.
 _COMPUTED = frozenset({"F64", "F32", "F16"})
+_NO_KERNEL = {Code.SESSION_FAILED.identifier, Code.OPERATOR_UNSUPPORTED.identifier}
 
 
 class _Run(NamedTuple):
@@ -92,7 +92,7 @@ def prove(
     try:
         session = open_session(exported.files[0].data, external=exported.external)
     except SessionError as fault:
-        if fault.code != Code.SESSION_FAILED.identifier or exported.precision in _COMPUTED:
+        if fault.code not in _NO_KERNEL or exported.precision in _COMPUTED:
             raise
         return {"proved": False, "reason": fault.reason, "versions": _versions()}
     is_free = any(isinstance(extent, str) for spec in exported.inputs for extent in spec.shape)
@@ -115,7 +115,43 @@ def _proof(
     Raises:
         ExportError: as `prove`.
     """
-    runs = _runs(trial, kind)
+    extents = extents_of_runs(
+        trial.exported.examples,
+        trial.exported.inputs,
+        trial.sizes,
+        lambda extents: call(trial.model, _drawn(trial, kind, extents, (0, 0))),
+    )
+    runs = _runs(trial, kind, extents)
+    try:
+        rows = _judged(session, trial, runs, limits)
+    except ExportError as fault:
+        inner = limits.get(trial.exported.precision, limits["BF16"])
+        inputs = [run.inputs for run in runs]
+        if (told := blamed(fault, trial.model, trial.exported, inputs, inner)) is fault:
+            raise
+        raise told from fault
+    hashes = "".join(digest(bytes_of(tensor)) for run in runs for tensor in run.inputs)
+    return {
+        "proved": True,
+        "seed": trial.seed,
+        "inputs": {"drawn": kind, "digest": PREFIX + digest(hashes.encode())},
+        "batch_sizes": list(trial.sizes),
+        **_other_axes(extents),
+        "outputs": rows,
+        "reason": REASON,
+        "provider": session.providers[0],
+        "versions": _versions(),
+    }
+
+
+def _judged(
+    session: Session, trial: _Trial, runs: Sequence[_Run], limits: Mapping[str, float]
+) -> dict[str, JsonValue]:
+    """Return what the manifest says of each output.
+
+    Raises:
+        ExportError: as `prove`.
+    """
     observed = _observe(session, runs)
     rows: dict[str, JsonValue] = {}
     for seen in observed:
@@ -124,37 +160,25 @@ def _proof(
         rows[seen.name] = _row(seen, limit)
     if not any(seen.response for seen in observed):
         raise degenerate("outputs", "no output changes with the inputs")
-    hashes = "".join(digest(bytes_of(tensor)) for run in runs for tensor in run.inputs)
-    return {
-        "proved": True,
-        "seed": trial.seed,
-        "inputs": {"drawn": kind, "digest": PREFIX + digest(hashes.encode())},
-        "batch_sizes": list(trial.sizes),
-        "outputs": rows,
-        "reason": REASON,
-        "provider": session.providers[0],
-        "versions": _versions(),
-    }
+    return rows
 
 
-def _runs(trial: _Trial, kind: str) -> list[_Run]:
-    """Return a run for each batch size, every output of the module finite.
+def _other_axes(extents: Sequence[Mapping[str, int]]) -> dict[str, JsonValue]:
+    """Return what a proof says of the free axes beside the batch, which comes first in each run."""
+    names = list(extents[0])[1:]
+    tried: dict[str, JsonValue] = {name: [run[name] for run in extents] for name in names}
+    return {"extents": tried} if tried else {}
+
+
+def _runs(trial: _Trial, kind: str, sizes: Sequence[Mapping[str, int]]) -> list[_Run]:
+    """Return a run for each of some extents of the free axes, every output of the module finite.
 
     Raises:
         ExportError: the module takes no such inputs, or an output is not finite.
     """
     runs: list[_Run] = []
-    for index, size in enumerate(trial.sizes or (None,)):
-        first, second = (
-            draw(
-                trial.exported.examples,
-                trial.exported.inputs,
-                kind=kind,
-                size=size,
-                seed=(trial.seed, index, take),
-            )
-            for take in range(2)
-        )
+    for index, extents in enumerate(sizes):
+        first, second = (_drawn(trial, kind, extents, (index, take)) for take in range(2))
         try:
             run = _Run(first, call(trial.model, first), call(trial.model, second))
         except Exception as fault:
@@ -164,6 +188,14 @@ def _runs(trial: _Trial, kind: str) -> list[_Run]:
                 raise degenerate(name, "holds NaN or infinity")
         runs.append(run)
     return runs
+
+
+def _drawn(
+    trial: _Trial, kind: str, extents: Mapping[str, int], take: tuple[int, int]
+) -> tuple[torch.Tensor, ...]:
+    exported = trial.exported
+    seed = (trial.seed, *take)
+    return draw(exported.examples, exported.inputs, kind=kind, extents=extents, seed=seed)
 
 
 def _observe(session: Session, runs: Sequence[_Run]) -> list[Observed]:

@@ -1,0 +1,72 @@
+"""Which operator a proof failed at, told with the failure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import onnx
+
+from persistlib.errors import Code, PersistlibError, error
+from persistlib.export.bisection import Graph, locate
+from persistlib.export.onnx_export import export
+from persistlib.export.reference_values import ModuleValues
+from persistlib.export.state import array_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+
+    from persistlib.export.bisection import Departure
+    from persistlib.export.onnx_export import Exported
+
+# What `naming.settle_names` puts behind the name of a value that the state has taken.
+_TAKEN = "_inner"
+
+
+def blamed(
+    fault: PersistlibError,
+    model: torch.nn.Module,
+    exported: Exported,
+    runs: Sequence[Sequence[torch.Tensor]],
+    limit: float,
+) -> PersistlibError:
+    """Return the fault with the first operator that departs, where one can be told.
+
+    Args:
+        fault: why the graph is not proved.
+        model: the module.
+        exported: its graph.
+        runs: the inputs of each run.
+        limit: how far a float value inside the graph may be off.
+    """
+    if fault.code != Code.EXPORT_MISMATCH.identifier:
+        return fault
+    try:
+        found = next((d for run in runs if (d := _departure(model, exported, run, limit))), None)
+    except Exception:  # noqa: BLE001 - modules raise what they like, and the fault itself stands
+        return fault
+    if found is None:
+        return fault
+    return error(Code.EXPORT_MISMATCH, fault.location, f"{fault.reason}; {found}", fault.remedy)
+
+
+def _departure(
+    model: torch.nn.Module, exported: Exported, inputs: Sequence[torch.Tensor], limit: float
+) -> Departure | None:
+    program = exported.program
+    if program is None:
+        names = tuple(spec.name for spec in exported.inputs)
+        program = export(model, exported.examples, input_names=names).program
+    assert program is not None
+    data: Any = exported.files[0].data  # protobuf parses any buffer, and says bytes
+    proto = onnx.ModelProto.FromString(data)
+    reference = ModuleValues(model, program, inputs)
+    outputs = (value.name for value in proto.graph.output)
+    names = {name: name.removesuffix(_TAKEN) for node in proto.graph.node for name in node.output}
+    names |= dict(zip(outputs, reference.outputs, strict=False))
+    feeds = {
+        spec.name: array_of(tensor, spec.name)
+        for spec, tensor in zip(exported.inputs, inputs, strict=True)
+    }
+    return locate(Graph(proto, exported.external, names, limit), feeds, reference)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 LOCATION = "model.onnx"
 _NO_KERNEL = re.compile(r"implementation for (\S+?)\((\d+)\) node with name '(.*?)'")
 _NO_OPERATOR = re.compile(
-    r"No Op registered for (\S+) with domain_version of|Op\((\S+?)\)|: (\S+)\(-?\d+\) is not a reg"
+    r"No Op registered for (\S+) with domain_version of|([^\s:]+)\(-?\d+\) is not a registered"
 )
 _CAST = "persistlib convert BUNDLE m.onnx --dtype f16 (or f32) gives one of another dtype"
 _OLDER = "pip install --upgrade onnxruntime, or export with a lower opset (--opset)"

@@ -30,7 +30,7 @@ def is_tensor(value: object) -> TypeGuard[torch.Tensor]:
 
 def is_on_device(value: object) -> bool:
     """Return whether a value is a tensor that lies where the processor cannot read it."""
-    return is_tensor(value) and value.device.type != "cpu"
+    return is_tensor(value) and value.device.type not in ("cpu", "meta")
 
 
 def dtype_name(tensor: torch.Tensor) -> str:

@@ -43,7 +43,13 @@ if TYPE_CHECKING:
 
 pytest.importorskip("sklearn")
 
-RECORD = {"kind": "image", "channels": 1, "resize": [8, 8], "mean": [0.3], "std": [0.4]}
+RECORD: dict[str, Any] = {
+    "kind": "image",
+    "channels": 1,
+    "resize": [8, 8],
+    "mean": [0.3],
+    "std": [0.4],
+}
 QUICK: dict[str, Any] = {"calls": 0, "threads": 1}
 PETS = ("cat", "dog", "owl")
 
@@ -176,7 +182,7 @@ def test_averages_are_those_of_scikit_learns_report(
 
 @given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
 def test_the_interval_is_wilsons(drawn: tuple[int, int]) -> None:
-    from scipy.stats import binomtest
+    from scipy.stats import binomtest  # type: ignore[import-untyped] # has no types
 
     known = binomtest(*drawn).proportion_ci(0.95, method="wilson")
     assert wilson(*drawn) == pytest.approx((known.low, known.high))
@@ -247,17 +253,16 @@ def test_folders_files_and_arrays_of_the_same_samples_give_the_same_result(
     first = persistlib.evaluate(bundle, images, **QUICK)
     order = tuple(reversed("0123456789"))
     reversed_numbers = 9 - numbers
+    forms: tuple[dict[str, Any], ...] = (
+        {"images": pixels, "labels": names},
+        {"images": pixels, "labels": numbers},
+        {"images": pixels, "labels": reversed_numbers, "classes": np.array(order)},
+        {"images": pixels, "labels": names, "classes": np.array(order)},
+        {"inputs": inputs, "labels": numbers},
+    )
     others = [
         persistlib.evaluate(bundle, stored(tmp_path / f"{number}.npz", **arrays), **QUICK)
-        for number, arrays in enumerate(
-            (
-                {"images": pixels, "labels": names},
-                {"images": pixels, "labels": numbers},
-                {"images": pixels, "labels": reversed_numbers, "classes": np.array(order)},
-                {"images": pixels, "labels": names, "classes": np.array(order)},
-                {"inputs": inputs, "labels": numbers},
-            )
-        )
+        for number, arrays in enumerate(forms)
     ]
     others += [
         persistlib.evaluate(bundle, (inputs, numbers), **QUICK),
@@ -593,9 +598,10 @@ def test_arguments_that_mean_nothing_are_refused(bundle: Path, how: dict[str, An
 def test_what_is_open_already_runs_where_it_is_and_keeps_nothing(bundle: Path) -> None:
     model = persistlib.load(bundle)
     data = (np.ones((1, 1, 8, 8), np.float32), [0])
-    for how in ({"runtime": "onnxruntime"}, {"save": True}):
+    refused: tuple[dict[str, Any], ...] = ({"runtime": "onnxruntime"}, {"save": True})
+    for how in refused:
         with pytest.raises(PersistlibError) as caught:
-            persistlib.evaluate(model, data, **QUICK, **how)  # type: ignore[arg-type] # two signatures of arguments
+            persistlib.evaluate(model, data, **QUICK, **how)
         assert caught.value.code == "PL901"
 
 
@@ -661,7 +667,8 @@ class Fake:
 
     def run(self, inputs: NDArray[Any]) -> NDArray[Any]:
         self.calls.append(self.name)
-        return self.scores[inputs[:, 0].astype(int)]
+        scores: NDArray[Any] = self.scores[inputs[:, 0].astype(int)]
+        return scores
 
     def runner(self) -> Runner:
         return Runner(self.name, self.run, {})
@@ -731,7 +738,7 @@ def test_a_result_is_kept_without_changing_what_the_model_is(copy: Path, images:
 
 
 def test_one_result_is_kept_once_and_another_after_it(copy: Path, images: Path) -> None:
-    how = {"runtime": "onnxruntime", **QUICK}
+    how: dict[str, Any] = {"runtime": "onnxruntime", **QUICK}
     for _ in range(2):
         persistlib.evaluate(copy, images, save=True, **how)
     persistlib.evaluate(copy, "sklearn:digits", held_out=True, save=True, **how)

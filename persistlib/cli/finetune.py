@@ -31,8 +31,8 @@ _NEEDED = ("torch", "torchvision")
 @click.option(
     "--data",
     required=True,
-    metavar="DIR|sklearn:digits",
-    help="A folder with one folder of images a class, or the digits of scikit-learn.",
+    metavar="DIR|NPZ|sklearn:digits",
+    help="A folder with one folder of images a class, an .npz file, or scikit-learn's digits.",
 )
 @click.option("--out", required=True, metavar="DIR", help="The bundle to write.")
 @click.option(

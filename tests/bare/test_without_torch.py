@@ -205,6 +205,12 @@ def test_what_needs_torch_says_how_to_get_it() -> None:
         persistlib.freeze(nothing, "*")
 
 
+def test_judging_needs_scikit_learn_and_says_so() -> None:
+    with pytest.raises(MissingExtra) as caught:
+        persistlib.evaluate(BUNDLE, "photos")
+    assert caught.value.remedy == "pip install 'persistlib[evaluate]'"
+
+
 def test_the_command_line_says_so_in_one_line() -> None:
     done = run("run", BUNDLE, PREPARED / "image.png", "--runtime", "torch")
     assert done.returncode == 1

@@ -232,6 +232,8 @@ class Code(Enum):
     EXPORT_VERSION = ("PL609", ExportError, "the graph cannot be written in that version")
     GRAPH_UNPAIRED = ("PL610", ArchitectureError, "the graph is not the named architecture's")
     GRAPH_OPERATOR = ("PL620", FormatError, "an operator that torch has no form of")
+    CALIBRATION = ("PL630", ExportError, "the data tells nothing of the values' ranges")
+    QUANTIZATION = ("PL631", ExportError, "the graph could not be quantized")
 
     SESSION_FAILED = ("PL701", SessionError, "the runtime refused the graph")
     SESSION_INPUT = ("PL702", SessionError, "an input has the wrong name, dtype or shape")

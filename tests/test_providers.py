@@ -312,9 +312,40 @@ def test_what_the_cpu_computes_instead_is_named(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_provider_that_does_not_suffice_alone_is_told_what_it_lacks() -> None:
     given = {"cuda": Counter(Conv=3), "cpu": Counter(TopK=2)}
-    fault = placement.not_alone("cuda", given, "the runtime's words")
+    fault = placement.not_alone((Provider(CUDA),), given)
     assert "TopK 2" in fault.reason
     assert 'add "cpu"' in fault.remedy
+
+
+def fails_with_others(monkeypatch: pytest.MonkeyPatch, message: str) -> None:
+    """Let opening fail wherever a provider beside the CPU is asked for."""
+    real = onnxruntime.InferenceSession
+
+    def opening(data: bytes, options: Any, providers: list[tuple[str, Any]], **more: Any) -> Any:
+        if [name for name, _ in providers] != [CPU]:
+            raise RuntimeError(message)
+        return real(data, options, providers=providers, **more)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", opening)
+
+
+@pytest.mark.parametrize("beside", [["cpu"], []])
+def test_a_provider_that_fails_on_a_good_graph_is_at_fault(
+    monkeypatch: pytest.MonkeyPatch, beside: list[str]
+) -> None:
+    lacking(monkeypatch, CUDA)
+    fails_with_others(monkeypatch, "Invalid option: nonsense")
+    wishes = [("cuda", {"nonsense": 1}), *beside]
+    fault = refused(Code.PROVIDER_UNUSED, lambda: open_session(of(model()), providers=wishes))
+    assert (fault.location, fault.reason) == ("cuda", "Invalid option: nonsense")
+    assert "nonsense=1" in fault.remedy
+
+
+def test_a_graph_that_fails_everywhere_is_at_fault_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    lacking(monkeypatch, CUDA)
+    fails_with_others(monkeypatch, "no such operator")
+    data = of(model([helper.make_node("NoSuchOperator", ["x"], ["y"])]))
+    refused(Code.OPERATOR_UNSUPPORTED, lambda: open_session(data, providers=["cuda", "cpu"]))
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.1, float("nan"), "all", True])

@@ -197,17 +197,32 @@ def broken_cure(name: str, reason: str) -> str:
     return f'mend what it names, or ask for the cpu; "persistlib providers" tries {name} again'
 
 
-def not_alone(name: str, given: Assigned | None, fault: str) -> PersistlibError:
-    """Return the error for a provider that was asked for alone and cannot compute the whole graph.
+def not_alone(providers: Sequence[Provider], given: Assigned | None) -> PersistlibError:
+    """Return the error for providers that were asked for alone and do not compute the whole graph.
 
     Args:
-        name: its short name.
-        given: what it and the CPU would be given together; None where not known.
-        fault: what the runtime says.
+        providers: those that were asked for.
+        given: what they and the CPU are given together; None where not known.
     """
-    remedy = 'add "cpu" to the providers'
-    if not given or (name in given and len(given) == 1):
-        return error(Code.PROVIDER_UNUSED, name, fault, f"{remedy}, or mend its installation")
-    rest = "; ".join(_shown(counts) for other, counts in given.items() if other != name)
-    reason = f"it has no kernel, or none of their dtype, for {rest}"
-    return error(Code.PROVIDER_UNUSED, name, reason, f"{remedy}: it computes those")
+    names = [short(provider.name) for provider in providers]
+    rest = "; ".join(_shown(counts) for name, counts in (given or {}).items() if name not in names)
+    reason = f"no kernel, or none of their dtype, for {rest or 'some operators'}"
+    remedy = 'add "cpu" to the providers: it computes those'
+    return error(Code.PROVIDER_UNUSED, ", ".join(names), reason, remedy)
+
+
+def at_fault(providers: Sequence[Provider], reason: str) -> PersistlibError:
+    """Return the error for providers that fail on a graph that the CPU opens.
+
+    Args:
+        providers: those that were asked for.
+        reason: what the runtime says.
+    """
+    names = ", ".join(short(provider.name) for provider in providers)
+    options = [
+        f"{key}={value}" for provider in providers for key, value in provider.options.items()
+    ]
+    remedy = "the cpu opens this graph: ask for it, or for another release of the provider"
+    if options:
+        remedy = f"see whether these options are right: {', '.join(options)}; {remedy}"
+    return error(Code.PROVIDER_UNUSED, names, reason, remedy)

@@ -312,11 +312,7 @@ def open_session(
     data = with_small_tensors(bytes(model), used)
     opened = _opened(data, options, wanted, seconds, location)
     if isinstance(opened, Exception):
-        alone = [provider for provider in wanted if provider.name != CPU]
-        if CPU not in {provider.name for provider in wanted}:
-            beside = (*wanted, Provider(CPU))
-            raise _not_alone(data, beside, used, alone, opened) from opened
-        raise refused(opened, data, wanted, location) from opened
+        raise _refused(opened, data, used, wanted, location) from opened
     placement.require_placed(opened, wanted, require, min_share)
     session = Session(opened, facts, interface)
     session.timeout = seconds
@@ -354,18 +350,32 @@ def _opened(
         return fault
 
 
-def _not_alone(
-    data: bytes,
-    beside: Sequence[Provider],
-    external: Mapping[str, memoryview],
-    alone: Sequence[Provider],
+def _refused(
     fault: Exception,
+    data: bytes,
+    external: Mapping[str, memoryview],
+    wanted: Sequence[Provider],
+    location: object,
 ) -> Exception:
-    """Return the error for providers that were asked for without the CPU and do not suffice."""
-    given = None
-    both = _opened(data, session_options(beside, external=external), beside, None, LOCATION)
-    if not isinstance(both, Exception):
-        placement.require_placed(both, beside, None, None)
-        given = placement.assigned(both)
-    names = ", ".join(short(provider.name) for provider in alone)
-    return placement.not_alone(names, given, message(fault))
+    """Return the error for a session that could not be opened: the graph's fault or a provider's.
+
+    Which of them it is the runtime does not say; what the graph does elsewhere does.
+    """
+    others = [provider for provider in wanted if provider.name != CPU]
+    cpu = Provider(CPU)
+
+    def again(*providers: Provider) -> Any:
+        options = session_options(providers, external=external)
+        return _opened(data, options, providers, None, location)
+
+    if not others:
+        return refused(fault, data, wanted, location)
+    if cpu not in wanted:
+        both = again(*wanted, cpu)
+        if not isinstance(both, Exception):
+            placement.require_placed(both, (*wanted, cpu), None, None)
+            return placement.not_alone(others, placement.assigned(both))
+    alone = again(cpu)
+    if isinstance(alone, Exception):
+        return refused(alone, data, (cpu,), location)
+    return placement.at_fault(others, message(fault))

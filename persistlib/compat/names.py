@@ -1,6 +1,6 @@
 """Types of ONNX values and how operators' schemas spell them.
 
-Law: `name_of(type_of(name)) == name` for every name that a schema of ONNX holds.
+Law: `name_of(type_of(name)) == canonical(name)` for every name that a schema of ONNX holds.
 """
 
 from __future__ import annotations
@@ -44,8 +44,7 @@ def name_of(kind: onnx.TypeProto) -> str:
         case "map_type":
             key = elements().get(kind.map_type.key_type)
             value = name_of(kind.map_type.value_type)
-            bare = re.fullmatch(r"tensor\((\w+)\)", value)
-            return f"map({key}, {bare[1] if bare else value})" if key and value else ""
+            return f"map({key},{value})" if key and value else ""
     return ""
 
 
@@ -81,3 +80,9 @@ def type_of(name: str) -> onnx.TypeProto:
     else:
         raise ValueError(name)
     return kind
+
+
+@cache
+def canonical(name: str) -> str:
+    """Return the one spelling of a type's name: schemas and kernels write maps in several ways."""
+    return name_of(type_of(name)) if "map(" in name else name

@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
-from onnx import helper
+from onnx import TensorProto, helper
 
 import persistlib
 from graph_assembly import model, of
@@ -307,13 +307,13 @@ def test_what_the_cpu_computes_instead_is_named(monkeypatch: pytest.MonkeyPatch)
     fault = refused(
         Code.PROVIDER_UNUSED, lambda: placement.require_placed(both, wanted, "cuda", 0.5)
     )
-    assert "3 of 10 operators, less than 50%: cpu has Conv 7" in fault.reason
+    assert "3 of 10 operators, less than 50%: cpu has 7 Conv" in fault.reason
 
 
 def test_a_provider_that_does_not_suffice_alone_is_told_what_it_lacks() -> None:
-    given = {"cuda": Counter(Conv=3), "cpu": Counter(TopK=2)}
-    fault = placement.not_alone((Provider(CUDA),), given)
-    assert "TopK 2" in fault.reason
+    given = {"cuda": Counter(Conv=3), "cpu": Counter(TopK=2, Add=1)}
+    fault = placement.not_alone((Provider(CUDA),), given, of(model(dtype=TensorProto.DOUBLE)))
+    assert "for 2 TopK, 1 Add of F64" in fault.reason
     assert 'add "cpu"' in fault.remedy
 
 

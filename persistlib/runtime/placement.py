@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from persistlib.errors import Code, PersistlibError, error
 from persistlib.runtime import builds, libraries
 from persistlib.runtime.providers import CPU, absent, available, resolve, short
+from persistlib.runtime.refusals import operator_dtypes
 from persistlib.runtime.trials import trial
 
 if TYPE_CHECKING:
@@ -87,7 +88,11 @@ def _lacking(name: str, lacking: tuple[str, ...]) -> PersistlibError:
 
 
 def require_placed(
-    opened: Any, providers: Sequence[Provider], require: str | None, min_share: float | None
+    opened: Any,
+    providers: Sequence[Provider],
+    require: str | None = None,
+    min_share: float | None = None,
+    model: bytes = b"",
 ) -> None:
     """Refuse a session that is not what was asked for.
 
@@ -96,6 +101,7 @@ def require_placed(
         providers: that were asked for.
         require: the provider that must compute.
         min_share: the part of all operators that it must be given, from 0 to 1; None for one.
+        model: the graph, from which a message takes dtypes.
 
     Raises:
         SessionError: a provider was left out, or the required one got less; with the cause.
@@ -118,7 +124,7 @@ def require_placed(
     if not total and wanted == short(CPU):  # folding left nothing to compute, on any provider
         return
     if not own or (min_share is not None and own < min_share * total):
-        raise _too_little(wanted, given, min_share)
+        raise _too_little(wanted, given, min_share, model)
 
 
 def _counted(given: Assigned) -> int:
@@ -142,25 +148,31 @@ def require_share(min_share: float | None, require: str | None) -> None:
         raise error(Code.USAGE, "min_share", reason, "name it with require")
 
 
-def _too_little(wanted: str, given: Assigned, min_share: float | None) -> PersistlibError:
+def _too_little(
+    wanted: str, given: Assigned, min_share: float | None, model: bytes
+) -> PersistlibError:
     total = _counted(given)
     own = sum(given.get(wanted, Counter()).values())
-    others = "; ".join(f"{n} has {_shown(c)}" for n, c in given.items() if n != wanted)
+    dtypes = operator_dtypes(model)
+    others = "; ".join(f"{n} has {_shown(c, dtypes)}" for n, c in given.items() if n != wanted)
     others = others or "folding constants left nothing to compute"
     reason = f"it was given {own} of {total} operators"
     if min_share is not None and own:
         reason += f", less than {min_share:.0%}"
-    lacks = f"{wanted} has no kernel for them, or none of their dtype"
+    lacks = f"{wanted} has no kernel for them, or none of these dtypes"
     remedy = f"use a graph without what {wanted} lacks, or drop require"
     if own:
         remedy = f"lower min_share, or use a graph without what {wanted} lacks"
     return error(Code.PROVIDER_UNUSED, wanted, f"{reason}: {others} ({lacks})", remedy)
 
 
-def _shown(counts: Mapping[str, int]) -> str:
-    """Return operators with how many there are of each, the most first."""
+def _shown(counts: Mapping[str, int], dtypes: Mapping[str, Sequence[str]]) -> str:
+    """Return operators with their dtypes and how many there are of each, the most first."""
     most = Counter(counts).most_common()
-    told = ", ".join(f"{name} {count}" for name, count in most[:_NAMED])
+    told = ", ".join(
+        f"{count} {name}" + (f" of {', '.join(dtypes[name])}" if dtypes.get(name) else "")
+        for name, count in most[:_NAMED]
+    )
     return told + (f" and {len(most) - _NAMED} kinds more" if len(most) > _NAMED else "")
 
 
@@ -197,16 +209,22 @@ def broken_cure(name: str, reason: str) -> str:
     return f'mend what it names, or ask for the cpu; "persistlib providers" tries {name} again'
 
 
-def not_alone(providers: Sequence[Provider], given: Assigned | None) -> PersistlibError:
+def not_alone(
+    providers: Sequence[Provider], given: Assigned | None, model: bytes
+) -> PersistlibError:
     """Return the error for providers that were asked for alone and do not compute the whole graph.
 
     Args:
         providers: those that were asked for.
         given: what they and the CPU are given together; None where not known.
+        model: the graph, from which the message takes dtypes.
     """
+    dtypes = operator_dtypes(model)
     names = [short(provider.name) for provider in providers]
-    rest = "; ".join(_shown(counts) for name, counts in (given or {}).items() if name not in names)
-    reason = f"no kernel, or none of their dtype, for {rest or 'some operators'}"
+    rest = "; ".join(
+        _shown(counts, dtypes) for name, counts in (given or {}).items() if name not in names
+    )
+    reason = f"no kernel, or none of these dtypes, for {rest or 'some operators'}"
     remedy = 'add "cpu" to the providers: it computes those'
     return error(Code.PROVIDER_UNUSED, ", ".join(names), reason, remedy)
 

@@ -104,6 +104,26 @@ def dtypes_of(model: bytes, node: onnx.NodeProto) -> tuple[str, ...]:
     return tuple(dict.fromkeys(row.name for row in rows if row is not None))
 
 
+def operator_dtypes(model: bytes) -> dict[str, tuple[str, ...]]:
+    """Return the dtypes that each kind of operator takes, as far as they can be inferred."""
+    import onnx
+
+    try:
+        inferred = onnx.shape_inference.infer_shapes(_proto(model)).SerializeToString()
+    except Exception:  # noqa: BLE001 - a library in C++ raises what it likes; it is a message's detail
+        inferred = model
+    graph = _proto(inferred).graph
+    known = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        known[value.name] = value.type.tensor_type.elem_type
+    found: dict[str, dict[str, None]] = {}
+    for node in graph.node:
+        rows = (by_name("onnx", dtype_name(known.get(name, 0))) for name in node.input)
+        kinds = found.setdefault(node.op_type, {})
+        kinds |= {row.name: None for row in rows if row is not None}
+    return {kind: tuple(names) for kind, names in found.items()}
+
+
 def _first(model: bytes, operator: str, name: str | None = None) -> onnx.NodeProto | None:
     """Return the first node of an operator, of that name where one is given."""
     found = (

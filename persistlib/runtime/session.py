@@ -313,7 +313,7 @@ def open_session(
     opened = _opened(data, options, wanted, seconds, location)
     if isinstance(opened, Exception):
         raise _refused(opened, data, used, wanted, location) from opened
-    placement.require_placed(opened, wanted, require, min_share)
+    placement.require_placed(opened, wanted, require, min_share, data)
     session = Session(opened, facts, interface)
     session.timeout = seconds
     return session
@@ -373,8 +373,8 @@ def _refused(
     if cpu not in wanted:
         both = again(*wanted, cpu)
         if not isinstance(both, Exception):
-            placement.require_placed(both, (*wanted, cpu), None, None)
-            return placement.not_alone(others, placement.assigned(both))
+            placement.require_placed(both, (*wanted, cpu))
+            return placement.not_alone(others, placement.assigned(both), data)
     alone = again(cpu)
     if isinstance(alone, Exception):
         return refused(alone, data, (cpu,), location)

@@ -91,11 +91,15 @@ class NotedInput(Section):
         shape: extents.
         low: the smallest value; null where that is no finite real number.
         high: the largest value, likewise.
+        mean: of floats, likewise.
+        deviation: of floats, likewise.
     """
 
     shape: Shape
     low: int | float | None = None
     high: int | float | None = None
+    mean: float | None = None
+    deviation: Annotated[float, Field(ge=0)] | None = None
 
     @model_validator(mode="after")
     def _is_a_range(self) -> Self:

@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 INPUT_LIMIT = 1 << 24
 _SEED = 0
 _INPUT = "input."  # before the names of stored inputs
-_LARGE = 1e300  # the difference of two such numbers is still one
 
 
 def noted_state(
@@ -148,10 +147,14 @@ def _noted_input(tensor: torch.Tensor) -> NotedInput:
     if not tensor.is_floating_point():
         whole = tensor.to(torch.int64)
         return NotedInput(shape=shape, low=int(whole.min()), high=int(whole.max()))
-    low, high = float(tensor.double().min()), float(tensor.double().max())
-    if not (math.isfinite(low) and math.isfinite(high)):
+    values = tensor.double()
+    ends = float(values.min()), float(values.max())
+    # In as many digits as every machine computes alike.
+    moments = (float(f"{moment:.6g}") for moment in (values.mean(), values.std(correction=0)))
+    low, high, mean, deviation = (number + 0.0 for number in (*ends, *moments))  # no negative zero
+    if not all(map(math.isfinite, (low, high, mean, deviation))):
         return NotedInput(shape=shape)
-    return NotedInput(shape=shape, low=low + 0.0, high=high + 0.0)  # no negative zero
+    return NotedInput(shape=shape, low=low, high=high, mean=mean, deviation=deviation)
 
 
 def drawn_inputs(
@@ -173,8 +176,11 @@ def drawn_inputs(
 def _drawn(like: NotedInput, dtype: DType, generator: np.random.Generator) -> torch.Tensor:
     kind = dtype.torch
     if kind.is_floating_point:
-        low, high = (-1.0, 1.0) if like.low is None or like.high is None else (like.low, like.high)
-        values: Any = generator.uniform(max(low, -_LARGE), min(high, _LARGE), like.shape)
+        deviation = 1.0 if like.deviation is None else like.deviation
+        with np.errstate(over="ignore"):
+            spread: Any = generator.standard_normal(like.shape) * deviation + (like.mean or 0.0)
+        low = -np.inf if like.low is None else like.low
+        values: Any = np.clip(spread, low, np.inf if like.high is None else like.high)
     else:
         info = np.iinfo(np.int64 if kind.is_complex or kind is torch.bool else dtype.numpy)
         low, high = (int(np.clip(end or 0, info.min, info.max)) for end in (like.low, like.high))

@@ -43,14 +43,18 @@ def parse(given: str | Mapping[str, Any] | Architecture) -> Recipe:
     name, _, rest = given.partition("(")
     try:
         call = ast.parse(f"f({rest}", mode="eval").body if len(given) < _TEXT else None
-        if not isinstance(call, ast.Call) or call.args or any(k.arg is None for k in call.keywords):
-            raise ValueError("only arguments by name, with plain values")
-        arguments = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
+        arguments = _arguments(call)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as fault:
         reason = f"{given[:60]!r} is no call: {fault}"
         remedy = "write package.module:name or package.module:name(num_classes=10)"
         raise error(Code.BAD_RECIPE, "architecture", reason, remedy) from fault
     return Recipe.of({"builder": name.strip(), "arguments": arguments})
+
+
+def _arguments(call: ast.expr | None) -> dict[str, Any]:
+    if not isinstance(call, ast.Call) or call.args or any(k.arg is None for k in call.keywords):
+        raise ValueError("only arguments by name, with plain values")
+    return {str(item.arg): ast.literal_eval(item.value) for item in call.keywords}
 
 
 def build(made: Recipe, graph: GraphSide, trust: Collection[str]) -> nn.Module:

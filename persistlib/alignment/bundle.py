@@ -21,10 +21,10 @@ from persistlib.alignment.pairing import Pairing, Progress
 from persistlib.alignment.reading import Foreign, read
 from persistlib.alignment.state import EXACT, State
 from persistlib.alignment.tape import Replay, record
-from persistlib.architecture import recipe, zoo
+from persistlib.architecture import zoo
 from persistlib.conversion import ConversionReport
 from persistlib.errors import Code, PersistlibError, error
-from persistlib.export.onnx_export import DATA, MODEL, Exported, ExportedFile
+from persistlib.export.onnx_export import MODEL, Exported, ExportedFile
 from persistlib.export.proof import prove
 from persistlib.manifest.schema import Interface, Lineage
 from persistlib.saving import Plan, save_module

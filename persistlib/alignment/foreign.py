@@ -128,7 +128,14 @@ class _Blocks:
         return None if make is None else make(node, above)
 
     def _made(
-        self, node: Node, kind: str, inputs: tuple[str, ...], weight: str, bias: str, above: int
+        self,
+        node: Node,
+        kind: str,
+        inputs: tuple[str, ...],
+        above: int,
+        *,
+        weight: str = "",
+        bias: str = "",
     ) -> Block:
         own = (Step(steps.ADD, (bias,), node.outputs[0], scale=_beta(node)),) if bias else ()
         return Block(
@@ -146,7 +153,7 @@ class _Blocks:
         x, weight, bias = (node.input(i) for i in range(3))
         if not self._is_constant(weight) or self._is_constant(x) or node.input(3):
             return None
-        return self._made(node, CONVOLUTION, (x,), weight, bias, above)
+        return self._made(node, CONVOLUTION, (x,), above, weight=weight, bias=bias)
 
     def _product(self, node: Node, above: int) -> Block | None:
         x, weight, bias = (node.input(i) for i in range(3))
@@ -154,24 +161,24 @@ class _Blocks:
             return None
         if bias and not self._is_constant(bias):
             return None
-        return self._made(node, PRODUCT, (x,), weight, bias, above)
+        return self._made(node, PRODUCT, (x,), above, weight=weight, bias=bias)
 
     def _lookup(self, node: Node, above: int) -> Block | None:
         table, places = node.input(0), node.input(1)
         if not self._is_constant(table) or self._is_constant(places):
             return None
-        return self._made(node, LOOKUP, (places,), table, "", above)
+        return self._made(node, LOOKUP, (places,), above, weight=table)
 
     def _joining(self, node: Node, above: int) -> Block | None:
         if not any(self._is_constant(name) for name in node.inputs):
             return None
-        return self._made(node, JOINING, node.inputs, "", "", above)
+        return self._made(node, JOINING, node.inputs, above)
 
     def _slope(self, node: Node, above: int) -> Block | None:
         x, weight = node.input(0), node.input(1)
         if not self._is_constant(weight) or self._is_constant(x):
             return None
-        return self._made(node, SLOPE, (x,), weight, "", above)
+        return self._made(node, SLOPE, (x,), above, weight=weight)
 
     def _value(self, node: Node, above: int) -> Block | None:
         found = self._step(node)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from persistlib.alignment import steps
-from persistlib.alignment.foreign import CONVOLUTION, LOOKUP, PRODUCT
+from persistlib.alignment.foreign import PRODUCT
 from persistlib.alignment.steps import Constants
 
 if TYPE_CHECKING:
@@ -60,3 +59,20 @@ class GraphSide:
                 known = [array * array.dtype.type(step.scale) for array in known]
             found.append(Constants(step.kind, tuple(known), step.epsilon))
         return found
+
+    def matrix(self, block: Block) -> NDArray[Any]:
+        """Return the matrix of a product, which is known to have one."""
+        array = self.weight(block)
+        assert array is not None
+        return array
+
+    def outputs(self, block: Block) -> int:
+        """Return how many numbers a product gives."""
+        return int(self.matrix(block).shape[1])
+
+    def after(self, block: Block, count: int) -> NDArray[Any] | None:
+        """Return what stands after some of a block's steps; None where no value is that."""
+        name = block.core if not count else ""
+        if count and count <= len(block.chain):
+            name = block.chain[count - 1].after
+        return self.arrays.get(name)

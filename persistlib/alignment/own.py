@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from persistlib.alignment import steps
 from persistlib.alignment.foreign import CONVOLUTION, CORES, JOINING, LOOKUP, PRODUCT, SLOPE, VALUE
@@ -43,6 +43,13 @@ NORMS: Mapping[str, tuple[int, int]] = {
     "native_group_norm": (1, 2),
     "_fused_rms_norm": (2, -1),
 }
+# Kind, and where the input and the weight stand among the arguments.
+_PLACES: Mapping[str, tuple[str, int, int]] = {
+    "mm": (PRODUCT, 0, 1),
+    "bmm": (PRODUCT, 0, 1),
+    "embedding": (LOOKUP, 1, 0),
+    "_prelu_kernel": (SLOPE, 0, 1),
+}
 _LAYOUT = frozenset(
     {
         *("view", "_unsafe_view", "reshape", "permute", "transpose", "t", "alias", "detach"),
@@ -68,6 +75,15 @@ class OwnStep:
     numbers: tuple[Ref | None, ...]
     op: Op
     epsilon: float = 0.0
+
+
+class _Core(NamedTuple):
+    """What a block begins with: its kind, inputs, weight and first steps."""
+
+    kind: str
+    inputs: tuple[Ref, ...]
+    weight: Ref | None
+    chain: tuple[OwnStep, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,27 +204,30 @@ class Skeleton:
         is_norm = op.name in NORMS
         return OwnBlock(index, kind, op, inputs, weight, chain, ops, above, is_norm)
 
-    def _core(self, op: Op) -> tuple[str, tuple[Ref, ...], Ref | None, tuple[OwnStep, ...]] | None:
-        args = op.args
+    def _core(self, op: Op) -> _Core | None:
         if op.name in {"convolution", "addmm", "addmm_"}:
-            is_sum = op.name != "convolution"
-            x, weight, bias = (args[1], args[2], args[0]) if is_sum else args[:3]
-            if self.is_weight(x) or not self.is_weight(weight) or _is_scaled(op):
-                return None
-            own = () if bias is None else (OwnStep(steps.ADD, (bias,), op),)
-            return PRODUCT if is_sum else CONVOLUTION, (x,), weight, own
-        if op.name in {"mm", "bmm"} and self.is_weight(args[1]) and args[0] not in self.fixed:
-            return PRODUCT, (args[0],), args[1], ()
-        if op.name == "embedding" and self.is_weight(args[0]):
-            return LOOKUP, (args[1],), args[0], ()
+            return self._with_bias(op)
+        places = _PLACES.get(op.name)
+        if places is not None:
+            kind, x, weight = places
+            is_plain = self.is_weight(op.args[weight]) and op.args[x] not in self.fixed
+            return _Core(kind, (op.args[x],), op.args[weight], ()) if is_plain else None
         if op.name == "cat":
-            return JOINING, tuple(args[0]), None, ()
-        if op.name == "_prelu_kernel" and self.is_weight(args[1]):
-            return SLOPE, (args[0],), args[1], ()
+            return _Core(JOINING, tuple(op.args[0]), None, ())
         if op.name in NORMS:
-            return VALUE, (args[0],), None, self._affine(op)
+            return _Core(VALUE, (op.args[0],), None, self._affine(op))
         step = self._step(op)
-        return None if step is None else (VALUE, (step[0],), None, (step[1],))
+        return None if step is None else _Core(VALUE, (step[0],), None, (step[1],))
+
+    def _with_bias(self, op: Op) -> _Core | None:
+        is_sum = op.name != "convolution"
+        x, weight, bias = (op.args[1], op.args[2], op.args[0]) if is_sum else op.args[:3]
+        if x in self.fixed or not self.is_weight(weight) or _is_scaled(op):
+            return None
+        if bias is not None and bias not in self.fixed:
+            return None
+        own = () if bias is None else (OwnStep(steps.ADD, (bias,), op),)
+        return _Core(PRODUCT if is_sum else CONVOLUTION, (x,), weight, own)
 
     def _affine(self, op: Op) -> tuple[OwnStep, ...]:
         """Return weight and bias of a norm as steps."""

@@ -8,75 +8,29 @@ taken back. Nothing is left to names; they only say which of several is tried fi
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-import torch
-
-from persistlib.alignment import foreign, joints
+from persistlib.alignment import joints
 from persistlib.alignment.foreign import CONVOLUTION, CORES, JOINING, PRODUCT, VALUE
+from persistlib.alignment.progress import Option, Progress
 from persistlib.alignment.solving import solve, weight_for
-from persistlib.alignment.state import State
-from persistlib.alignment.steps import Constants
 from persistlib.alignment.tape import Replay
 from persistlib.alignment.values import NEAR, distance
 from persistlib.alignment.wording import unpaired, unsupported
-from persistlib.errors import Code, error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from persistlib.alignment.foreign import Block
     from persistlib.alignment.graph_side import GraphSide
     from persistlib.alignment.own import OwnBlock, Skeleton
-    from persistlib.alignment.solving import Write
+    from persistlib.alignment.state import State
     from persistlib.alignment.tape import Ref
 
 # Choices that may be taken back for each operator, and beside that.
 _PATIENCE, _LEAST = 8, 500
-
-
-@dataclass
-class Progress:
-    """How far the pairing has come.
-
-    Attributes:
-        position: the next operator on the tape.
-        replay: the values so far.
-        state: the tensors so far.
-        partners: of each core of the graph, the module's cores that it was paired with, as bits.
-        used: blocks of the graph that have a partner.
-        done: operators that have run, by their place on the tape.
-    """
-
-    position: int
-    replay: Replay
-    state: State
-    partners: dict[int, int] = field(default_factory=dict)
-    used: set[int] = field(default_factory=set)
-    done: set[int] = field(default_factory=set)
-
-    def copied(self) -> Progress:
-        """Return the same progress, to go another way from here."""
-        return Progress(
-            self.position,
-            self.replay.copied(),
-            self.state.copied(),
-            dict(self.partners),
-            set(self.used),
-            set(self.done),
-        )
-
-
-class Option(NamedTuple):
-    """One way to go on: blocks of the graph, what they say, and what must come out."""
-
-    blocks: tuple[Block, ...]
-    writes: list[Write]
-    expected: NDArray[Any]
 
 
 class _Choice(NamedTuple):
@@ -138,7 +92,7 @@ class Pairing:
         """Carry out the first option that holds; return whether there was one."""
         while options:
             option = options.pop(0)
-            others = [o for o in options if o.blocks != option.blocks]
+            others = [o for o in options if o.marks != option.marks]
             before = self.progress.copied() if others else None
             if self._holds(block, option):
                 if before is not None:
@@ -170,8 +124,8 @@ class Pairing:
         replay.forget(names)
         progress.replay, progress.state = replay, state
         progress.done.update(op.index for op in block.ops)
+        progress.used |= option.marks
         for other in option.blocks:
-            progress.used.add(other.index)
             if other.kind in CORES and block.kind in CORES:
                 progress.partners[other.index] = (
                     progress.partners.get(other.index, 0) | 1 << block.index
@@ -193,7 +147,7 @@ class Pairing:
         names = self._names(block)
         close.sort(key=lambda item: (item[1].weight not in names, item[1].node.index))
         options = [o for _, other in close for o in self._solved(block, other)]
-        return options or list(joints.split(block, self.skeleton, self.graph, self.progress))
+        return options or list(joints.split(block, self.graph, self.progress))
 
     def _names(self, block: OwnBlock) -> set[str]:
         names = self.skeleton.tape.names
@@ -241,14 +195,13 @@ class Pairing:
         weight = None if block.weight is None else self._weight(block, other)
         counts = sorted(range(len(other.chain) + 1), key=lambda n: (n != len(block.chain), -n))
         for count in counts:
-            after = other.chain[count - 1].after if count else other.core
-            expected = self.graph.arrays.get(after)
+            expected = self.graph.after(other, count)
             chain = self.graph.constants(other.chain[:count])
             if expected is None or chain is None or (not count and block.kind == VALUE):
                 continue
             writes = solve(block, self.progress.state.shape, weight, chain)
             if writes is not None:
-                yield Option((other,), writes, expected)
+                yield Option((other,), frozenset({other.index}), writes, expected)
 
     def _lifetimes(self) -> dict[int, list[Ref]]:
         """Return the values that are needed last at each operator."""

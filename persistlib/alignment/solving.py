@@ -1,5 +1,4 @@
-"""A module's tensors from a graph's constants: copied where both sides have the same steps, and
-otherwise an equivalent.
+"""A module's tensors from a graph's constants, copied, or an equivalent where steps differ.
 
 Law: the steps that are returned have the factor and the summand of the graph's chain
 (`steps.affine`), to rounding. A BatchNorm that an exporter folded away becomes one that adds what

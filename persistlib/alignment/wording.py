@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from persistlib.alignment.foreign import Block
     from persistlib.alignment.graph_side import GraphSide
     from persistlib.alignment.own import OwnBlock, Skeleton
-    from persistlib.alignment.tape import Op, Ref
+    from persistlib.alignment.tape import Op
 
 _SHOWN = 3
 _REMEDY = (

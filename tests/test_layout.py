@@ -67,6 +67,7 @@ ROOT_IMPORTS = {"errors"}
 HEAVY = {"torch", "torchvision", "onnx", "onnxruntime", "onnxscript", "sklearn", "PIL", "rich"}
 # What comes with extras; what can do nothing without torch imports it at once.
 NEED_TORCH = (
+    "alignment",
     "architecture",
     "examples",
     "export",

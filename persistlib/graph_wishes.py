@@ -69,7 +69,9 @@ def graph_wishes(onnx: bool | GraphOptions) -> bool | GraphWishes:
     if isinstance(onnx, bool):
         return onnx
     known = GraphOptions.__annotations__
-    if not isinstance(onnx, dict) or (unknown := [name for name in onnx if name not in known]):
-        said = f"is a {type(onnx).__name__}" if not isinstance(onnx, dict) else f"has {unknown[0]}"
-        raise error(Code.USAGE, "onnx", said, f"give True or a dict of {', '.join(known)}")
+    given: object = onnx
+    unknown = set(given) - set(known) if isinstance(given, dict) else {type(given).__name__}
+    if unknown:
+        reason = f"no option of a graph: {', '.join(sorted(map(str, unknown)))}"
+        raise error(Code.USAGE, "onnx", reason, f"give True or a dict of {', '.join(known)}")
     return GraphWishes(**onnx)

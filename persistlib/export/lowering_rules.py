@@ -50,7 +50,8 @@ def _in_attribute(name: str, *, index: int = 1, optional: bool = True) -> Rule:
 
     def rewrite(node: onnx.NodeProto, context: Context) -> Nodes:
         values = context.constant(node, index)
-        given = {} if values is None else {name: [int(v) for v in values.reshape(-1)]}
+        is_said = values is not None and values.size  # no axes are all axes there too
+        given = {name: [int(v) for v in values.reshape(-1)]} if is_said else {}
         return [_with(node, index, **given)]
 
     return Rule(rewrite, refusal)
@@ -66,8 +67,7 @@ def _reduction() -> Rule:
         if keeps and (not has_input(node, 1) or (axes is not None and not axes.size)):
             return [make_node("Identity", [node.input[0]], list(node.output), node.name)]
         (made,) = inner.rewrite(node, context)
-        empty = axes is not None and not axes.size
-        return [_with(made, 1, ("noop_with_empty_axes", *(("axes",) if empty else ())))]
+        return [_with(made, 1, ("noop_with_empty_axes",))]
 
     return Rule(rewrite, inner.refusal)
 

@@ -12,7 +12,7 @@ from types import BuiltinFunctionType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from onnxscript import opset18 as op
+from onnxscript import opset18
 from torch.overrides import TorchFunctionMode
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ _KINDS = {
     "rnn_relu": _Kind("RNN", (0,), {"activations": ["Relu"]}),
 }
 _LSTM = "lstm"
+op: Any = opset18  # its own types know no lists and no values
 _ARGUMENTS = 9  # of the functions that take a whole tensor; those for packed sequences have others
 
 

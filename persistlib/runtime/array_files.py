@@ -88,7 +88,10 @@ def read_file(path: StrPath) -> NDArray[Any] | dict[str, NDArray[Any]]:
             reason = f"{size} bytes of arrays; at most {_MOST} are read"
             raise error(Code.SESSION_INPUT, path, reason, "give .npy files, which are mapped")
         with np.load(path, allow_pickle=False) as members:
-            return dict(members.items())
+            found = dict(members.items())
+        if odd := [name for name, array in found.items() if not isinstance(array, np.ndarray)]:
+            raise ValueError(f"{odd[0]} is no array")
+        return found
     except OSError as fault:
         raise read_fault(fault, path) from fault
     except _FAULTS as fault:

@@ -151,3 +151,21 @@ class Logarithm(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         result: torch.Tensor = self.linear(x.log())
         return result
+
+
+class Wide(nn.Module):
+    """A table of gigabytes, nearly all of it zeros, and a little that is computed with it."""
+
+    def __init__(self, words: int = 1 << 20, width: int = 16, used: int = 64) -> None:
+        super().__init__()
+        self.words = words
+        self.width = width
+        self.used = used
+        self.table = nn.Parameter(torch.zeros(words, width))
+        self.bias = nn.Parameter(torch.randn(width))
+        with torch.no_grad():
+            self.table[:used] = torch.randn(used, width)
+            self.table[-1] = 1
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return nn.functional.embedding(tokens, self.table) * self.bias

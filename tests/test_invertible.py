@@ -21,6 +21,7 @@ from persistlib.architecture.module_state import tensor_bytes, unsaved_tensors
 from persistlib.bundle import open_bundle
 from persistlib.digests import digest
 from persistlib.errors import Code, PersistlibError, PersistlibWarning
+from persistlib.export import onnx_export
 from persistlib.graph_notes import ALIASES, COMPLEX, KEYS, MODEL
 
 if TYPE_CHECKING:
@@ -422,3 +423,62 @@ def test_an_old_bundle_is_replaced_when_that_is_asked_for(graph: Path, tmp_path:
     assert caught.value.code == Code.TARGET_EXISTS.identifier
     persistlib.convert(graph, tmp_path / "back", overwrite=True)
     assert persistlib.verify(tmp_path / "back").ok
+
+
+# -- free axes and data beside the graph ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_a_recurrence_of_any_length_comes_back(batch_first: bool, tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    module = graph_models.Recurrent(batch_first=batch_first)
+    case = Case(module, (torch.randn(2, 6, 4) if batch_first else torch.randn(6, 2, 4),))
+    named = examples.name_inputs(case.module, case.inputs)
+    manifest = persistlib.save(module, tmp_path / "saved", example_inputs=named)
+    axes = ["steps:1=length"] if batch_first else ["steps:0=length", "steps:1=batch"]
+    persistlib.convert(tmp_path / "saved", tmp_path / "m.onnx", dynamic=axes, trust=TRUST)
+    report = persistlib.convert(tmp_path / "m.onnx", tmp_path / "back", trust=TRUST)
+    assert report.proof["proved"]
+    assert "length" in str(report.proof)
+    with open_bundle(tmp_path / "back") as bundle:
+        assert bundle.manifest.bundle_id == manifest.bundle_id
+    session = persistlib.load(tmp_path / "back", runtime="onnxruntime")
+    for length in (1, 9):
+        steps = torch.randn((3, length, 4) if batch_first else (length, 3, 4))
+        (given,) = session.run([steps.numpy()]).values()
+        with torch.no_grad():
+            assert np.allclose(given, module(steps).numpy(), atol=1e-5)
+
+
+def test_data_beside_a_graph_goes_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    defaults = onnx_export.export.__kwdefaults__
+    assert defaults is not None
+    monkeypatch.setitem(defaults, "external_above", 0)
+    wide_comes_back(tmp_path, 1 << 12)
+
+
+@pytest.mark.slow
+def test_a_model_above_two_gigabytes_comes_back(tmp_path: Path) -> None:
+    wide_comes_back(tmp_path, (1 << 25) + 1)
+
+
+def wide_comes_back(folder: Path, words: int) -> None:
+    torch.manual_seed(5)
+    module = graph_models.Wide(words)
+    inputs = {"tokens": torch.arange(64).reshape(2, 32)}
+    manifest = persistlib.save(module, folder / "saved", example_inputs=inputs, onnx=True)
+    (folder / "alone").mkdir()
+    persistlib.convert(folder / "saved", folder / "alone" / "m.onnx")
+    for path in (folder / "saved").iterdir():
+        path.unlink()
+    beside = {path.name: path.stat().st_size for path in (folder / "alone").iterdir()}
+    assert sorted(beside) == ["m.onnx", "m.onnx.data"]
+    assert beside["m.onnx.data"] >= 64 * words
+    report = persistlib.convert(folder / "alone" / "m.onnx", folder / "back", trust=TRUST)
+    assert report.proof["proved"]
+    assert report.identity == manifest.weights.identity
+    with open_bundle(folder / "back") as bundle:
+        assert bundle.manifest.bundle_id == manifest.bundle_id
+        files = [entry.path for entry in bundle.manifest.graphs[0].files]
+    assert files == ["model.onnx", "model.onnx.data"]
+    assert persistlib.verify(folder / "back", behaviour=True, trust=TRUST).ok

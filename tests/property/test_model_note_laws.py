@@ -103,9 +103,13 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Return the path of everything inside a JSON value."""
+    if isinstance(value, dict):
+        inside = list(value.items())
+    else:
+        inside = list(enumerate(value)) if isinstance(value, list) else []
     found = [path] if path else []
-    pairs = value.items() if isinstance(value, dict) else enumerate(value)
-    for key, item in pairs if isinstance(value, (dict, list)) else ():
+    for key, item in inside:
         found += places(item, (*path, key))
     return found
 

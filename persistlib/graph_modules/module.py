@@ -52,6 +52,7 @@ class GraphModule(nn.Module):
             owner, leaf = _owner(self, weight.path)
             if leaf in owner._parameters or leaf in owner._buffers:  # noqa: SLF001 - a second value of one weight
                 continue
+            _require_free(owner, leaf, weight.path)
             values = torch.zeros(weight.shape, dtype=dtype_of(weight.dtype))
             if weight.role == PARAMETER:
                 owner.register_parameter(leaf, nn.Parameter(values))
@@ -112,6 +113,10 @@ class GraphModule(nn.Module):
         self._planned()
 
 
+# Where recipes look it up, whatever file defines it.
+GraphModule.__module__ = BUILDER.partition(":")[0]
+
+
 class _Run:
     """One forward pass."""
 
@@ -169,6 +174,17 @@ def _shown(value: Any) -> str:
     return type(value).__name__
 
 
+def _require_free(owner: nn.Module, part: str, path: str) -> None:
+    """Raise where a part of a path is an attribute that every module has, or a weight.
+
+    Raises:
+        FormatError: it is.
+    """
+    if hasattr(owner, part):
+        reason = f"{path}: a module has an attribute {part!r} already"
+        raise error(Code.GRAPH_INVALID, "config", reason, "convert the graph again")
+
+
 def _owner(root: nn.Module, path: str) -> tuple[nn.Module, str]:
     """Return the module that holds a weight, made where it is not there, and the weight's name."""
     *parents, leaf = path.split(".")
@@ -176,6 +192,7 @@ def _owner(root: nn.Module, path: str) -> tuple[nn.Module, str]:
         inner = root._modules.get(part)  # noqa: SLF001 - a part may be named as a method is
         if inner is None:
             inner = nn.Module()
+            _require_free(root, part, path)
             root.add_module(part, inner)
         root = inner
     return root, leaf

@@ -43,6 +43,11 @@ def require_sound(structure: Structure) -> None:
             raise _fault(f"{weight.path}: no tensor that a module can have")
         if any(extent < 0 for extent in weight.shape):
             raise _fault(f"{weight.path}: a negative extent")
+    known: dict[str, tuple[object, ...]] = {}
+    for weight in structure.weights:
+        said = (weight.dtype, weight.shape, weight.role)
+        if known.setdefault(weight.path, said) != said:
+            raise _fault(f"{weight.path}: two tensors in one place")
     values = [w.value for w in structure.weights] + [c.value for c in structure.constants]
     if len(set(values)) != len(values):
         raise _fault("a value's name stands twice")

@@ -180,7 +180,9 @@ def space_to_depth(call: Call, x: Tensor) -> Tensor:
     batch, channels, height, width = x.shape
     block = call.get("blocksize")
     rows, columns = height // block, width // block
-    parts = x.reshape(batch, channels, rows, block, columns, block).permute(0, 3, 5, 1, 2, 4)
+    parts = x.reshape(batch, channels, rows, block, columns, block)
+    is_depth_first = call.get("mode", "DCR") == "DCR"
+    parts = parts.permute((0, 3, 5, 1, 2, 4) if is_depth_first else (0, 1, 3, 5, 2, 4))
     return parts.reshape(batch, channels * block * block, rows, columns)
 
 

@@ -11,6 +11,8 @@ from persistlib.graph_modules.registry import Call, Run, operator
 from persistlib.graph_modules.sizes import ints, require_size
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
 _UNBATCHED = 9  # the first version of Scan without a batch axis
@@ -65,24 +67,46 @@ def _stacked(rows: list[list[Tensor]], count: int) -> list[Tensor]:
 
 
 @operator("Scan", runs=True)
-def scan(call: Call, run: Run, *inputs: Tensor) -> tuple[Any, ...]:
+def scan(call: Call, run: Run, *inputs: Any) -> tuple[Any, ...]:
     """Return the state after the last slice, and what each slice gave, stacked."""
     if call.version < _UNBATCHED:
-        raise error(Code.GRAPH_OPERATOR, call.location, "Scan with a batch axis, of version 8")
+        return _batched_scan(call, run, *inputs)
     count = call.get("num_scan_inputs")
-    state, moved = list(inputs[:-count]), list(inputs[-count:])
     axes = call.get("scan_input_axes") or [0] * count
+    moved = [v.movedim(axis, 0) for v, axis in zip(inputs[-count:], axes, strict=True)]
     ways = call.get("scan_input_directions") or [0] * count
-    slices = [value.movedim(axis, 0) for value, axis in zip(moved, axes, strict=True)]
-    slices = [value.flip(0) if way else value for value, way in zip(slices, ways, strict=True)]
+    results, states = _scanned(call, run, list(inputs[:-count]), _turned(moved, ways))
+    out_ways = call.get("scan_output_directions") or [0] * len(results)
+    out_axes = call.get("scan_output_axes") or [0] * len(results)
+    turned = _turned(results, out_ways)
+    return *states, *(r.movedim(0, axis) for r, axis in zip(turned, out_axes, strict=True))
+
+
+def _turned(values: Sequence[Tensor], ways: Sequence[int]) -> list[Tensor]:
+    return [v.flip(0) if way else v for v, way in zip(values, ways, strict=True)]
+
+
+def _scanned(
+    call: Call, run: Run, states: list[Any], slices: Sequence[Tensor]
+) -> tuple[list[Tensor], list[Any]]:
     rows: list[list[Tensor]] = []
     for at in range(slices[0].shape[0]):
         run.turn(call)
-        made = run.body(call.get("body"), [*state, *(value[at] for value in slices)])
-        state = made[: len(state)]
-        rows.append(made[len(state) :])
-    results = _stacked(rows, len(call.outputs) - len(state))
-    out_ways = call.get("scan_output_directions") or [0] * len(results)
-    out_axes = call.get("scan_output_axes") or [0] * len(results)
-    turned = [r.flip(0) if way else r for r, way in zip(results, out_ways, strict=True)]
-    return *state, *(r.movedim(0, axis) for r, axis in zip(turned, out_axes, strict=True))
+        made = run.body(call.get("body"), [*states, *(value[at] for value in slices)])
+        rows.append(made[len(states) :])
+        states = made[: len(states)]
+    return _stacked(rows, len(call.outputs) - len(states)), states
+
+
+def _batched_scan(call: Call, run: Run, lengths: Tensor | None, *inputs: Tensor) -> tuple[Any, ...]:
+    """Return what version 8 says: a batch axis before the one that is moved along."""
+    if lengths is not None:
+        raise error(Code.GRAPH_OPERATOR, call.location, "Scan of version 8 with lengths")
+    count = call.get("num_scan_inputs")
+    ways = call.get("directions") or [0] * count
+    rows = []
+    for sample in zip(*inputs, strict=True):
+        moved = _turned(sample[-count:], ways)
+        results, states = _scanned(call, run, list(sample[:-count]), moved)
+        rows.append((*states, *results))
+    return tuple(torch.stack(column) for column in zip(*rows, strict=True))

@@ -160,7 +160,7 @@ def top_k(call: Call, x: Tensor, k: Tensor | None = None) -> tuple[Tensor, Tenso
     axis = call.get("axis", -1) % x.ndim
     is_largest = bool(call.get("largest", 1))
     # Stable: of equal values the first comes first.
-    values, places = torch.sort(x, axis, descending=is_largest, stable=True)
+    values, places = torch.sort(x, dim=axis, descending=is_largest, stable=True)
     if count > x.shape[axis]:
         raise ValueError(f"the first {count} of {x.shape[axis]}")
     return values.narrow(axis, 0, count), places.narrow(axis, 0, count)

@@ -82,22 +82,27 @@ def read_file(path: StrPath) -> NDArray[Any] | dict[str, NDArray[Any]]:
         if not is_archive:
             array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
             return array
-        with zipfile.ZipFile(path) as archive:
-            size = sum(item.file_size for item in archive.infolist())
-        if size > _MOST:
-            reason = f"{size} bytes of arrays; at most {_MOST} are read"
-            raise error(Code.SESSION_INPUT, path, reason, "give .npy files, which are mapped")
-        with np.load(path, allow_pickle=False) as members:
-            found = dict(members.items())
-        if odd := [name for name, array in found.items() if not isinstance(array, np.ndarray)]:
-            raise ValueError(f"{odd[0]} is no array")
-        return found
+        return _members(path)
     except OSError as fault:
         raise read_fault(fault, path) from fault
     except _FAULTS as fault:
         lines = str(fault).splitlines() or [type(fault).__name__]
         reason = f"no .npy or .npz file of plain numbers: {lines[0]}"
         raise error(Code.SESSION_INPUT, path, reason, "write it with numpy.save") from fault
+
+
+def _members(path: StrPath) -> dict[str, NDArray[Any]]:
+    """Return the arrays of an archive by name."""
+    with zipfile.ZipFile(path) as archive:
+        size = sum(item.file_size for item in archive.infolist())
+    if size > _MOST:
+        reason = f"{size} bytes of arrays; at most {_MOST} are read"
+        raise error(Code.SESSION_INPUT, path, reason, "give .npy files, which are mapped")
+    with np.load(path, allow_pickle=False) as members:
+        found = dict(members.items())
+    if odd := [name for name, array in found.items() if not isinstance(array, np.ndarray)]:
+        raise ValueError(f"{odd[0]} is no array")
+    return found
 
 
 def write_arrays(

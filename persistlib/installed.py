@@ -14,7 +14,12 @@ if TYPE_CHECKING:
     from persistlib.manifest.schema import Environment, Writer
 
 # Distributions that provide a package of another name; the first one installed counts.
-_DISTRIBUTIONS = {"onnxruntime": ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino")}
+_DISTRIBUTIONS = {
+    "onnxruntime": (
+        *("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml"),
+        *("onnxruntime-qnn", "onnxruntime-migraphx", "onnxruntime-cann"),
+    )
+}
 
 
 def package_version(package: str) -> str | None:

@@ -228,3 +228,69 @@ def test_a_broken_bundle_never_becomes_a_session(tmp_path: Path) -> None:
     graph.write_bytes(data)
     with pytest.raises(IntegrityError):
         persistlib.load(broken, runtime="onnxruntime")
+
+
+def test_a_graph_alone_runs_as_its_bundle_does(tmp_path: Path) -> None:
+    graph = tmp_path / "alone.onnx"
+    shutil.copy(BUNDLE / "model.onnx", graph)
+    (image,) = answer("run", BUNDLE, PREPARED / "image.png")["data"]["predictions"]
+    (alone,) = answer("run", graph, PREPARED / "image.png")["data"]["predictions"]
+    assert alone == image
+    stored = load_file(BUNDLE / "examples.safetensors")
+    ((name, given),) = [(k, v) for k, v in stored.items() if k.startswith("input.")]
+    (wanted,) = (v for k, v in stored.items() if k.startswith("output."))
+    np.save(tmp_path / "x.npy", given)
+    word = f"{name.partition('.')[2]}={tmp_path / 'x.npy'}"
+    report = answer("run", graph, "--input", word, "--out", tmp_path / "o.npz", "--report")
+    assert list(report["data"]["report"]["assigned"]) == ["cpu"]
+    with np.load(tmp_path / "o.npz") as outputs:
+        (found,) = outputs.values()
+    assert np.abs(found - wanted).max() <= 1e-4 * np.abs(wanted).max()
+    assert "torch" not in loaded(
+        f"import persistlib; persistlib.load({str(graph)!r}, runtime='onnxruntime')"
+    )
+
+
+def test_the_machines_providers_are_shown() -> None:
+    rows = {row["name"]: row for row in answer("providers")["data"]["providers"]}
+    assert rows["cpu"]["used"]
+    assert not rows["cuda"]["available"]
+    done = run("run", BUNDLE, PREPARED / "image.png", "--require", "cuda")
+    assert done.returncode == 1
+    assert "onnxruntime-gpu" in done.stderr
+
+
+def test_a_loop_without_end_ends(tmp_path: Path) -> None:
+    from onnx import TensorProto, helper
+
+    def value(name: str, dtype: int, shape: list[int]) -> Any:
+        return helper.make_tensor_value_info(name, dtype, shape)
+
+    inner = [
+        helper.make_node("Identity", ["c"], ["c2"]),
+        helper.make_node("Identity", ["v"], ["v2"]),
+    ]
+    body = helper.make_graph(
+        inner,
+        "body",
+        [
+            value("i", TensorProto.INT64, []),
+            value("c", TensorProto.BOOL, []),
+            value("v", TensorProto.FLOAT, [2]),
+        ],
+        [value("c2", TensorProto.BOOL, []), value("v2", TensorProto.FLOAT, [2])],
+    )
+    tensors = [
+        helper.make_tensor("rounds", TensorProto.INT64, [], [2**62]),
+        helper.make_tensor("go_on", TensorProto.BOOL, [], [True]),
+    ]
+    node = helper.make_node("Loop", ["rounds", "go_on", "x"], ["y"], body=body)
+    floats = (value("x", TensorProto.FLOAT, [2]), value("y", TensorProto.FLOAT, [2]))
+    graph = helper.make_graph([node], "endless", [floats[0]], [floats[1]], tensors)
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    (tmp_path / "m.onnx").write_bytes(made.SerializeToString())
+    np.save(tmp_path / "x.npy", np.ones(2, np.float32))
+    words = ("run", tmp_path / "m.onnx", "--input", tmp_path / "x.npy", "--timeout", "0.5")
+    done = run(*words)
+    assert done.returncode == 1
+    assert "PL712" in done.stderr

@@ -247,7 +247,9 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
 
 
 def test_arrays_that_are_written_are_read_the_same(tmp_path: Path) -> None:
-    arrays = {
+    arrays: dict[str, np.ndarray[Any, Any]] = {
+        "file": X + 1,
+        "allow_pickle": X + 2,
         "a": X,
         "b": np.array(3, np.int64),
         "c": np.array([True, False]),

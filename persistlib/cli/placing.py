@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections import Counter
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -92,10 +93,9 @@ class Report:
         else:
             own, total = placement.get(name, 0), sum(placement.values())
             operators, share = number(own), percent(own / total) if total else ""
-            most = session.assigned.get(name, {})
-            kinds = sorted(most, key=lambda kind: -most[kind])
-            which = ", ".join(f"{kind} {most[kind]}" for kind in kinds[:_KINDS])
-            which += " …" if len(kinds) > _KINDS else ""
+            most = Counter(session.assigned.get(name)).most_common()
+            which = ", ".join(f"{kind} {count}" for kind, count in most[:_KINDS])
+            which += " …" if len(most) > _KINDS else ""
         kernels = "" if spent is None else number(spent.kernels)
         return (name, operators, share, kernels, _time(spent), which)
 

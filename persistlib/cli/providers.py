@@ -85,8 +85,8 @@ def _row(state: State) -> tuple[str | Span, ...]:
 def _why_not(state: State) -> str:
     """Return a cause that fits a row; the whole of it stands in the finding below."""
     if state.missing:
-        more = f" and {len(state.missing) - 1} more" if len(state.missing) > 1 else ""
-        return f"lacks {state.missing[0]}{more}"
+        first, *rest = state.missing
+        return f"lacks {first}" + (f" and {len(rest)} more" if rest else "")
     return state.reason
 
 

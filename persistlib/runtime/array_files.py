@@ -130,7 +130,11 @@ def write_arrays(
         for name, array in arrays.items()
     }
     buffer = io.BytesIO()
-    np.savez(buffer, **plain)
+    # Not numpy.savez, to which some names are its own arguments.
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, array in plain.items():
+            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
     with publish.file(path, overwrite=overwrite) as out:
         out.write(buffer.getbuffer())
     return widened

@@ -6,6 +6,7 @@ the required one its share; a session of the CPU alone never passes for another.
 
 from __future__ import annotations
 
+import importlib
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +44,7 @@ def require_runtime() -> None:
         SessionError: it is not installed, or what is installed is broken; with the cause.
     """
     try:
-        import onnxruntime  # noqa: F401 - whether that is possible is the question
+        importlib.import_module("onnxruntime")
     except Exception as fault:
         installed = builds.installed()
         lines = str(fault).splitlines() or [type(fault).__name__]
@@ -131,7 +132,7 @@ def _counted(given: Assigned) -> int:
     return sum(sum(counts.values()) for counts in given.values())
 
 
-def require_share(min_share: float | None, require: str | None) -> None:
+def require_share(min_share: object, require: str | None) -> None:
     """Refuse a share that cannot mean anything.
 
     Raises:

@@ -236,22 +236,22 @@ class Session:
         def stop() -> None:
             options.terminate = True
 
-        try:
-            with deadline(seconds, stop) as watched:
+        with deadline(seconds, stop) as watched:
+            try:
                 return work(options)
-        except Exception as fault:
-            if watched.is_over:
-                reason = f"still running after {seconds:g} s, and ended"
-                raise error(Code.RUN_TIMEOUT, LOCATION, reason, _FASTER) from fault
-            reason, remedy = message(fault), "see whether the inputs' values fit the model"
-            raise error(Code.RUN_FAILED, LOCATION, reason, remedy) from fault
+            except Exception as fault:
+                if watched.is_over:
+                    reason = f"still running after {seconds:g} s, and ended"
+                    raise error(Code.RUN_TIMEOUT, LOCATION, reason, _FASTER) from fault
+                reason, remedy = message(fault), "see whether the inputs' values fit the model"
+                raise error(Code.RUN_FAILED, LOCATION, reason, remedy) from fault
 
 
 def _on_host(array: Any) -> Any:
     return torch_tensors.to_array(array) if torch_tensors.is_tensor(array) else array
 
 
-def seconds_of(timeout: float | None) -> float | None:
+def seconds_of(timeout: object) -> float | None:
     """Return a timeout in seconds; None for infinity.
 
     Raises:
@@ -333,8 +333,8 @@ def _opened(
         if hasattr(options, "set_load_cancellation_flag"):
             options.set_load_cancellation_flag(True)
 
-    try:
-        with deadline(seconds, stop) as watched:
+    with deadline(seconds, stop) as watched:
+        try:
             return onnxruntime.InferenceSession(
                 data,
                 options,
@@ -342,12 +342,12 @@ def _opened(
                 enable_fallback=0,
                 read_config_from_model=0,
             )
-    except Exception as fault:
-        if watched.is_over:
-            reason = f"still not open after {seconds:g} s, and given up"
-            remedy = "give it longer (timeout=SECONDS)"
-            raise error(Code.RUN_TIMEOUT, location, reason, remedy) from fault
-        return fault
+        except Exception as fault:
+            if watched.is_over:
+                reason = f"still not open after {seconds:g} s, and given up"
+                remedy = "give it longer (timeout=SECONDS)"
+                raise error(Code.RUN_TIMEOUT, location, reason, remedy) from fault
+            return fault
 
 
 def _refused(

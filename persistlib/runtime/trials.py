@@ -129,7 +129,7 @@ def _tried(name: str, options: Mapping[str, str]) -> dict[str, Any]:
     )
     made = short(name) in map(short, session.get_providers())
     given = np.arange(32, dtype=np.float32).reshape(2, 16) / 8
-    (found,) = session.run(None, {"x": given})
+    found: Any = session.run(None, {"x": given})[0]
     right = bool(np.allclose(found, np.maximum(given @ weight(), 0), rtol=1e-2, atol=1e-2))
     used = made
     if made and hasattr(session, "get_provider_graph_assignment_info"):

@@ -319,7 +319,7 @@ def noting(path: Path, text: str) -> Path:
 
 
 def refused(path: Path, code: Code, **options: Any) -> PersistlibError:
-    back = path.parent / "back"
+    back = path.parent / f"back{len(os.listdir(path.parent))}"
     with pytest.raises(PersistlibError) as caught:
         persistlib.convert(path, back, **options)
     assert caught.value.code == code.identifier, caught.value
@@ -401,6 +401,11 @@ def test_what_a_note_says_is_not_believed(graph: Path, changes: Changes, code: C
         place[last] = value
     text = json.dumps(note, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     refused(noting(graph, text), code)
+
+
+def test_a_note_has_one_spelling(graph: Path) -> None:
+    fault = refused(noting(graph, json.dumps(note_in(graph))), Code.GRAPH_NOTES)
+    assert "canonical" in fault.reason
 
 
 def test_a_module_that_computes_something_else_is_refused(tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ def _dtypes() -> dict[str, onnx.ModelProto]:
 
 
 def _quantised() -> dict[str, onnx.ModelProto]:
-    blocked = """g (float[4,2] x) => (float y) <int4[2,4] w = {1,2,3,4,5,6,7,1}, float[1,4] s = {1,2,3,4}> {
+    blocked = """g (float[4,2] x, int4[2,4] w) => (float y) <float[1,4] s = {1,2,3,4}> {
       d = DequantizeLinear<axis = 0, block_size = 2>(w, s)
       y = MatMul(x, d)
     }"""

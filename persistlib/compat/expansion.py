@@ -68,7 +68,16 @@ def defined(
             return None
     except (RuntimeError, ValueError, onnx.checker.ValidationError):
         return None  # the definition does not cover this call
-    return onnx.FunctionProto.FromString(encoded) if encoded else None
+    if not encoded:
+        return None
+    function = onnx.FunctionProto.FromString(encoded)
+    own = {attribute.name for attribute in function.attribute_proto}
+    function.attribute_proto.extend(
+        attribute.default_value
+        for name, attribute in schema.attributes.items()
+        if name not in own and attribute.default_value.name
+    )
+    return function
 
 
 def _for_this_call(

@@ -80,6 +80,8 @@ def _by_rule(
         return onnx.shape_inference.infer_node_outputs(
             native, node, dict(known), values, None, imports
         )
+    except onnx.checker.ValidationError:
+        return {}  # a type that the schema lacks: the releases do not look, see `operators`
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as fault:
         raise InferenceFault(" ".join(str(fault).split())) from fault
 
@@ -92,6 +94,7 @@ def _by_constraints(
         for attribute in node.attribute
         if attribute.name in _TYPE_ATTRIBUTES and attribute.i in elements()
     }
+    said |= {a.name: name_of(type_of_tensor(a.t)) for a in node.attribute if a.HasField("t")}
     names = input_names(node, types)
     outputs = bound_outputs(schema, names, said, len(node.output))
     pairs = zip(node.output, outputs, strict=True)

@@ -64,11 +64,6 @@ class Schema(NamedTuple):
     attributes: Mapping[str, str]
     deprecated: bool
 
-    @property
-    def accepts_one(self) -> bool:
-        """Whether no input is needed."""
-        return self.counts[0] == 0
-
 
 class Kernel(NamedTuple):
     """An implementation of an operator.
@@ -92,12 +87,14 @@ class Release:
         version: of the package.
         ir: the newest version of the file format that it reads.
         opsets: the newest operator set by domain; a domain that is not named has no limit.
+        unknown: elements that no value may have, such as "int4".
         rows: kernels and schemas as the table has them.
     """
 
     version: str
     ir: int
     opsets: Mapping[str, int]
+    unknown: frozenset[str]
     rows: Mapping[str, Sequence[Sequence[Any]]]
 
     @cached_property
@@ -188,4 +185,5 @@ def release(version: str) -> Release:
         name: [row for mask, row in table[name] if int(mask, 16) >> place & 1]
         for name in ("kernels", "schemas")
     }
-    return Release(version, ceiling["ir"], ceiling["opsets"], rows)
+    unknown = frozenset(ceiling["unknown"])
+    return Release(version, ceiling["ir"], ceiling["opsets"], unknown, rows)

@@ -9,14 +9,17 @@ functions would expand to a thousand million nodes costs what it holds.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, NamedTuple
+
+from packaging.version import Version
 
 from persistlib.compat.expansion import Body, body_of, defined
 from persistlib.compat.inference import InferenceFault, inferred, input_names, type_of_tensor
 from persistlib.compat.names import name_of
 from persistlib.compat.operators import Signature, computed, schema_faults
 from persistlib.compat.ordering import in_order
-from persistlib.compat.rules import construction_faults
+from persistlib.compat.rules import construction_faults, is_inferred_there
 from persistlib.errors import Code, error
 
 if TYPE_CHECKING:
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from persistlib.compat.releases import Release, Schema
 
 NODES_LIMIT = 200_000
+_DEFINITIONS_OF_LATER_SETS = Version("1.17")
 DEPTH_LIMIT = 64
 _CONTROL = {"If", "Loop", "Scan"}
 _STORED = "Constant"  # becomes an initializer when the model is read, and needs no kernel
@@ -116,9 +120,11 @@ class _Walk:
         for value in graph.input:
             if value.name not in scope.names or value.type.WhichOneof("value"):
                 scope.add(value.name, value.type)
+                self._require_known(value.name, value.type)
         overridable = {value.name for value in graph.input}
         for tensor in graph.initializer:
             scope.add(tensor.name, type_of_tensor(tensor))
+            self._require_known(tensor.name, scope.types[tensor.name])
             if tensor.name not in overridable and tensor.data_location != tensor.EXTERNAL:
                 scope.constants[tensor.name] = tensor
         for sparse in graph.sparse_initializer:
@@ -140,17 +146,26 @@ class _Walk:
             if self._visited > NODES_LIMIT:
                 reason = f"its functions expand to more than {NODES_LIMIT} nodes"
                 raise error(Code.FORMAT_LIMIT, node.name or node.op_type, reason, _REMEDY)
-            outputs = self._node(node, scope, opsets)
+            outputs = self._node(node, scope, opsets, declared)
             for name in filter(None, node.output):
                 kind = outputs.get(name)
                 said = declared.get(name)
                 if kind is not None and said is not None:
                     self._compare(node, name, kind, said)
                 scope.add(name, kind if kind is not None else said)
+                if name in scope.types:
+                    self._require_known(name, scope.types[name])
             if node.op_type == _STORED and not _plain(node.domain):
                 tensor = next((a.t for a in node.attribute if a.name == "value"), None)
                 if tensor is not None and tensor.data_location != tensor.EXTERNAL:
                     scope.constants[node.output[0]] = tensor
+
+    def _require_known(self, name: str, kind: onnx.TypeProto) -> None:
+        word = name_of(kind)
+        unknown = sorted(self.release.unknown.intersection(re.findall(r"\w+", word)))
+        if unknown:
+            reason = f"{name} is {word}; this release does not know {unknown[0]}"
+            self.found.append(Cause("types", name, "", reason))
 
     def _compare(
         self, node: onnx.NodeProto, name: str, kind: onnx.TypeProto, said: onnx.TypeProto
@@ -160,13 +175,20 @@ class _Walk:
             self._add("types", node, 0, f"{name} is {own} and said to be {declared}")
 
     def _node(
-        self, node: onnx.NodeProto, scope: Scope, opsets: Mapping[str, int]
+        self,
+        node: onnx.NodeProto,
+        scope: Scope,
+        opsets: Mapping[str, int],
+        declared: Mapping[str, onnx.TypeProto],
     ) -> dict[str, onnx.TypeProto]:
         """Walk a node and return the types of its outputs."""
         domain = _plain(node.domain)
         unknown = [name for name in node.input if name and name not in scope.names]
         if unknown:
             self._add("schema", node, 0, f"nothing puts out its input {unknown[0]}")
+            return {}
+        if domain not in opsets and not self.release.newest(domain):
+            self._add("operator", node, 0, f"no operator set of {domain} is imported")
             return {}
         opset = opsets.get(domain, self.release.newest(domain))
         schema = self.release.schema(domain, node.op_type, opset)
@@ -176,7 +198,7 @@ class _Walk:
         if schema is None:
             self._add("operator", node, opset, self._no_operator(domain, node, opset))
             return {}
-        return self._operator(node, schema, scope, opsets)
+        return self._operator(node, schema, scope, opsets, declared)
 
     def _no_operator(self, domain: str, node: onnx.NodeProto, opset: int) -> str:
         word = domain or "ai.onnx"
@@ -186,7 +208,12 @@ class _Walk:
         return f"no such operator in {word}" if known else f"the domain {word} is not known"
 
     def _operator(
-        self, node: onnx.NodeProto, schema: Schema, scope: Scope, opsets: Mapping[str, int]
+        self,
+        node: onnx.NodeProto,
+        schema: Schema,
+        scope: Scope,
+        opsets: Mapping[str, int],
+        declared: Mapping[str, onnx.TypeProto],
     ) -> dict[str, onnx.TypeProto]:
         domain = _plain(node.domain)
         is_control = not domain and node.op_type in _CONTROL
@@ -197,9 +224,11 @@ class _Walk:
             try:
                 outputs = inferred(node, schema, scope.types, scope.constants, opsets)
             except InferenceFault as fault:
-                self._add("types", node, schema.since, str(fault))
+                if is_inferred_there(node.op_type, str(fault), self.release.version):
+                    self._add("types", node, schema.since, str(fault))
                 return {}
-        names = [name_of(outputs[n]) if n in outputs else "" if n else None for n in node.output]
+        known = {**declared, **outputs}
+        names = [name_of(known[n]) if n in known else "" if n else None for n in node.output]
         signature = Signature(input_names(node, scope.types), names)
         faults = list(schema_faults(node, schema, signature))
         if faults:
@@ -214,7 +243,7 @@ class _Walk:
                 return outputs
             body = body_of(function, node)
             return {**outputs, **self._call(body, node, scope, (domain, node.op_type, ""))}
-        for reason in construction_faults(node, schema, scope.types, self.release.version):
+        for reason in construction_faults(node, self.release.version):
             self._add("kernel", node, schema.since, reason)
         return outputs
 
@@ -225,7 +254,11 @@ class _Walk:
 
         domain = _plain(node.domain)
         types = [scope.types.get(name, onnx.TypeProto()) for name in node.input]
-        return defined(domain, node, opsets.get(domain, schema.since), types)
+        # Before 1.17 only definitions that are as old as the operator's version are found.
+        opset = opsets.get(domain, schema.since)
+        if Version(self.release.version) < _DEFINITIONS_OF_LATER_SETS:
+            opset = schema.since
+        return defined(domain, node, opset, types)
 
     def _call(
         self, body: Body, node: onnx.NodeProto, scope: Scope, function: object
@@ -248,7 +281,7 @@ class _Walk:
             self._open.append(function)
             absent = set(body.inputs) - inner.names
             nodes = [_without_absent(one, absent) for one in body.nodes]
-            self.nodes(nodes, inner, {**self.opsets, **body.opsets}, {})
+            self.nodes(nodes, inner, {**body.opsets, **self.opsets}, {})
             self._open.pop()
             self._calls[key] = [inner.types.get(name) for name in body.outputs]
         pairs = zip(node.output, self._calls[key], strict=False)

@@ -75,6 +75,7 @@ if TYPE_CHECKING:
         min_share: float | None
         threads: int | None
         timeout: float | None
+        graph: str | None
 
 
 _Section = TypeVar("_Section", bound=Section)
@@ -252,6 +253,7 @@ def load(
     min_share: float | None = None,
     threads: int | None = None,
     timeout: float | None = None,
+    graph: str | None = None,
 ) -> nn.Module | dict[str, torch.Tensor] | Session:
     """Open a bundle, every byte that is used compared with its digest.
 
@@ -273,6 +275,8 @@ def load(
         threads: how many threads ONNX Runtime may use for one operator.
         timeout: seconds that opening and each run of a session may take, infinity for as long as
             they like; by default a run has 600, or 60 where the graph has loops.
+        graph: which of a bundle's graphs a session runs, by its precision, such as "f16" or "int8";
+            by default the first.
 
     Returns:
         A module, a dict of tensors with `only`, or a session with `runtime="onnxruntime"`.
@@ -304,7 +308,7 @@ def load(
     def work(bundle: Bundle) -> nn.Module | dict[str, torch.Tensor] | Session:
         loading.require_compatible(bundle.manifest, runtime)
         if runtime == "onnxruntime":
-            return loading.load_session(bundle, how, **wishes)
+            return loading.load_session(bundle, how, graph=graph, **wishes)
         if only is not None:
             tensors = loading.load_tensors(bundle, only, how)
             return {name: tensor.to(device) for name, tensor in tensors.items()}
@@ -460,7 +464,8 @@ def convert(
         source: a bundle, or a safetensors, PyTorch, HDF5, Keras or ONNX file.
         destination: the file to write.
         to: the name of a format in `persistlib formats`; by default what the ending says. A whole
-            Keras model also becomes a "bundle", which a destination without an ending stands for.
+            Keras model also becomes a "bundle", which a destination without an ending stands for,
+            and a bundle becomes one with another graph beside its own (`dtype`, `quantize`).
         allow_loss: what may be lost, by the first word of the loss, or "all".
         dtype: what floating-point tensors are cast to, such as "f16" or "bf16"; by default nothing
             is cast.
@@ -487,6 +492,9 @@ def convert(
         LossError: the format does not keep something that was not allowed to be lost.
         PersistlibError: reading or writing failed; what stood at `destination` stands unchanged.
     """
+    asked = GraphWishes(dtype=dtype, **graph)
+    if template is None and (done := _derive(source, destination, asked, to, overwrite)):
+        return done
     if to == BUNDLE or (to is None and not ending(destination) and not is_folder(source)):
         return _convert_whole(
             source,
@@ -513,11 +521,11 @@ def convert(
         if name not in target.writes_with:
             raise error(Code.USAGE, f"{name}=", f"means nothing for {target.title}", "leave it out")
     if target.name == "onnx" and template is None:
-        if not is_folder(source):
-            return _convert_whole(source, destination, "onnx", trust=trust, overwrite=overwrite)
         from persistlib.graphs import convert_graph
 
-        asked = GraphWishes(dtype=dtype, **graph)
+        if not is_folder(source):
+            return _convert_whole(source, destination, "onnx", trust=trust, overwrite=overwrite)
+
         return reading(
             source,
             lambda bundle: convert_graph(
@@ -535,6 +543,34 @@ def convert(
         overwrite=overwrite,
     )
     return convert_weights(source, destination, target, wishes)
+
+
+def _derive(
+    source: StrPath, destination: StrPath, asked: GraphWishes, to: str | None, overwrite: bool
+) -> ConversionReport | None:
+    """Write a bundle with one more graph, or a graph derived from an ONNX file.
+
+    Returns:
+        What was done; None where neither is meant.
+
+    Raises:
+        PersistlibError: as `quantization.bundles.add_graph` or `graphs.convert_file`.
+    """
+    is_whole = to == BUNDLE or (to is None and not ending(destination))
+    if not asked.derives or (is_folder(source) and not is_whole):
+        return None
+    if is_folder(source):
+        from persistlib.quantization.bundles import add_graph
+
+        return reading(
+            source, lambda bundle: add_graph(bundle, destination, asked, overwrite=overwrite)
+        )
+    target = to or ("" if is_whole else by_suffix(destination).name)
+    if target != "onnx" or by_content(source).name != "onnx":
+        return None
+    from persistlib.graphs import convert_file
+
+    return convert_file(source, destination, asked, overwrite=overwrite)
 
 
 def _convert_whole(

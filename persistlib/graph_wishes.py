@@ -59,6 +59,11 @@ class GraphWishes:
     calibration: StrPath | None = None
     dtype: str | None = None
 
+    @property
+    def derives(self) -> bool:
+        """Whether a graph is asked for that is derived from another."""
+        return self.dtype is not None or self.quantize is not None
+
 
 def graph_wishes(onnx: bool | GraphOptions) -> bool | GraphWishes:
     """Return what is asked of a graph: whether there is one, or what it is to be.

@@ -6,9 +6,11 @@ import itertools
 import os
 import re
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from persistlib import publish
+from persistlib.checkpoint import identity
 from persistlib.conversion import ConversionReport
 from persistlib.errors import Code, PersistlibError, error, missing_extra
 from persistlib.graph_wishes import GraphWishes
@@ -67,12 +69,21 @@ def convert_graph(
         PersistlibError: the bundle differs from its manifest, or writing failed.
     """
     manifest = bundle.manifest
-    if manifest.graphs and wishes == GraphWishes():
+    base = replace(wishes, dtype=None, quantize=None, calibration=None)
+    if manifest.graphs and base == GraphWishes():
         graph = manifest.graphs[0]
-        files = {e.path: bundle.whole(e) for e in graph.files}
-        made = Made(files, graph.proof, graph.ir_version, graph.opsets)
+        stored = {e.path: bundle.whole(e) for e in graph.files}
+        made = Made(stored, graph.proof, graph.ir_version, graph.opsets)
     else:
-        made = _export(bundle, wishes, trust)
+        made = _export(bundle, base, trust)
+    notes: tuple[str, ...] = ()
+    if wishes != base:
+        from persistlib.quantization.bundles import derived_from, notes_of
+
+        derived = derived_from(bundle, made.files, wishes)
+        files = {file.name: file.data for file in derived.files}
+        made = Made(files, derived.proof, derived.ir_version, derived.opsets)
+        notes = notes_of(derived)
     write_graph(made.files, destination, overwrite=overwrite)
     weights = manifest.weights
     return ConversionReport(
@@ -82,9 +93,44 @@ def convert_graph(
         tensors=len(weights.tensors) + len(weights.aliases),
         identity=weights.identity,
         proof=made.proof,
+        notes=notes,
         ir_version=made.ir_version,
         opsets=made.opsets,
     )
+
+
+def convert_file(
+    source: StrPath, destination: StrPath, wishes: GraphWishes, *, overwrite: bool
+) -> ConversionReport:
+    """Write a graph that is derived from one in an ONNX file.
+
+    Args:
+        source: the file.
+        destination: the file to write.
+        wishes: `dtype`, or `quantize` and `calibration`.
+        overwrite: whether a file that stands there is replaced.
+
+    Raises:
+        PersistlibError: the file cannot be used, or no graph can be derived from it.
+    """
+    from persistlib.formats import FORMATS
+    from persistlib.quantization.bundles import derived_from_file, notes_of
+
+    derived = derived_from_file(source, wishes)
+    files = {file.name: file.data for file in derived.files}
+    write_graph(files, destination, overwrite=overwrite)
+    with FORMATS["onnx"].module().open_file(destination) as reader:
+        return ConversionReport(
+            source=os.fspath(source),
+            destination=os.fspath(destination),
+            format="onnx",
+            tensors=len(reader.entries) + len(reader.aliases),
+            identity=identity(reader),
+            proof=derived.proof,
+            notes=notes_of(derived),
+            ir_version=derived.ir_version,
+            opsets=derived.opsets,
+        )
 
 
 def write_graph(files: Mapping[str, Buffer], destination: StrPath, *, overwrite: bool) -> None:
@@ -102,16 +148,17 @@ def write_graph(files: Mapping[str, Buffer], destination: StrPath, *, overwrite:
     target = os.path.abspath(destination)
     names = dict(zip(external, _data_names(target, overwrite=overwrite), strict=False))
     replaced = _old_data(target)
-    placed: list[int] = []
+    ours: list[int] = []
     with ExitStack() as undo:
         for name, fresh in names.items():
             beside = os.path.join(os.path.dirname(target), fresh)
+            undo.callback(_take_back, beside, target, ours)
             with publish.file(beside, overwrite=False) as out:
                 out.write(files[name])
-            undo.callback(_take_back, beside, target, placed)
+                ours.append(os.fstat(out.fd).st_ino)
         with publish.file(destination, overwrite=overwrite) as out:
             out.write(_referring(files[model], names))
-            placed.append(os.fstat(out.fd).st_ino)
+            ours.append(os.fstat(out.fd).st_ino)
         undo.pop_all()
     for name in replaced:
         with suppress(OSError):
@@ -148,10 +195,11 @@ def _old_data(target: str) -> tuple[str, ...]:
     return tuple(name for name in beside if name in known)
 
 
-def _take_back(path: str, target: str, placed: Sequence[int]) -> None:
-    """Remove data whose model did not come: not even its last fsync says that it did."""
+def _take_back(path: str, target: str, ours: Sequence[int]) -> None:
+    """Remove data of ours whose model did not come, even if only the last fsync of it failed."""
     with suppress(OSError):
-        if not (placed and os.stat(target).st_ino in placed):
+        is_there = os.path.lexists(target) and os.lstat(target).st_ino in ours
+        if not is_there and os.lstat(path).st_ino in ours:
             os.unlink(path)
 
 
@@ -175,7 +223,8 @@ def _referring(model: Buffer, names: Mapping[str, str]) -> Buffer:
                         entry.value = names[entry.value]
             else:
                 waiting.extend(parts)
-    return proto.SerializeToString(deterministic=True)
+    referring: bytes = proto.SerializeToString(deterministic=True)
+    return referring
 
 
 def _export(bundle: Bundle, wishes: GraphWishes, trust: Collection[str]) -> Made:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from persistlib.bundle import Bundle
     from persistlib.files import StrPath
-    from persistlib.manifest.schema import Manifest
+    from persistlib.manifest.schema import Graph, Manifest
     from persistlib.patterns import Patterns
     from persistlib.runtime.session import Session
 
@@ -223,8 +223,16 @@ def _refuse_meta(model: nn.Module) -> None:
         )
 
 
-def load_session(bundle: Bundle, reading: Reading, **wishes: Unpack[SessionWishes]) -> Session:
+def load_session(
+    bundle: Bundle, reading: Reading, *, graph: str | None = None, **wishes: Unpack[SessionWishes]
+) -> Session:
     """Return a runtime session over the bundle's graph, every byte compared with its digest.
+
+    Args:
+        bundle: whose graph it is.
+        reading: how its bytes are read.
+        graph: which one, by its precision, such as "f16" or "int8"; by default the first.
+        **wishes: as `open_session`.
 
     Raises:
         PersistlibError: there is no graph, its bytes differ, or the runtime refuses it.
@@ -232,14 +240,7 @@ def load_session(bundle: Bundle, reading: Reading, **wishes: Unpack[SessionWishe
     from persistlib.runtime.session import open_session
 
     manifest = bundle.manifest
-    if not manifest.graphs:
-        raise error(
-            Code.GRAPH_ABSENT,
-            bundle.path,
-            "it was saved without a graph",
-            "save it with onnx=True",
-        )
-    model, *external = manifest.graphs[0].files
+    model, *external = chosen_graph(bundle, graph).files
     session = open_session(
         bundle.whole(model, mapped=reading.mapped, verify=reading.verify),
         external={
@@ -250,6 +251,29 @@ def load_session(bundle: Bundle, reading: Reading, **wishes: Unpack[SessionWishe
         **wishes,
     )
     return _ending(session)
+
+
+def chosen_graph(bundle: Bundle, name: str | None) -> Graph:
+    """Return the graph of a bundle that is of a precision: "f32", "float16", "int8"; or the first.
+
+    Raises:
+        SessionError: there is none.
+    """
+    graphs = bundle.manifest.graphs
+    if not graphs:
+        remedy = "save it with onnx=True"
+        raise error(Code.GRAPH_ABSENT, bundle.path, "it was saved without a graph", remedy)
+    if name is None:
+        return graphs[0]
+    known = {graph.precision: graph for graph in reversed(graphs)}
+    word = name.casefold()
+    for precision, graph in known.items():
+        row = DType.__members__.get(precision)
+        if word in {precision.casefold(), row.value.numpy if row else ""}:
+            return graph
+    reason = f"its graphs are {', '.join(graph.precision for graph in graphs)}"
+    remedy = f"persistlib convert {bundle.path} BUNDLE --dtype f16, or --quantize, adds one"
+    raise error(Code.GRAPH_ABSENT, f"graph={name}", reason, remedy)
 
 
 def load_graph_file(path: StrPath, reading: Reading, **wishes: Unpack[SessionWishes]) -> Session:

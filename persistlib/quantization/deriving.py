@@ -102,17 +102,25 @@ class Derived:
         casts: by tensor of the state, what a cast changed.
         sizes: bytes of the source and of this one.
         seconds: that a run takes in the source and in this one, of the same inputs.
+        rows: how many samples these inputs are.
     """
 
     files: tuple[GraphFile, ...]
     ir_version: int
-    opsets: Mapping[str, int]
+    opsets: dict[str, int]
     precision: str
     source: str
     proof: dict[str, JsonValue]
     casts: Mapping[str, CastError]
     sizes: tuple[int, int]
     seconds: tuple[float, float]
+    rows: int
+
+    @property
+    def measured(self) -> dict[str, dict[str, Any]]:
+        """What the proof says of each floating-point output."""
+        rows: Any = self.proof["outputs"]
+        return {name: row for name, row in rows.items() if "cosine" in row}
 
     @property
     def external(self) -> dict[str, memoryview]:
@@ -289,7 +297,7 @@ class _Deriving:
         given: tuple[float | None, Mapping[str, CastError]],
     ) -> Derived:
         limit, casts = given
-        noted(made, self.source.files, casts_state=precision != INT8, where=self.source.location)
+        noted(made, self.source.files, holds_state=precision != INT8, where=self.source.location)
         files = assemble(made, f"model.{precision.lower()}.onnx")
         rows = agreement.rows_of(found, limit)
         session = _session(files)
@@ -300,13 +308,14 @@ class _Deriving:
         return Derived(
             files=files,
             ir_version=session.facts.ir_version,
-            opsets=session.facts.opsets,
+            opsets=dict(session.facts.opsets),
             precision=precision,
             source=self.source.digest,
             proof=proof,
             casts=casts,
             sizes=(_size(self.source.files.values()), _size(f.data for f in files)),
             seconds=(_shortest(self.session, runs[0].arrays), _shortest(session, runs[0].arrays)),
+            rows=max((len(a) for a in runs[0].arrays.values() if a.ndim), default=1),
         )
 
 

@@ -12,6 +12,9 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper
+
+import persistlib
 from graph_module_models import (
     BOOL,
     FLOAT,
@@ -27,9 +30,6 @@ from graph_module_models import (
     tensor,
     value,
 )
-from onnx import TensorProto, helper
-
-import persistlib
 from persistlib.errors import PersistlibError
 from persistlib.graph_modules import GraphModule
 from persistlib.graph_modules import structure as form
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-node = helper.make_node
+node: Any = helper.make_node
 RNG = np.random.default_rng(0)
 TOLERANCE = 1e-5
 # Of onnx's tests of operators with floats; what is missing stands in docs/foreign-onnx.md.
@@ -86,7 +86,7 @@ def test_nine_tenths_of_onnx_own_tests_with_floats_pass() -> None:
     for case in cases.values():
         try:
             passed += not case_fault(case)
-        except (PersistlibError, TypeError):
+        except (PersistlibError, TypeError):  # noqa: PERF203 - counted as missing
             continue
     assert passed >= SHARE * len(cases)
 
@@ -160,7 +160,7 @@ def test_gradients_agree_with_finite_differences() -> None:
     for operator, case in smallest().items():
         try:
             count += checked(case)
-        except (PersistlibError, RuntimeError, AssertionError) as fault:
+        except (PersistlibError, RuntimeError, AssertionError) as fault:  # noqa: PERF203 - names it
             raise AssertionError(f"{operator} in {case.name}") from fault
     assert count >= 100
 
@@ -303,7 +303,7 @@ def test_numbers_narrower_than_a_byte_are_refused_where_their_width_matters() ->
         ir_version=10,
     )
     proto.graph.initializer.append(zero)
-    with pytest.raises(PersistlibError, match="PL620.*narrower"):
+    with pytest.raises(PersistlibError, match=r"PL620.*narrower"):
         imported(proto, {}, "model.onnx")
 
 
@@ -323,7 +323,7 @@ def branch(name: str, weight: np.ndarray) -> onnx.GraphProto:
 
 def choosing() -> onnx.ModelProto:
     """Return a graph of two branches whose values have the same names."""
-    chosen = {
+    chosen: dict[str, Any] = {
         "then_branch": branch("then", floats(3, 2)),
         "else_branch": branch("else", floats(3, 2)),
     }
@@ -644,14 +644,14 @@ def test_outputs_beyond_any_machine_are_refused_before_they_are_made(
 
 def test_endless_loops_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("persistlib.graph_modules.sizes.LOOPS", 1000)
-    with pytest.raises(PersistlibError, match="PL507.*1000"):
+    with pytest.raises(PersistlibError, match=r"PL507.*1000"):
         module(looping())(torch.ones(1, 3), torch.tensor(TERA))
 
 
 def test_faults_while_running_name_the_node() -> None:
-    with pytest.raises(PersistlibError, match="PL706.*Conv /stem/stem.0/conv/Conv"):
+    with pytest.raises(PersistlibError, match=r"PL706.*Conv /stem/stem.0/conv/Conv"):
         module(network())(torch.ones(1, 5, 8, 8))
-    with pytest.raises(PersistlibError, match="PL702.*0 inputs"):
+    with pytest.raises(PersistlibError, match=r"PL702.*0 inputs"):
         module(network())()
 
 

@@ -6,10 +6,10 @@ place, so that it needs no code here.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from persistlib.errors import Code, error
-from persistlib.graph_modules.registry import OPERATORS
+from persistlib.graph_modules.operators import OPERATORS
 from persistlib.graph_modules.structure import NODES_LIMIT
 
 if TYPE_CHECKING:
@@ -69,7 +69,8 @@ def _defined(proto: onnx.ModelProto) -> set[tuple[str, str]]:
             continue
         version = versions.get(domain, 0) or versions.get("ai.onnx", 0)
         if onnx.defs.has(node.op_type, version, domain):
-            schema = onnx.defs.get_schema(node.op_type, version, domain)
+            # Its stubs leave both attributes out.
+            schema: Any = onnx.defs.get_schema(node.op_type, version, domain)
             if schema.has_function or schema.has_context_dependent_function:
                 found.add((node.domain, node.op_type))
     return found

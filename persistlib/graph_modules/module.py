@@ -96,7 +96,7 @@ class GraphModule(nn.Module):
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
         """Move or cast the constants as the weights are moved or cast."""
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call] # torch types it not
         made: Plan = vars(self)[_PLAN]
         like = {t.dtype: fn(torch.zeros((), dtype=t.dtype)) for t in made.constants.values()}
         vars(self)[_KEPT] = {
@@ -109,7 +109,7 @@ class GraphModule(nn.Module):
         return {k: v for k, v in vars(self).items() if k not in {_PLAN, _KEPT, _PATHS}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call] # as above
         self._planned()
 
 

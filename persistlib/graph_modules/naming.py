@@ -89,7 +89,7 @@ def _parts(value: str) -> list[str]:
 
 
 def _scope(node: Node) -> list[str]:
-    """Return where a node stands, from its name: `/layer1/layer1.0/conv1/Conv` is layer1.0.conv1."""
+    """Return where a node stands: `/layer1/layer1.0/conv1/Conv` is in layer1.0.conv1."""
     scope: list[str] = []
     for step in [step for step in node.name.split("/") if step][:-1]:
         while scope and (step == scope[-1] or step.startswith(f"{scope[-1]}.")):

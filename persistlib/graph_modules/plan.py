@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from persistlib.errors import Code, PersistlibError, error
-from persistlib.graph_modules import operators as _operators  # noqa: F401 - enters them in the table
-from persistlib.graph_modules.registry import OPERATORS, Call, Operator
+from persistlib.graph_modules.operators import OPERATORS
+from persistlib.graph_modules.registry import Call
 from persistlib.graph_modules.soundness import inner_graphs
 from persistlib.graph_modules.structure import constant, number_from_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from persistlib.graph_modules.registry import Operator
     from persistlib.graph_modules.structure import Constant, Graph, Node, Structure
 
 _SHOWN = 8

@@ -19,8 +19,8 @@ from persistlib import examples
 from persistlib.digests import PREFIX, digest
 from persistlib.dtypes import DType
 from persistlib.errors import Code, ExportError, SessionError, UsageError, error
-from persistlib.export.comparison import Observed, degenerate
-from persistlib.export.proof import INTEGERS, REASON, TOLERANCE
+from persistlib.export.comparison import INTEGERS, TOLERANCE, Observed, degenerate
+from persistlib.export.proof import REASON
 from persistlib.export.state import array_of, bytes_of
 from persistlib.graph_modules.module import GraphModule
 from persistlib.graph_modules.structure import parse, text
@@ -67,7 +67,7 @@ def prove(module: nn.Module, session: Session, location: object) -> Proved:
     for way in itertools.islice(ways, _WAYS):
         try:
             return _proved(module, session, way)
-        except ExportError as found:
+        except ExportError as found:  # noqa: PERF203 - it says to try the next way
             if found.code != Code.EXPORT_DEGENERATE.identifier:
                 raise
             fault = fault or found
@@ -92,8 +92,8 @@ def _proved(module: nn.Module, session: Session, way: Drawing) -> Proved:
             other = draw(session.inputs, one, seed + _DRAWS)
             _observe(module, session, observed, (inputs, other))
     rows: dict[str, JsonValue] = {}
-    for seen in observed:
-        limit = TOLERANCE.get(seen.dtype.name, TOLERANCE["BF16"]) if seen.is_float else INTEGERS
+
+    def judge(seen: Observed, limit: float) -> None:
         try:
             seen.judge(limit)
         except ExportError as fault:
@@ -102,6 +102,10 @@ def _proved(module: nn.Module, session: Session, way: Drawing) -> Proved:
             ):
                 raise degenerate(seen.name, "rounding alone moves it by more") from fault
             raise
+
+    for seen in observed:
+        limit = TOLERANCE.get(seen.dtype.name, TOLERANCE["BF16"]) if seen.is_float else INTEGERS
+        judge(seen, limit)
         rows[seen.name] = {
             "error": _rounded(seen.relative),
             "tolerance": limit,

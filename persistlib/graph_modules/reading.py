@@ -16,8 +16,8 @@ from persistlib.errors import Code, PersistlibError, error
 from persistlib.graph_modules import structure as form
 from persistlib.graph_modules.expansion import expanded
 from persistlib.graph_modules.naming import Names
+from persistlib.graph_modules.operators import OPERATORS
 from persistlib.graph_modules.plan import require_operators
-from persistlib.graph_modules.registry import OPERATORS
 from persistlib.graph_modules.roles import is_weight, reached
 from persistlib.graph_modules.structure import (
     BUFFER,
@@ -32,7 +32,7 @@ from persistlib.graph_modules.structure import (
 from persistlib.graph_modules.tensors import can_be_said, is_narrow, tensor_from, to_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, MutableMapping
+    from collections.abc import Callable, Iterable, Mapping, MutableMapping
 
     import onnx
 
@@ -45,6 +45,20 @@ _SCALARS = {
     "value_ints": torch.int64,
     "value_float": torch.float32,
     "value_floats": torch.float32,
+}
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "replace")
+
+
+_PLAIN: dict[str, Callable[[onnx.AttributeProto], Any]] = {
+    "FLOAT": lambda said: form.number_to_json(said.f),
+    "INT": lambda said: said.i,
+    "STRING": lambda said: _text(said.s),
+    "FLOATS": lambda said: [form.number_to_json(number) for number in said.floats],
+    "INTS": lambda said: list(said.ints),
+    "STRINGS": lambda said: [_text(item) for item in said.strings],
 }
 
 
@@ -206,28 +220,16 @@ class _Reader:
 
     def _attribute(self, proto: onnx.AttributeProto, scope: ChainMap[str, str]) -> Any:
         kind = proto.AttributeType.Name(proto.type)
-        match kind:
-            case "FLOAT":
-                return form.number_to_json(proto.f)
-            case "INT":
-                return proto.i
-            case "STRING":
-                return proto.s.decode("utf-8", "replace")
-            case "FLOATS":
-                return [form.number_to_json(number) for number in proto.floats]
-            case "INTS":
-                return list(proto.ints)
-            case "STRINGS":
-                return [item.decode("utf-8", "replace") for item in proto.strings]
-            case "TENSOR":
-                tensor = tensor_from(proto.t, self._external, self._location)
-                if tensor.numel() > INLINE or not can_be_said(tensor):
-                    raise self._fault(f"the attribute {proto.name} is a large tensor")
-                return {"tensor": to_json(tensor)}
-            case "GRAPH":
-                return {"graph": self.graph(proto.g, scope)}
-            case _:
-                raise self._fault(f"the attribute {proto.name} is of kind {kind}")
+        if kind in _PLAIN:
+            return _PLAIN[kind](proto)
+        if kind == "GRAPH":
+            return {"graph": self.graph(proto.g, scope)}
+        if kind != "TENSOR":
+            raise self._fault(f"the attribute {proto.name} is of kind {kind}")
+        tensor = tensor_from(proto.t, self._external, self._location)
+        if tensor.numel() > INLINE or not can_be_said(tensor):
+            raise self._fault(f"the attribute {proto.name} is a large tensor")
+        return {"tensor": to_json(tensor)}
 
     def _named(self, name: str, scope: MutableMapping[str, str]) -> str:
         """Enter a value in the scope under a name that no other has; return that."""

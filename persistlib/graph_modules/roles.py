@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from persistlib.graph_modules.dtypes import torch_dtype
-from persistlib.graph_modules.registry import OPERATORS
+from persistlib.graph_modules.operators import OPERATORS
 from persistlib.graph_modules.soundness import inner_graphs
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ much before it makes it.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -47,6 +47,12 @@ def require_size(call: Call, shape: Iterable[int], *inputs: torch.Tensor | None)
         )
 
 
+def broadcast(*shapes: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape that tensors of these shapes broadcast to."""
+    made: Any = torch.broadcast_shapes  # torch gives it no types
+    return tuple(made(*(tuple(shape) for shape in shapes)))
+
+
 def require_broadcast(call: Call, *inputs: torch.Tensor) -> None:
     """Raise where inputs broadcast to more than they may.
 
@@ -55,7 +61,7 @@ def require_broadcast(call: Call, *inputs: torch.Tensor) -> None:
     """
     if torch.compiler.is_compiling() or math.prod(t.numel() for t in inputs) <= GROWN:
         return
-    require_size(call, torch.broadcast_shapes(*(t.shape for t in inputs)), *inputs)
+    require_size(call, broadcast(*(t.shape for t in inputs)), *inputs)
 
 
 def require_loops(call: Call, count: int) -> None:

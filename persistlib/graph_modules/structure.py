@@ -1,7 +1,7 @@
 """A graph as plain JSON: nodes, small constants, and which tensor is which weight.
 
-Laws: `parse(text(structure)) == structure`; what `parse` returns is bounded, every operator in it is
-one of the table, every name is made before it is used, and every graph stands in one node alone.
+Laws: `parse(text(structure)) == structure`; what `parse` returns is bounded, every name in it is
+made before it is used, and every graph stands in one node alone.
 
 ```text
 {"version": 1,
@@ -158,9 +158,7 @@ def _node(node: Node) -> dict[str, Any]:
 
 def number_to_json(number: Any) -> Any:
     """Return a number as canonical JSON can say it."""
-    if isinstance(number, float) and (
-        not math.isfinite(number) or (number == 0 and math.copysign(1, number) < 0)
-    ):
+    if isinstance(number, float) and (not math.isfinite(number) or str(number) == "-0.0"):
         return {"float": repr(number)}
     return number
 
@@ -219,8 +217,8 @@ def _graph(said: Any) -> Graph:
 
 def _weight(said: Any) -> Weight:
     shape = tuple(_int(extent) for extent in said["shape"])
-    names = (_text(said[key]) for key in ("value", "path", "dtype"))
-    return Weight(*names, shape, _text(said["role"]))
+    value, path, dtype, role = (_text(said[key]) for key in ("value", "path", "dtype", "role"))
+    return Weight(value, path, dtype, shape, role)
 
 
 def constant(said: Any, value: str | None = None) -> Constant:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from persistlib.graph_modules.registry import Call
 from persistlib.graph_modules.sizes import require_size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
+
+    from persistlib.graph_modules.registry import Call
 
 
 class Window(NamedTuple):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from persistlib.graph_modules.operators import (
-    arrangement,
     arithmetic,
+    arrangement,
     attention,
     contrib,
     contrib_quantized,
@@ -24,8 +24,10 @@ from persistlib.graph_modules.operators import (
     sequences,
     signals,
 )
+from persistlib.graph_modules.registry import OPERATORS
 
 __all__ = [
+    "OPERATORS",
     "arithmetic",
     "arrangement",
     "attention",

@@ -10,7 +10,7 @@ import torch
 from persistlib.errors import Code, error
 from persistlib.graph_modules.dtypes import torch_dtype
 from persistlib.graph_modules.registry import Call, operator
-from persistlib.graph_modules.sizes import ints, require_size
+from persistlib.graph_modules.sizes import broadcast, ints, require_size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -104,7 +104,7 @@ def split(call: Call, x: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, .
 @operator("Expand")
 def expand(call: Call, x: Tensor, wanted: Tensor) -> Tensor:
     """Return the tensor broadcast with a shape."""
-    extents = torch.broadcast_shapes(tuple(x.shape), tuple(ints(wanted)))
+    extents = broadcast(x.shape, ints(wanted))
     require_size(call, extents, x)
     return x.expand(extents)
 

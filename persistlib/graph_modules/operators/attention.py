@@ -21,10 +21,8 @@ def rotary_embedding(
 ) -> Tensor:
     """Return heads turned by the angles of their places; (batch, heads, time, size) or flat."""
     is_flat = x.ndim == 3
-    if is_flat:
-        heads = x.reshape(*x.shape[:2], call.get("num_heads"), -1)
-    else:
-        heads = x.transpose(1, 2)
+    flat = (*x.shape[:2], call.get("num_heads"), -1)
+    heads = x.reshape(flat) if is_flat else x.transpose(1, 2)
     if places is not None:
         cosines, sines = cosines[places], sines[places]
     turned = rotated(call, heads, cosines.unsqueeze(2), sines.unsqueeze(2))

@@ -14,6 +14,8 @@ from persistlib.graph_modules.operators.normalization import normalised
 from persistlib.graph_modules.registry import MICROSOFT, Call, operator, plain
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from torch import Tensor
 
 plain(
@@ -39,27 +41,24 @@ def quick_gelu(call: Call, x: Tensor) -> Tensor:
     return x * torch.sigmoid(call.get("alpha", 1.702) * x)
 
 
+# Of what is fused into a node, with the numbers that it takes.
+_ACTIVATIONS: dict[str, Callable[[Tensor, Sequence[float]], Tensor]] = {
+    "": lambda x, _: x,
+    "Relu": lambda x, _: x.relu(),
+    "Sigmoid": lambda x, _: x.sigmoid(),
+    "Tanh": lambda x, _: x.tanh(),
+    "LeakyRelu": lambda x, numbers: functional.leaky_relu(x, numbers[0]),
+    "Clip": lambda x, numbers: x.clamp(numbers[0], numbers[1]),
+    "HardSigmoid": lambda x, numbers: (x * numbers[0] + numbers[1]).clamp(0, 1),
+}
+
+
 def _activated(call: Call, x: Tensor) -> Tensor:
     """Return values through the activation that was fused into a node."""
     name = call.get("activation", "")
-    numbers = call.get("activation_params") or []
-    match name:
-        case "":
-            return x
-        case "Relu":
-            return x.relu()
-        case "Sigmoid":
-            return x.sigmoid()
-        case "Tanh":
-            return x.tanh()
-        case "LeakyRelu":
-            return functional.leaky_relu(x, numbers[0])
-        case "Clip":
-            return x.clamp(numbers[0], numbers[1])
-        case "HardSigmoid":
-            return (x * numbers[0] + numbers[1]).clamp(0, 1)
-        case _:
-            raise error(Code.GRAPH_OPERATOR, call.location, f"the activation {name!r} is not known")
+    if name not in _ACTIVATIONS:
+        raise error(Code.GRAPH_OPERATOR, call.location, f"the activation {name!r} is not known")
+    return _ACTIVATIONS[name](x, call.get("activation_params") or [])
 
 
 @operator("FusedConv", domain=MICROSOFT)
@@ -84,7 +83,7 @@ def fused_mat_mul(call: Call, a: Tensor, b: Tensor) -> Tensor:
         raise error(Code.GRAPH_OPERATOR, call.location, "FusedMatMul with moved batches")
     a = a.mT if call.get("transA", 0) else a
     b = b.mT if call.get("transB", 0) else b
-    return call.get("alpha", 1.0) * multiplied(call, a, b)
+    return multiplied(call, a, b) * float(call.get("alpha", 1.0))
 
 
 @operator("SkipLayerNormalization", domain=MICROSOFT)

@@ -9,7 +9,7 @@ import torch
 from persistlib.errors import Code, error
 from persistlib.graph_modules.operators.arithmetic import aligned
 from persistlib.graph_modules.registry import Call, operator
-from persistlib.graph_modules.sizes import require_size
+from persistlib.graph_modules.sizes import broadcast, require_size
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,7 +20,7 @@ _LETTERS = 52
 def multiplied(call: Call, a: Tensor, b: Tensor) -> Tensor:
     """Return a product of matrices, leading axes broadcast; whole numbers exactly."""
     if a.ndim > 1 and b.ndim > 1:
-        leading = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+        leading = broadcast(a.shape[:-2], b.shape[:-2])
         require_size(call, (*leading, a.shape[-2], b.shape[-1]), a, b)
     if a.is_floating_point():
         return torch.matmul(a, b)

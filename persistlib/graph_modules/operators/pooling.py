@@ -92,8 +92,8 @@ def average_pool(call: Call, x: Tensor) -> Tensor:
 def lp_pool(call: Call, x: Tensor) -> Tensor:
     """Return the p-norm under each place of a window."""
     _, whole = _window(call, x)
-    power = call.get("p", 2)
-    return _sums(edged(call, x.abs() ** power, whole, 0.0), whole) ** (1 / power)
+    power = float(call.get("p", 2))
+    return _sums(edged(call, x.abs().pow(power), whole, 0.0), whole).pow(1 / power)
 
 
 @operator("GlobalAveragePool")
@@ -111,8 +111,8 @@ def global_max_pool(_: Call, x: Tensor) -> Tensor:
 @operator("GlobalLpPool")
 def global_lp_pool(call: Call, x: Tensor) -> Tensor:
     """Return the p-norm of each channel."""
-    power = call.get("p", 2)
-    return (x.abs() ** power).sum(tuple(range(2, x.ndim)), keepdim=True) ** (1 / power)
+    power = float(call.get("p", 2))
+    return x.abs().pow(power).sum(tuple(range(2, x.ndim)), keepdim=True).pow(1 / power)
 
 
 @operator("MaxUnpool")

@@ -56,9 +56,8 @@ def dequantize_linear(call: Call, x: Tensor, scale: Tensor, zero: Tensor | None 
     values = x.to(torch.float32 if scale.dtype is not torch.float64 else torch.float64)
     if zero is not None:
         values = values - along(call, zero, x).to(values.dtype)
-    return (values * along(call, scale, x)).to(
-        torch_dtype(call.get("output_dtype", 0)) or scale.dtype
-    )
+    dtype = torch_dtype(call.get("output_dtype", 0)) or scale.dtype
+    return torch.mul(values, along(call, scale, x)).to(dtype)
 
 
 @operator("DynamicQuantizeLinear")

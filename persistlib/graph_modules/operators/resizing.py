@@ -13,6 +13,8 @@ from persistlib.graph_modules.registry import Call, operator
 from persistlib.graph_modules.sizes import ints, require_size
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
 _SIZES = 11  # the first version of Resize with sizes, a region and coordinate rules
@@ -43,11 +45,11 @@ def upsample(call: Call, x: Tensor, scales: Tensor | None = None) -> Tensor:
     said = call.get("scales") if scales is None else scales.tolist()
     if said is None:
         said = [1.0, 1.0, call.get("height_scale"), call.get("width_scale")]
-    rows = [_Axis(i, n, math.floor(n * s), s) for i, (n, s) in enumerate(zip(x.shape, said))]
-    old = Call(
-        call.operator, call.version, {"mode": call.get("mode", "nearest")}, (), call.location
-    )
-    return _resized(_old_rules(old), x, rows)
+    rows = [
+        _Axis(i, n, math.floor(n * s), s)
+        for i, (n, s) in enumerate(zip(x.shape, said, strict=True))
+    ]
+    return _resized(_old_rules(call), x, rows)
 
 
 def _old_rules(call: Call) -> Call:
@@ -130,30 +132,42 @@ def _resized(call: Call, x: Tensor, rows: list[_Axis]) -> Tensor:
 
 def _coordinates(call: Call, row: _Axis, x: Tensor) -> Tensor:
     """Return where in the old axis each new element lies, float64."""
+    name = call.get("coordinate_transformation_mode", "half_pixel")
+    if name not in _RULES:
+        raise error(Code.GRAPH_OPERATOR, call.location, f"Resize by {name!r} is not known")
     at = torch.arange(row.wanted, dtype=torch.float64, device=x.device)
-    size = row.wanted
-    match call.get("coordinate_transformation_mode", "half_pixel"):
-        case "half_pixel":
-            return (at + 0.5) / row.scale - 0.5
-        case "half_pixel_symmetric":
-            adjusted = size / (row.scale * row.extent)
-            middle = row.extent / 2
-            return middle * (1 - adjusted) + (at + 0.5) / row.scale - 0.5
-        case "pytorch_half_pixel":
-            return (at + 0.5) / row.scale - 0.5 if size > 1 else at * 0
-        case "align_corners":
-            return at * (row.extent - 1) / (size - 1) if size > 1 else at * 0
-        case "asymmetric":
-            return at / row.scale
-        case "tf_half_pixel_for_nn":
-            return (at + 0.5) / row.scale
-        case "tf_crop_and_resize":
-            start, end = row.region
-            if size > 1:
-                return start * (row.extent - 1) + at * (end - start) * (row.extent - 1) / (size - 1)
-            return at * 0 + 0.5 * (start + end) * (row.extent - 1)
-        case other:
-            raise error(Code.GRAPH_OPERATOR, call.location, f"Resize by {other!r} is not known")
+    return _RULES[name](at, row)
+
+
+def _symmetric(at: Tensor, row: _Axis) -> Tensor:
+    middle = row.extent / 2
+    shift = middle * (1 - row.wanted / (row.scale * row.extent))
+    return shift + (at + 0.5) / row.scale - 0.5
+
+
+def _corners(at: Tensor, row: _Axis) -> Tensor:
+    return at * (row.extent - 1) / (row.wanted - 1) if row.wanted > 1 else at * 0
+
+
+def _cropped(at: Tensor, row: _Axis) -> Tensor:
+    start, end = row.region
+    last = row.extent - 1
+    if row.wanted > 1:
+        return start * last + at * (end - start) * last / (row.wanted - 1)
+    return at * 0 + 0.5 * (start + end) * last
+
+
+_RULES: dict[str, Callable[[Tensor, _Axis], Tensor]] = {
+    "half_pixel": lambda at, row: (at + 0.5) / row.scale - 0.5,
+    "half_pixel_symmetric": _symmetric,
+    "pytorch_half_pixel": lambda at, row: (
+        (at + 0.5) / row.scale - 0.5 if row.wanted > 1 else at * 0
+    ),
+    "align_corners": _corners,
+    "asymmetric": lambda at, row: at / row.scale,
+    "tf_half_pixel_for_nn": lambda at, row: (at + 0.5) / row.scale,
+    "tf_crop_and_resize": _cropped,
+}
 
 
 def _interpolated(call: Call, x: Tensor, row: _Axis, at: Tensor) -> Tensor:

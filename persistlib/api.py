@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from persistlib.bundle import SHARD_BYTES, Bundle, reading
 from persistlib.canonical import encode
 from persistlib.casting import cast_target
-from persistlib.compat import Report, check_manifest, parse_target
+from persistlib.compat import Report, parse_target
 from persistlib.conversion import ConversionReport, Wishes, convert_weights
 from persistlib.difference import Difference, compare
 from persistlib.errors import (
@@ -20,10 +20,11 @@ from persistlib.errors import (
     PersistlibError,
     Severity,
     TargetError,
+    UsageError,
     error,
     missing_extra,
 )
-from persistlib.formats import FORMATS, by_content, by_name, by_suffix, ending
+from persistlib.formats import FORMATS, by_name, by_suffix, ending
 from persistlib.graph_wishes import GraphWishes, graph_wishes
 from persistlib.installed import is_importable
 from persistlib.manifest.schema import Interface, Lineage, Manifest, Section, Training
@@ -302,7 +303,7 @@ def load(
     }
     if not is_folder(path):
         if runtime != "onnxruntime":
-            raise _no_module(path)
+            raise loading.no_module(path)
         return loading.load_graph_file(path, how, **wishes)
 
     def work(bundle: Bundle) -> nn.Module | dict[str, torch.Tensor] | Session:
@@ -318,15 +319,6 @@ def load(
     if runtime == "torch":
         _require_torch("loading a module")
     return reading(path, work)
-
-
-def _no_module(path: StrPath) -> PersistlibError:
-    """Return the error for a file that was to be opened as a module."""
-    name = os.fspath(path)
-    remedy = f"persistlib identify {name} --bundle DIR makes a bundle of a weights file"
-    if by_content(path).name == "onnx":
-        remedy = f'runtime="onnxruntime" opens it; or make a bundle: persistlib convert {name} DIR'
-    return error(Code.NOT_A_BUNDLE, path, "a file, which is no module by itself", remedy)
 
 
 @dataclass(frozen=True)
@@ -378,20 +370,26 @@ def verify(path: StrPath, *, behaviour: bool = False, trust: Collection[str] = (
 
 
 def check(source: StrPath, target: str | None = None) -> Report:
-    """Say, from the manifest alone, whether a bundle loads and runs here or on a target.
+    """Say, before the weights are read, whether a model loads and runs here or on a target.
+
+    Of a bundle the manifest decides, and its graphs, node by node; of a bare file its header, or
+    its graph (docs/compatibility.md).
 
     Args:
-        source: the folder that `save` made.
-        target: pinned versions such as "torch==2.6,python==3.10"; None for this environment.
+        source: the folder that `save` made, an ONNX file or a weights file.
+        target: pinned versions such as "onnxruntime==1.17.3" or "torch==2.6,python==3.10"; None
+            for this environment.
 
     Raises:
         TargetError: nothing stands at `source`, or no bundle.
         UsageError: the target is no list of pinned versions.
     """
+    from persistlib.compat.checking import check_source
+
     described = parse_target(target)
     try:
-        return reading(source, lambda bundle: check_manifest(bundle.manifest, described))
-    except TargetError:
+        return check_source(source, described)
+    except (TargetError, UsageError):
         raise
     except PersistlibError as fault:
         return Report("refused", fault.findings)

@@ -168,6 +168,10 @@ class Code(Enum):
     SOURCE_DRIFT = ("PL206", CompatibilityError, "the builder's source has changed since the save")
     GRAPH_VERSION = ("PL207", CompatibilityError, "the graph needs a newer runtime")
     STATUS = ("PL208", CompatibilityError, "the model was withdrawn or superseded")
+    RUNTIME_OPERATOR = ("PL209", CompatibilityError, "the runtime does not know an operator")
+    RUNTIME_KERNEL = ("PL210", CompatibilityError, "the runtime has no kernel for a node's types")
+    RUNTIME_TYPES = ("PL211", CompatibilityError, "the graph breaks an operator's rules there")
+    RUNTIME_UNKNOWN = ("PL212", CompatibilityError, "what the runtime can load is not known")
 
     NO_ARCHITECTURE = ("PL301", ArchitectureError, "no recipe rebuilds this module")
     LOOKALIKE = ("PL302", ArchitectureError, "the module differs from what its recipe builds")

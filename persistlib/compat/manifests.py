@@ -17,7 +17,7 @@ from persistlib.errors import Code, Finding, Severity, error, finding
 from persistlib.installed import package_version
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from persistlib.manifest.schema import Manifest
 
@@ -102,14 +102,25 @@ def check_manifest(manifest: Manifest, target: Target, *, runtime: str | None = 
         *_requirements(manifest, target, runtime),
         *_drift(manifest, target),
     )
-    severities = {f.severity for f in findings}
+    return verdict_of(findings, upgraded=bool(manifest.upgraded_from))
+
+
+def verdict_of(findings: Iterable[Finding], *, upgraded: bool = False) -> Report:
+    """Return the verdict that follows from findings.
+
+    Args:
+        findings: all of them.
+        upgraded: whether the manifest was of an older version.
+    """
+    found = tuple(findings)
+    severities = {f.severity for f in found}
     if Severity.ERROR.value in severities:
         verdict = "refused"
     elif Severity.WARNING.value in severities:
         verdict = "degraded"
     else:
-        verdict = "ok-after-upgrade" if manifest.upgraded_from else "ok"
-    return Report(verdict, findings)
+        verdict = "ok-after-upgrade" if upgraded else "ok"
+    return Report(verdict, found)
 
 
 def _status(manifest: Manifest) -> Iterator[Finding]:

@@ -217,7 +217,6 @@ class _Walk:
     ) -> dict[str, onnx.TypeProto]:
         domain = _plain(node.domain)
         is_control = not domain and node.op_type in _CONTROL
-        body: Body | None = None
         if is_control:
             outputs = self._control(node, scope, opsets)
         else:
@@ -241,8 +240,14 @@ class _Walk:
             if function is None:
                 self._add("kernel", node, schema.since, _no_kernel(signature))
                 return outputs
-            body = body_of(function, node)
-            return {**outputs, **self._call(body, node, scope, (domain, node.op_type, ""))}
+            before = len(self.found)
+            inner = self._call(body_of(function, node), node, scope, (domain, node.op_type, ""))
+            if len(self.found) > before:
+                first = self.found[before]
+                reason = f"{_no_kernel(signature)}, and {first.operator} in its definition has"
+                del self.found[before:]
+                self._add("kernel", node, schema.since, f"{reason} {first.reason}")
+            return {**outputs, **inner}
         for reason in construction_faults(node, self.release.version):
             self._add("kernel", node, schema.since, reason)
         return outputs

@@ -1,0 +1,165 @@
+"""Verdicts on graphs: findings from what a release of ONNX Runtime refuses.
+
+Where the target is here, the running release is asked for its kernels; any other is looked up in
+the shipped table. What neither has is judged by the nearest release, and said to be so.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections import defaultdict
+from functools import cache
+from typing import TYPE_CHECKING, NamedTuple
+
+from packaging.version import InvalidVersion, Version
+
+from persistlib.compat import live, releases
+from persistlib.compat.walk import Cause, causes
+from persistlib.errors import Code, Finding, Severity, error, finding
+from persistlib.installed import is_importable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import onnx
+
+    from persistlib.compat.manifests import Target
+
+_PACKAGE = "onnxruntime"
+_VARIANTS = ("onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
+_CODES = {
+    "ir": Code.GRAPH_VERSION,
+    "opset": Code.GRAPH_VERSION,
+    "operator": Code.RUNTIME_OPERATOR,
+    "kernel": Code.RUNTIME_KERNEL,
+    "schema": Code.RUNTIME_TYPES,
+    "types": Code.RUNTIME_TYPES,
+}
+# The machines for which the table was taken; others may have a few kernels more.
+_MACHINES = ("x86_64", "AMD64")
+
+
+class Runtime(NamedTuple):
+    """A release to check against.
+
+    Attributes:
+        release: what it knows.
+        wanted: the version that was asked for.
+        exact: whether the release is the one that was asked for.
+    """
+
+    release: releases.Release
+    wanted: str
+    exact: bool
+
+
+def runtime_of(target: Target) -> Runtime | None:
+    """Return the runtime of a target, or None where the target has none.
+
+    Raises:
+        UsageError: its version is none.
+    """
+    if target.described is None:
+        return _here() if is_importable(_PACKAGE) else None
+    pins = target.described
+    wanted = next((pins[name] for name in (_PACKAGE, *_VARIANTS) if name in pins), None)
+    if wanted is None:
+        return None
+    try:
+        Version(wanted)
+    except InvalidVersion as fault:
+        where = f"{_PACKAGE}=={wanted}"
+        raise error(Code.USAGE, where, "is no version", "write onnxruntime==1.17.3") from fault
+    known = releases.nearest(wanted)
+    return Runtime(releases.release(known), wanted, Version(known) == Version(wanted))
+
+
+@cache
+def _here() -> Runtime:
+    """Return the running release: its own kernels, and its ceilings as the table has them."""
+    version = live.version()
+    known = releases.release(releases.nearest(version))
+    exact = Version(known.version) == Version(version)
+    kernels, schemas = live.kernels(), live.schemas()
+    if kernels is None or not schemas:
+        return Runtime(known, version, exact)
+    rows = {"kernels": kernels, "schemas": schemas}
+    own = releases.Release(version, known.ir, known.opsets, known.unknown, rows)
+    return Runtime(own, version, exact)
+
+
+def graph_findings(
+    model: onnx.ModelProto, runtime: Runtime, source: str, severity: Severity = Severity.ERROR
+) -> list[Finding]:
+    """Return why a runtime refuses a model; nothing where it makes a session of it.
+
+    Args:
+        model: its large tensors may be without values.
+        runtime: to check against.
+        source: the path to name in a remedy.
+        severity: of what is refused.
+
+    Raises:
+        FormatError: more nodes than a walk may take, or functions that call themselves.
+    """
+    found = causes(model, runtime.release)
+    remedy = _remedy(model, runtime, source) if found else ""
+    told = [_finding(group, runtime, remedy, severity) for group in _grouped(found)]
+    return [*told, *_unproved(runtime)]
+
+
+def _grouped(found: Sequence[Cause]) -> Iterator[list[Cause]]:
+    groups: dict[tuple[str, str, str], list[Cause]] = defaultdict(list)
+    for cause in found:
+        groups[cause.kind, cause.operator, cause.reason].append(cause)
+    yield from groups.values()
+
+
+def _finding(group: list[Cause], runtime: Runtime, remedy: str, severity: Severity) -> Finding:
+    first = group[0]
+    there = f"{_PACKAGE} {runtime.release.version}"
+    where = f"{first.node} ({first.operator})" if first.operator else first.node or "graph"
+    more = f" (and {len(group) - 1} more)" if len(group) > 1 else ""
+    return finding(
+        _CODES[first.kind], f"{where}{more}", f"{there}: {first.reason}", remedy, severity
+    )
+
+
+def _unproved(runtime: Runtime) -> Iterator[Finding]:
+    if not runtime.exact:
+        reason = f"{runtime.wanted} is not in the table; judged as {runtime.release.version}"
+        yield finding(
+            Code.RUNTIME_UNKNOWN,
+            _PACKAGE,
+            f"not proved: {reason}",
+            "pip install --upgrade persistlib, whose table may have it",
+            Severity.WARNING,
+        )
+    if platform.machine() not in _MACHINES:
+        reason = "the table is of x86-64; here a few kernels more may be there"
+        yield finding(Code.RUNTIME_UNKNOWN, platform.machine(), reason, "", Severity.NOTE)
+
+
+def _remedy(model: onnx.ModelProto, runtime: Runtime, source: str) -> str:
+    """Return the command that mends it: a newer release that takes the model, or a conversion."""
+    convert = f"persistlib convert {source} model.onnx --target {_PACKAGE}=={runtime.wanted}"
+    newer = _first_that_takes(model, runtime.release.version)
+    return f"pip install '{_PACKAGE}>={newer}', or {convert}" if newer else convert
+
+
+def _first_that_takes(model: onnx.ModelProto, version: str) -> str | None:
+    """Return the first release after a version from which on releases take a model, or None.
+
+    What a release takes later ones take, apart from few; so the first is looked for by halves.
+    """
+    later = [known for known in releases.versions() if Version(known) > Version(version)]
+    if not later or causes(model, releases.release(later[-1])):
+        return None
+    low, high = 0, len(later) - 1
+    while low < high:
+        middle = (low + high) // 2
+        if causes(model, releases.release(later[middle])):
+            low = middle + 1
+        else:
+            high = middle
+    return later[high]

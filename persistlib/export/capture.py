@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch._dynamo.exc import UserError
 
 from persistlib.errors import Code, PersistlibError, error
 from persistlib.examples import named_outputs
@@ -93,7 +94,7 @@ def capture(
         ExportError: the module cannot be called with the examples, fixes an axis that is to be
             free, or torch cannot export it.
     """
-    inputs = tuple(_widened(t, free) for t, free in zip(examples, axes, strict=True))
+    inputs = tuple(widened(t, free) for t, free in zip(examples, axes, strict=True))
     try:
         outputs = tuple(call(model, inputs))
     except Exception as fault:
@@ -106,7 +107,8 @@ def capture(
             traced = _Traced(model)
             device = device_of(traced)
             on_device = tuple(tensor.to(device) for tensor in inputs)
-            made = _optimised(_trace(traced, on_device, axes, {}), opset, state)
+            program = _unrolled(_trace(traced, on_device, axes, {}))
+            made = _optimised(program, opset, state)
     except _FixedAxisError as fault:
         raise _fixed(fault, names, axes) from fault
     except Exception as fault:
@@ -131,7 +133,7 @@ def _name(model: torch.nn.Module) -> str:
     return type(model).__qualname__
 
 
-def _widened(tensor: torch.Tensor, free: Mapping[int, str]) -> torch.Tensor:
+def widened(tensor: torch.Tensor, free: Mapping[int, str]) -> torch.Tensor:
     """Return an example as a tensor of its own, of at least two along every free axis.
 
     Torch may take an extent of 1 for a fixed one, and a module may ask whether two of its arguments
@@ -161,7 +163,7 @@ def _trace(
     traced.training = False
     try:
         return _export(traced, inputs, _shapes(axes, bounds))
-    except torch._dynamo.exc.UserError as fault:  # noqa: SLF001 - it has no public name
+    except UserError as fault:
         found = _found_bounds(str(fault))
         if not found or all(bounds.get(symbol) == bound for symbol, bound in found.items()):
             raise
@@ -172,7 +174,7 @@ def _export(traced: _Traced, inputs: tuple[torch.Tensor, ...], shapes: Any) -> E
     try:
         with KeptWhole():
             return torch.export.export(traced, inputs, dynamic_shapes=shapes, strict=False)
-    except torch._dynamo.exc.UserError:  # noqa: SLF001 - it has no public name
+    except UserError:
         raise
     except Exception:
         # What plain tracing cannot follow, reading the byte code sometimes can.
@@ -254,6 +256,14 @@ def _shapes(axes: FreeAxes, bounds: _Bounds) -> tuple[Any, ...] | None:
         return None
     each = ({axis: symbols[name] for axis, name in free.items()} or None for free in axes)
     return (tuple(each),)
+
+
+def _unrolled(program: ExportedProgram) -> ExportedProgram:
+    """Return a graph in which no LSTM is left whole: torch's translation knows no projections."""
+    whole = torch.ops.aten.lstm.input
+    if all(node.target is not whole for node in program.graph.nodes):
+        return program
+    return program.run_decompositions(torch._decomp.get_decompositions([whole]))  # noqa: SLF001 - it has no public name
 
 
 def _optimised(

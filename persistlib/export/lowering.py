@@ -13,12 +13,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import onnx
+from onnx import inliner
 from onnx.defs import OpSchema, get_schema
 
 from persistlib.errors import Code, PersistlibError, error
-from persistlib.export.lowering_rules import RULES, Context, attributes_of
+from persistlib.export.lowering_rules import RULES
 from persistlib.export.naming import graphs_within
 from persistlib.export.operator_bodies import expanded
+from persistlib.export.rewriting import Context, attributes_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -60,7 +62,7 @@ def lower(proto: onnx.ModelProto, opset: int) -> None:
         ExportError: an operator, or an element type that it computes in, has no counterpart.
     """
     if proto.functions:
-        proto.CopyFrom(onnx.inliner.inline_local_functions(proto))
+        proto.CopyFrom(inliner.inline_local_functions(proto))
     (default,) = (item for item in proto.opset_import if not item.domain)
     while default.version > opset:
         context = Context(proto)

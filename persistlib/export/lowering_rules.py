@@ -33,7 +33,7 @@ class Rule(NamedTuple):
 
 
 def _with(
-    node: onnx.NodeProto, count: int, drop: tuple[str, ...] = (), **attributes: Any
+    node: onnx.NodeProto, count: int, drop: tuple[str, ...] = (), /, **attributes: Any
 ) -> onnx.NodeProto:
     """Return the node with its first inputs alone, less some attributes and with others."""
     kept = {k: v for k, v in attributes_of(node).items() if k not in drop} | attributes
@@ -50,8 +50,9 @@ def _in_attribute(name: str, *, index: int = 1, optional: bool = True) -> Rule:
 
     def rewrite(node: onnx.NodeProto, context: Context) -> Nodes:
         values = context.constant(node, index)
-        is_said = values is not None and values.size  # no axes are all axes there too
-        given = {name: [int(v) for v in values.reshape(-1)]} if is_said else {}
+        given: dict[str, Any] = {}
+        if values is not None and values.size:  # no axes are all axes there too
+            given[name] = [int(v) for v in values.reshape(-1)]
         return [_with(node, index, **given)]
 
     return Rule(rewrite, refusal)
@@ -210,8 +211,9 @@ def _reshape(node: onnx.NodeProto, context: Context) -> Nodes:
 
 def _reshape_refusal(node: onnx.NodeProto, context: Context) -> str | None:
     shape = context.constant(node, 1)
-    is_empty = bool(attributes_of(node).get("allowzero", 0)) and shape is not None
-    return "it makes an extent of 0" if is_empty and 0 in shape else None
+    if shape is None or not attributes_of(node).get("allowzero", 0):
+        return None
+    return "it makes an extent of 0" if 0 in shape else None
 
 
 def _trilu(node: onnx.NodeProto, context: Context) -> Nodes:

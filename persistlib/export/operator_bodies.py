@@ -5,7 +5,7 @@ Law: the nodes of `expanded` have the outputs of the node that they stand for.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import onnx
 
@@ -33,10 +33,13 @@ def expanded(node: onnx.NodeProto, schema: OpSchema, context: Context) -> list[o
     return list(_inlined(body, names, node, schema, context))
 
 
-def _body(node: onnx.NodeProto, schema: OpSchema, context: Context) -> onnx.FunctionProto | None:
+def _body(
+    node: onnx.NodeProto, definition: OpSchema, context: Context
+) -> onnx.FunctionProto | None:
+    schema: Any = definition  # its types lack what says it in operators
     if schema.function_opset_versions:
         data = schema.get_function_with_opset_version(max(schema.function_opset_versions))
-        return onnx.FunctionProto.FromString(data)
+        return _parsed(data)
     versions = schema.context_dependent_function_opset_versions
     if not versions or any(name and name not in context.types for name in node.input):
         return None
@@ -49,7 +52,12 @@ def _body(node: onnx.NodeProto, schema: OpSchema, context: Context) -> onnx.Func
     data = schema.get_context_dependent_function_with_opset_version(
         min(versions), node.SerializeToString(), types
     )
-    return onnx.FunctionProto.FromString(data) if data else None
+    return _parsed(data) if data else None
+
+
+def _parsed(data: bytes) -> onnx.FunctionProto:
+    body: onnx.FunctionProto = onnx.FunctionProto.FromString(data)
+    return body
 
 
 def _inlined(

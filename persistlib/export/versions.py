@@ -136,7 +136,7 @@ def _needed(proto: onnx.ModelProto) -> tuple[int, str]:
     kinds = [value.type.tensor_type.elem_type for value in values]
     kinds += [tensor.data_type for tensor in proto.graph.initializer]
     for kind in kinds:
-        name = onnx.TensorProto.DataType.Name(kind)  # type: ignore[arg-type] # an int is what it takes
+        name = onnx.TensorProto.DataType.Name(kind)
         if _TYPES.get(name, 0) > oldest:
             oldest, cause = _TYPES[name], name
     return oldest, cause

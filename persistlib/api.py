@@ -24,7 +24,7 @@ from persistlib.errors import (
     error,
     missing_extra,
 )
-from persistlib.formats import FORMATS, by_name, by_suffix, ending
+from persistlib.formats import FORMATS, by_content, by_name, by_suffix, ending
 from persistlib.graph_wishes import GraphWishes, graph_wishes
 from persistlib.installed import is_importable
 from persistlib.manifest.schema import Interface, Lineage, Manifest, Section, Training

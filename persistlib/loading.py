@@ -6,12 +6,14 @@ only then a tensor. While the digests are computed on all cores the module is re
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 from persistlib.compat import Target, check_manifest
 from persistlib.dtypes import DType
-from persistlib.errors import Code, error, error_of, finding, tell, warn
+from persistlib.errors import Code, PersistlibError, error, error_of, finding, tell, warn
+from persistlib.formats import by_content
 from persistlib.patterns import select
 
 if TYPE_CHECKING:
@@ -291,6 +293,15 @@ def load_graph_file(path: StrPath, reading: Reading, **wishes: Unpack[SessionWis
         file.model, external=file.external, interface=file.interface, location=path, **wishes
     )
     return _ending(session)
+
+
+def no_module(path: StrPath) -> PersistlibError:
+    """Return the error for a file that was to be opened as a module."""
+    name = os.fspath(path)
+    remedy = f"persistlib identify {name} --bundle DIR makes a bundle of a weights file"
+    if by_content(path).name == "onnx":
+        remedy = f'runtime="onnxruntime" opens it; or make a bundle: persistlib convert {name} DIR'
+    return error(Code.NOT_A_BUNDLE, path, "a file, which is no module by itself", remedy)
 
 
 def _ending(session: Session) -> Session:

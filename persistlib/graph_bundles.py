@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from typing import TYPE_CHECKING
 
 import onnx
@@ -38,6 +39,10 @@ if TYPE_CHECKING:
     from persistlib.files import StrPath
     from persistlib.model_notes import ModelNote
     from persistlib.runtime.structure import GraphFacts
+
+# What a run of a graph may take, for a stranger's may be endless: seconds, or times the module's.
+_SECONDS = 60.0
+_SLOWER = 20
 
 
 def convert_onnx(
@@ -141,7 +146,9 @@ def _proved_graph(file: OnnxReader, note: ModelNote, module: nn.Module) -> Prove
     external = {part.name: memoryview(part.data) for part in files[1:]}
     facts = check_graph(memoryview(files[0].data), external=external, location=source)
     inputs = _inputs(note, facts, source)
+    began = time.monotonic()
     outputs = examples.run(module, inputs)
+    seconds = time.monotonic() - began
     if len(outputs) != len(facts.outputs):
         reason = f"the graph has {len(facts.outputs)} outputs, the noted module {len(outputs)}"
         raise refusal(source, reason)
@@ -155,7 +162,8 @@ def _proved_graph(file: OnnxReader, note: ModelNote, module: nn.Module) -> Prove
         precision=precision_of(entry.dtype for entry in file),
         examples=tuple(inputs.values()),
     )
-    return Proved(exported, prove(module, exported))
+    patience = max(_SECONDS, _SLOWER * seconds)
+    return Proved(exported, prove(module, exported, timeout=patience))
 
 
 def _named(files: Mapping[str, memoryview]) -> tuple[ExportedFile, ...]:

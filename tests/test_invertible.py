@@ -11,12 +11,12 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 from torch import nn
 
 import graph_models
 import persistlib
-from persistlib import examples, model_notes
+from persistlib import examples, graph_bundles, model_notes
 from persistlib.architecture.module_state import tensor_bytes, unsaved_tensors
 from persistlib.bundle import open_bundle
 from persistlib.digests import digest
@@ -419,6 +419,35 @@ def test_a_module_that_computes_something_else_is_refused(tmp_path: Path) -> Non
     path = noting(tmp_path / "m.onnx", json.dumps(note, sort_keys=True, separators=(",", ":")))
     with pytest.warns(PersistlibWarning, match="PL205"):
         refused(path, Code.EXPORT_MISMATCH)
+
+
+def test_a_graph_that_never_ends_is_ended(
+    graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graph_bundles, "_SECONDS", 1.0)
+    model = onnx.load(graph)
+    value = helper.make_tensor_value_info
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["go"], ["on"]),
+            helper.make_node("Sin", ["before"], ["after"]),
+        ],
+        "body",
+        [
+            value("round", onnx.TensorProto.INT64, []),
+            value("go", onnx.TensorProto.BOOL, []),
+            value("before", onnx.TensorProto.FLOAT, None),
+        ],
+        [value("on", onnx.TensorProto.BOOL, []), value("after", onnx.TensorProto.FLOAT, None)],
+    )
+    (output,) = model.graph.output
+    model.graph.node[-1].output[0] = "result"
+    rounds = numpy_helper.from_array(np.array(1 << 62), "rounds")
+    model.graph.initializer.append(rounds)
+    loop = helper.make_node("Loop", ["rounds", "", "result"], [output.name], body=body)
+    model.graph.node.append(loop)
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    refused(tmp_path / "m.onnx", Code.RUN_TIMEOUT)
 
 
 def test_an_old_bundle_is_replaced_when_that_is_asked_for(graph: Path, tmp_path: Path) -> None:

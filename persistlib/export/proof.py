@@ -67,6 +67,7 @@ def prove(
     seed: int = 0,
     batch_sizes: Sequence[int] = _BATCHES,
     tolerance: Mapping[str, float] | None = None,
+    timeout: float | None = None,
 ) -> dict[str, JsonValue]:
     """Return the proof as the manifest holds it.
 
@@ -76,6 +77,7 @@ def prove(
         seed: of the inputs, which are drawn from the exported example inputs.
         batch_sizes: each is tried, where the batch is free.
         tolerance: largest error over the spread by dtype, in place of `TOLERANCE`'s.
+        timeout: seconds that one run of the graph may take.
 
     Returns:
         The proof; `proved` is false with a reason where this machine cannot compute in the graph's
@@ -84,7 +86,7 @@ def prove(
     Raises:
         ExportError: the outputs differ, or prove nothing, or the graph fails where the module
             does not.
-        SessionError: the runtime refuses the graph.
+        SessionError: the runtime refuses the graph, or a run takes too long.
     """
     try:
         session = open_session(exported.files[0].data, external=exported.external)
@@ -92,6 +94,7 @@ def prove(
         if fault.code not in _NO_KERNEL or exported.precision in _COMPUTED:
             raise
         return {"proved": False, "reason": fault.reason, "versions": _versions()}
+    session.timeout = timeout
     is_free = any(isinstance(extent, str) for spec in exported.inputs for extent in spec.shape)
     trial = _Trial(model, exported, seed, tuple(batch_sizes) if is_free else ())
     limits = {**TOLERANCE, **(tolerance or {})}
@@ -208,6 +211,8 @@ def _observe(session: Session, runs: Sequence[_Run]) -> list[Observed]:
         try:
             given = session.run(arrays)
         except SessionError as fault:
+            if fault.code == Code.RUN_TIMEOUT.identifier:
+                raise
             shapes = ", ".join(str(array.shape) for array in arrays)
             reason = f"the graph fails at {shapes}, the module does not: {fault.reason}"
             remedy = "export a fixed batch, or save the model without a graph"

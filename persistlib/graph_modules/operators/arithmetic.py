@@ -96,7 +96,7 @@ def _raised(a: Tensor, b: Tensor) -> Tensor:
     return torch.pow(a, b).to(a.dtype)
 
 
-for _name, _function in {
+_BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "Add": torch.add,
     "Sub": torch.sub,
     "Mul": torch.mul,
@@ -113,7 +113,8 @@ for _name, _function in {
     "BitwiseAnd": torch.bitwise_and,
     "BitwiseOr": torch.bitwise_or,
     "BitwiseXor": torch.bitwise_xor,
-}.items():
+}
+for _name, _function in _BINARY.items():
     _binary(_name, _function)
 
 
@@ -184,7 +185,7 @@ def celu(call: Call, x: Tensor) -> Tensor:
 def selu(call: Call, x: Tensor) -> Tensor:
     """Return a scaled Elu."""
     alpha = call.get("alpha", 1.67326319217681884765625)
-    return call.get("gamma", 1.05070102214813232421875) * functional.elu(x, alpha)
+    return functional.elu(x, alpha) * float(call.get("gamma", 1.05070102214813232421875))
 
 
 @operator("LeakyRelu")
@@ -211,7 +212,7 @@ def prelu(call: Call, x: Tensor, slope: Tensor) -> Tensor:
 @operator("HardSigmoid")
 def hard_sigmoid(call: Call, x: Tensor) -> Tensor:
     """Return a straight line held between 0 and 1."""
-    return (x * call.get("alpha", 0.2) + call.get("beta", 0.5)).clamp(0, 1)
+    return (x * float(call.get("alpha", 0.2)) + float(call.get("beta", 0.5))).clamp(0, 1)
 
 
 @operator("Shrink")
@@ -264,7 +265,7 @@ def _cast(call: Call, x: Any, dtype: torch.dtype | None) -> Tensor:
         )
     if x.dtype in _WIDE and not dtype.is_floating_point:
         x = x.to(torch.int64)
-    return x.to(dtype)
+    return torch.Tensor.to(x, dtype)
 
 
 @operator("BitCast")

@@ -129,7 +129,8 @@ def constant_of_shape(call: Call, wanted: Tensor) -> Tensor:
     value = call.get("value")
     if value is None:
         return torch.zeros(extents, device=wanted.device)
-    return value.reshape(()).to(wanted.device).expand(extents).clone()
+    filled: Tensor = value.reshape(()).to(wanted.device).expand(extents).clone()
+    return filled
 
 
 @operator("Range", numbers=(0, 1, 2))
@@ -147,7 +148,7 @@ def eye_like(call: Call, x: Tensor) -> Tensor:
     """Return ones on a diagonal."""
     dtype = torch_dtype(call.get("dtype", 0)) or x.dtype
     rows, columns = (torch.arange(n, device=x.device) for n in x.shape)
-    return (columns[None] - rows[:, None] == call.get("k", 0)).to(dtype)
+    return torch.eq(columns[None] - rows[:, None], call.get("k", 0)).to(dtype)
 
 
 @operator("Trilu")

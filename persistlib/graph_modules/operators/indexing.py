@@ -195,8 +195,8 @@ def col2im(call: Call, x: Tensor, image: Tensor, block: Tensor) -> Tensor:
     require_size(call, (x.shape[0], *whole), x)
     made = torch.nn.functional.fold(
         x,
-        whole,
-        kernel,
+        (whole[0], whole[1]),
+        (kernel[0], kernel[1]),
         dilation=call.get("dilations", [1, 1]),
         stride=call.get("strides", [1, 1]),
     )

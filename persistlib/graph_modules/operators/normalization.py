@@ -31,7 +31,8 @@ def batch_normalization(
     bias, mean, variance = rest
     epsilon, kept = call.get("epsilon", 1e-5), call.get("momentum", 0.9)
     if call.get("spatial", 1) == 0:
-        return (x - mean) / (variance + epsilon).sqrt() * scale + bias
+        scaled: Tensor = (x - mean) / (variance + epsilon).sqrt() * scale
+        return scaled + bias
     if call.get("training_mode", 0):
         return _by_batch(x, scale, (bias, mean, variance), epsilon, kept)
     return functional.batch_norm(
@@ -44,10 +45,8 @@ def _by_batch(
 ) -> tuple[Tensor, ...]:
     bias, mean, variance = rest
     axes = [0, *range(2, x.ndim)]
-    shape = (1, -1) + (1,) * (x.ndim - 2)
     now, spread = x.mean(axes), x.var(axes, correction=0)
     y = functional.batch_norm(x, None, None, scale, bias, training=True, eps=epsilon)
-    del shape
     return y, mean * kept + now * (1 - kept), variance * kept + spread * (1 - kept)
 
 
@@ -144,4 +143,4 @@ def local_response_normalization(call: Call, x: Tensor) -> Tensor:
     grown = functional.pad(flat, (0, 0, before, extent - 1 - before))
     mean = functional.avg_pool2d(grown, (extent, 1), 1)
     scale = call.get("bias", 1.0) + call.get("alpha", 1e-4) * mean.reshape(x.shape)
-    return x / scale ** call.get("beta", 0.75)
+    return x / torch.pow(scale, call.get("beta", 0.75))

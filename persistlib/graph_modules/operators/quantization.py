@@ -93,7 +93,8 @@ def conv_integer(call: Call, x: Tensor, weight: Tensor, *zeros: Tensor | None) -
     """Return a convolution of whole numbers, int32."""
     x_zero, w_zero = (*zeros, None, None)[:2]
     each = (-1,) + (1,) * (weight.ndim - 1)
-    return conv(call, shifted(x, x_zero), shifted(weight, w_zero, each)).to(torch.int32)
+    made: Tensor = conv(call, shifted(x, x_zero), shifted(weight, w_zero, each))
+    return made.to(torch.int32)
 
 
 @operator("QLinearMatMul", numbers=range(1, 8))

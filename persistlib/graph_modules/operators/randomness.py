@@ -19,11 +19,11 @@ def _dtype(call: Call, default: torch.dtype) -> torch.dtype:
 
 
 def _normal(call: Call, zeros: Tensor) -> Tensor:
-    return torch.randn_like(zeros) * call.get("scale", 1.0) + call.get("mean", 0.0)
+    return torch.randn_like(zeros) * float(call.get("scale", 1.0)) + float(call.get("mean", 0.0))
 
 
 def _uniform(call: Call, zeros: Tensor) -> Tensor:
-    low, high = call.get("low", 0.0), call.get("high", 1.0)
+    low, high = float(call.get("low", 0.0)), float(call.get("high", 1.0))
     return torch.rand_like(zeros) * (high - low) + low
 
 

@@ -64,7 +64,8 @@ def resize(call: Call, x: Tensor, *given: Tensor | None) -> Tensor:
     if call.version < _SIZES:
         scales = given[0]
         assert scales is not None
-        return upsample(call, x, scales)
+        enlarged: Tensor = upsample(call, x, scales)
+        return enlarged
     region, scales, sizes = (*given, None, None, None)[:3]
     axes = [axis % x.ndim for axis in call.get("axes") or range(x.ndim)]
     extents = [x.shape[axis] for axis in axes]

@@ -61,10 +61,10 @@ def split_to_sequence(call: Call, x: Tensor, sizes: Tensor | None = None) -> lis
     axis = call.get("axis", 0)
     require_loops(call, x.shape[axis])
     if sizes is None:
-        parts = list(x.split(1, axis))
+        parts = list(torch.split(x, 1, axis))
         return parts if call.get("keepdims", 1) else [part.squeeze(axis) for part in parts]
     said = ints(sizes)
-    return list(x.split(said[0] if not sizes.ndim else said, axis))
+    return list(torch.split(x, said[0] if not sizes.ndim else said, axis))
 
 
 @operator("ConcatFromSequence")

@@ -30,7 +30,8 @@ def dft(call: Call, x: Tensor, length: Tensor | None = None, axis: Tensor | None
     require_size(call, (x.numel() // max(x.shape[along], 1), count), x)
     values = torch.view_as_complex(x.contiguous()) if x.shape[-1] == 2 else x.squeeze(-1)
     if is_inverse and is_half:
-        return torch.fft.irfft(values, count, along).unsqueeze(-1).to(x.dtype)
+        real: Tensor = torch.fft.irfft(values, count, along)
+        return real.unsqueeze(-1).to(x.dtype)
     made = (torch.fft.ifft if is_inverse else torch.fft.fft)(values, count, along)
     if is_half:
         made = made.narrow(along, 0, count // 2 + 1)

@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 BUDGET = 60
 BUDGETS: dict[str, int] = {
     "tests/test_export.py": 120,
+    "tests/test_invertible.py": 180,
     "tests/test_keras_conversion.py": 180,  # Keras and torch start anew for every file
     "tests/test_layout.py": 30,
+    "tests/test_onnx_zoo.py": 240,  # a process for every network
     "tests/test_save_load.py": 120,
     "tests/test_zoo_bundles.py": 900,  # the long suite
 }

@@ -50,8 +50,10 @@ def inferred(
     complete = all(name in known for name in node.input if name)
     if native is not None and native.has_type_and_shape_inference_function and complete:
         found = _by_rule(native, node, known, constants, opsets)
-    generic = _by_constraints(node, schema, types)
-    return {**generic, **{name: kind for name, kind in found.items() if name_of(kind)}}
+    told = {name: kind for name, kind in found.items() if name_of(kind)}
+    if all(name in told for name in node.output if name):
+        return told
+    return {**_by_constraints(node, schema, types), **told}
 
 
 def _native(node: onnx.NodeProto, schema: Schema, opsets: Mapping[str, int]) -> Any:

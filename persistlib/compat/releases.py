@@ -1,8 +1,8 @@
-"""What each release of ONNX Runtime knows: file versions, operators, and kernels of its CPU provider.
+"""What each release of ONNX Runtime knows: versions of files, operators, the CPU's kernels.
 
-The table is shipped (`runtimes.xz`, from the releases' own wheels: `fixtures/make_runtimes.py`); the
-running release is asked itself. What is told of processors holds for x86-64: on others a release
-may have some kernels more.
+The table is shipped (`runtimes.xz`, from the releases' own wheels by `fixtures/make_runtimes.py`);
+the running release is asked itself. It holds for x86-64: elsewhere a release may have a few
+kernels more.
 """
 
 from __future__ import annotations
@@ -98,6 +98,11 @@ class Release:
     rows: Mapping[str, Sequence[Sequence[Any]]]
 
     @cached_property
+    def number(self) -> Version:
+        """The version, to be compared."""
+        return Version(self.version)
+
+    @cached_property
     def kernels(self) -> Mapping[_Name, list[Kernel]]:
         """Kernels by domain and operator."""
         found: dict[_Name, list[Kernel]] = {}
@@ -105,6 +110,10 @@ class Release:
             row = Kernel(start, end, {name: _types(names) for name, names in types.items()})
             found.setdefault((domain, op), []).append(row)
         return found
+
+    @cached_property
+    def _read(self) -> dict[tuple[str, str, int], Schema | None]:
+        return {}
 
     @cached_property
     def _schemas(self) -> Mapping[_Name, list[Sequence[Any]]]:
@@ -115,10 +124,12 @@ class Release:
 
     def schema(self, domain: str, op: str, opset: int) -> Schema | None:
         """Return the version of an operator that an operator set has, or None."""
-        rows = [row for row in self._schemas.get((domain, op), ()) if row[2] <= opset]
-        if not rows:
-            return None
-        return _schema(json.dumps(max(rows, key=lambda row: int(row[2]))[2:]))
+        key = (domain, op, opset)
+        if key not in self._read:
+            rows = [row for row in self._schemas.get((domain, op), ()) if row[2] <= opset]
+            newest = max(rows, key=lambda row: int(row[2]), default=None)
+            self._read[key] = None if newest is None else _schema(newest[2:])
+        return self._read[key]
 
     def knows(self, domain: str, op: str) -> bool:
         """Return whether some operator set has the operator."""
@@ -135,9 +146,8 @@ def _types(names: Sequence[str]) -> frozenset[str]:
     return frozenset(map(canonical, names))
 
 
-@cache
-def _schema(text: str) -> Schema:
-    since, inputs, outputs, constraints, counts, most, attributes, deprecated = json.loads(text)
+def _schema(row: Sequence[Any]) -> Schema:
+    since, inputs, outputs, constraints, counts, most, attributes, deprecated = row
     return Schema(
         since,
         tuple(Parameter(*one) for one in inputs),

@@ -92,6 +92,12 @@ LIMITS = (
 )
 
 
+_LIMITED: dict[tuple[str, str], list[Limit]] = {("", "DFT"): [], ("", "StringNormalizer"): []}
+for _limit in LIMITS:
+    for _operator in _limit.operators:
+        _LIMITED.setdefault((_limit.domain, _operator), []).append(_limit)
+
+
 class Change(NamedTuple):
     """A rule of inference that releases had, lost or gained.
 
@@ -112,9 +118,8 @@ CHANGES = (
 )
 
 
-def is_inferred_there(operator: str, message: str, version: str) -> bool:
+def is_inferred_there(operator: str, message: str, release: Version) -> bool:
     """Return whether a release refuses a node with what the installed onnx says of it."""
-    release = Version(version)
     return all(
         release >= change.since
         for change in CHANGES
@@ -122,24 +127,27 @@ def is_inferred_there(operator: str, message: str, version: str) -> bool:
     )
 
 
-def construction_faults(node: onnx.NodeProto, version: str) -> Iterator[str]:
+def construction_faults(node: onnx.NodeProto, release: Version) -> Iterator[str]:
     """Yield why a release's kernel refuses a node although its types fit."""
     domain = "" if node.domain == "ai.onnx" else node.domain
-    release, given = Version(version), _values(node)
-    for limit in LIMITS:
-        if limit.domain != domain or node.op_type not in limit.operators:
-            continue
+    if (domain, node.op_type) not in _LIMITED:
+        return
+    given = _values(node)
+    for limit in _LIMITED[domain, node.op_type]:
         value = given.get(limit.attribute)
         if value is not None and limit.since <= release < limit.before and not limit.holds(value):
             yield f"no kernel for {limit.attribute} = {value!r} on the CPU provider"
-    if domain:
-        return
-    if node.op_type == "Resize" and given.get("antialias") and given.get("mode", "") in _NEAREST:
+    yield from _special_faults(node.op_type, given, release)
+
+
+def _special_faults(op: str, given: Mapping[str, Any], release: Version) -> Iterator[str]:
+    """Yield what depends on several attributes, or on the machine."""
+    if op == "Resize" and given.get("antialias") and given.get("mode", "") in _NEAREST:
         yield "no kernel for antialias with the nearest element on the CPU provider"
-    if node.op_type == "DFT" and given.get("inverse") and given.get("onesided"):
-        if release < Version("1.25"):
-            yield "a DFT cannot be both inverse and one-sided in this release"
-    if node.op_type == "StringNormalizer" and _needs_locale(given, release):
+    both = bool(given.get("inverse") and given.get("onesided"))
+    if op == "DFT" and both and release < Version("1.25"):
+        yield "a DFT cannot be both inverse and one-sided in this release"
+    if op == "StringNormalizer" and _needs_locale(given, release):
         name = given.get("locale", _LOCALE)
         if not has_locale(name):
             yield f"the kernel needs the locale {name}, which this machine does not have"

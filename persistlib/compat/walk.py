@@ -223,7 +223,7 @@ class _Walk:
             try:
                 outputs = inferred(node, schema, scope.types, scope.constants, opsets)
             except InferenceFault as fault:
-                if is_inferred_there(node.op_type, str(fault), self.release.version):
+                if is_inferred_there(node.op_type, str(fault), self.release.number):
                     self._add("types", node, schema.since, str(fault))
                 return {}
         known = {**declared, **outputs}
@@ -248,7 +248,7 @@ class _Walk:
                 del self.found[before:]
                 self._add("kernel", node, schema.since, f"{reason} {first.reason}")
             return {**outputs, **inner}
-        for reason in construction_faults(node, self.release.version):
+        for reason in construction_faults(node, self.release.number):
             self._add("kernel", node, schema.since, reason)
         return outputs
 
@@ -261,7 +261,7 @@ class _Walk:
         types = [scope.types.get(name, onnx.TypeProto()) for name in node.input]
         # Before 1.17 only definitions that are as old as the operator's version are found.
         opset = opsets.get(domain, schema.since)
-        if Version(self.release.version) < _DEFINITIONS_OF_LATER_SETS:
+        if self.release.number < _DEFINITIONS_OF_LATER_SETS:
             opset = schema.since
         return defined(domain, node, opset, types)
 

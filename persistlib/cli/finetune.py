@@ -90,7 +90,7 @@ def command(output: Output, /, builder: str, **options: Any) -> Answer:
             overwrite=options["overwrite"],
             progress=tell,
         )
-    return _answer(plan, result, persistlib.inspect(out))
+    return _answer(plan, result, persistlib.inspect(out), options["data"])
 
 
 def _require_packages(*, onnx: bool) -> None:
@@ -130,7 +130,7 @@ def _plan(builder: str, options: dict[str, Any]) -> Plan:
     )
 
 
-def _answer(plan: Plan, result: FinetuneResult, summary: Summary) -> Answer:
+def _answer(plan: Plan, result: FinetuneResult, summary: Summary, data: str) -> Answer:
     path = summary.path
     metrics = ", ".join(f"{name} {value:.4f}" for name, value in result.metrics.items())
     graphs = [entry.path for graph in summary.manifest.graphs for entry in graph.files]
@@ -156,6 +156,7 @@ def _answer(plan: Plan, result: FinetuneResult, summary: Summary) -> Answer:
         hints=(
             words("persistlib", "inspect", path),
             words("persistlib", "verify", path),
+            words("persistlib", "evaluate", path, "--data", data, "--held-out"),
             f"{words('persistlib', 'run', path)} IMAGE",
         ),
     )

@@ -70,6 +70,7 @@ _TOUR = (
     "persistlib finetune mobilenet_v2 --weights DEFAULT --data sklearn:digits --out digits",
     "persistlib inspect digits",
     "persistlib verify digits",
+    "persistlib evaluate digits --data sklearn:digits --held-out",
     "persistlib run digits photo.png",
 )
 

@@ -24,7 +24,7 @@ from persistlib.errors import (
     error,
     missing_extra,
 )
-from persistlib.formats import FORMATS, by_content, by_name, by_suffix, ending
+from persistlib.formats import FORMATS, by_name, by_suffix, ending
 from persistlib.graph_wishes import GraphWishes, graph_wishes
 from persistlib.installed import is_importable
 from persistlib.manifest.schema import Interface, Lineage, Manifest, Section, Training
@@ -491,8 +491,11 @@ def convert(
         PersistlibError: reading or writing failed; what stood at `destination` stands unchanged.
     """
     asked = GraphWishes(dtype=dtype, **graph)
-    if template is None and (done := _derive(source, destination, asked, to, overwrite)):
-        return done
+    if asked.derives and template is None:
+        from persistlib.graphs import convert_derived
+
+        if done := convert_derived(source, destination, asked, to=to, overwrite=overwrite):
+            return done
     if to == BUNDLE or (to is None and not ending(destination) and not is_folder(source)):
         return _convert_whole(
             source,
@@ -541,34 +544,6 @@ def convert(
         overwrite=overwrite,
     )
     return convert_weights(source, destination, target, wishes)
-
-
-def _derive(
-    source: StrPath, destination: StrPath, asked: GraphWishes, to: str | None, overwrite: bool
-) -> ConversionReport | None:
-    """Write a bundle with one more graph, or a graph derived from an ONNX file.
-
-    Returns:
-        What was done; None where neither is meant.
-
-    Raises:
-        PersistlibError: as `quantization.bundles.add_graph` or `graphs.convert_file`.
-    """
-    is_whole = to == BUNDLE or (to is None and not ending(destination))
-    if not asked.derives or (is_folder(source) and not is_whole):
-        return None
-    if is_folder(source):
-        from persistlib.quantization.bundles import add_graph
-
-        return reading(
-            source, lambda bundle: add_graph(bundle, destination, asked, overwrite=overwrite)
-        )
-    target = to or ("" if is_whole else by_suffix(destination).name)
-    if target != "onnx" or by_content(source).name != "onnx":
-        return None
-    from persistlib.graphs import convert_file
-
-    return convert_file(source, destination, asked, overwrite=overwrite)
 
 
 def _convert_whole(

@@ -10,14 +10,17 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from persistlib import publish
+from persistlib.bundle import reading
 from persistlib.checkpoint import identity
 from persistlib.conversion import ConversionReport
 from persistlib.errors import Code, PersistlibError, error, missing_extra
+from persistlib.formats import FORMATS, by_content, by_suffix, ending
 from persistlib.graph_wishes import GraphWishes
 from persistlib.installed import is_importable
 from persistlib.loading import Reading, load_module
 from persistlib.model_notes import render
 from persistlib.runtime.structure import check_graph
+from persistlib.sources import BUNDLE, is_folder
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -99,6 +102,38 @@ def convert_graph(
     )
 
 
+def convert_derived(
+    source: StrPath, destination: StrPath, wishes: GraphWishes, *, to: str | None, overwrite: bool
+) -> ConversionReport | None:
+    """Write a bundle with one more graph, or a graph derived from one in an ONNX file.
+
+    Args:
+        source: a bundle, or a file of any format.
+        destination: the folder or file to write.
+        wishes: `dtype`, or `quantize` and `calibration`.
+        to: a format's name, where one was given.
+        overwrite: whether what stands there is replaced.
+
+    Returns:
+        What was done; None where neither is meant.
+
+    Raises:
+        PersistlibError: as `quantization.bundles.add_graph` or `convert_file`.
+    """
+    is_whole = to == BUNDLE or (to is None and not ending(destination))
+    if is_folder(source) and is_whole:
+        from persistlib.quantization.bundles import add_graph
+
+        return reading(
+            source, lambda bundle: add_graph(bundle, destination, wishes, overwrite=overwrite)
+        )
+    if is_folder(source) or is_whole or (to or by_suffix(destination).name) != "onnx":
+        return None
+    if by_content(source).name != "onnx":
+        return None
+    return convert_file(source, destination, wishes, overwrite=overwrite)
+
+
 def convert_file(
     source: StrPath, destination: StrPath, wishes: GraphWishes, *, overwrite: bool
 ) -> ConversionReport:
@@ -113,7 +148,6 @@ def convert_file(
     Raises:
         PersistlibError: the file cannot be used, or no graph can be derived from it.
     """
-    from persistlib.formats import FORMATS
     from persistlib.quantization.bundles import derived_from_file, notes_of
 
     derived = derived_from_file(source, wishes)

@@ -63,6 +63,9 @@ class SessionWishes(TypedDict, total=False):
     profile: str | None
 
 
+_CHECKED = Reading(mapped=True, verify=True)
+
+
 def require_compatible(manifest: Manifest, runtime: str) -> None:
     """Refuse what cannot be used here; warn once of what is degraded.
 
@@ -239,20 +242,32 @@ def load_session(
     Raises:
         PersistlibError: there is no graph, its bytes differ, or the runtime refuses it.
     """
+    return _ending(open_graph(bundle, chosen_graph(bundle, graph), reading, **wishes))
+
+
+def open_graph(
+    bundle: Bundle,
+    graph: Graph,
+    reading: Reading = _CHECKED,
+    **wishes: Unpack[SessionWishes],
+) -> Session:
+    """Return a runtime session over one of a bundle's graphs.
+
+    Raises:
+        PersistlibError: its bytes differ, or the runtime refuses it.
+    """
     from persistlib.runtime.session import open_session
 
-    manifest = bundle.manifest
-    model, *external = chosen_graph(bundle, graph).files
-    session = open_session(
+    model, *external = graph.files
+    return open_session(
         bundle.whole(model, mapped=reading.mapped, verify=reading.verify),
         external={
             entry.path: bundle.whole(entry, mapped=reading.mapped, verify=reading.verify)
             for entry in external
         },
-        interface=manifest.interface,
+        interface=bundle.manifest.interface,
         **wishes,
     )
-    return _ending(session)
 
 
 def chosen_graph(bundle: Bundle, name: str | None) -> Graph:

@@ -64,7 +64,7 @@ def export(folder: Path, model: str, exporter: str) -> None:
         return
     options: dict[str, Any] = {
         FOLDED: {},
-        OLD: {"opset_version": 12},
+        OLD: {"opset_version": 13},
         PRESERVED: {
             "training": torch.onnx.TrainingMode.PRESERVE,
             "do_constant_folding": False,

@@ -69,7 +69,8 @@ class Packed(nn.Module):
         self.packed, self.head = nn.Linear(width, 3 * width), nn.Linear(width, classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return _attended(*self.packed(x).chunk(3, -1), self.head)
+        query, key, value = self.packed(x).chunk(3, -1)
+        return _attended(query, key, value, self.head)
 
 
 def _attended(

@@ -64,7 +64,7 @@ def require_equal(module: torch.nn.Module, path: Path, size: int = 3) -> None:
     given = session.get_inputs()[0]
     shape = [size, *given.shape[1:]]
     x = np.random.default_rng(99).standard_normal(shape).astype(np.float32)
-    expected = session.run(None, {given.name: x})[0]
+    expected = np.asarray(session.run(None, {given.name: x})[0])
     with torch.no_grad():
         ours = module(torch.from_numpy(x)).numpy()
     assert np.ptp(expected) > 0
@@ -108,7 +108,7 @@ def test_classes_and_channels_are_taken_from_the_file(folder: Path, tmp_path: Pa
     path = folder / f"small_resnet.{FOLDED}.onnx"
     report = convert_aligned(path, tmp_path / "b", architecture="torchvision.models:resnet18")
     module = persistlib.load(tmp_path / "b")
-    assert module.fc.out_features == 10
+    assert module.get_parameter("fc.bias").shape == (10,)
     require_equal(module, path)
     assert report.format == "bundle"
     assert report.proof["proved"]
@@ -128,7 +128,7 @@ def test_one_channel_of_input_becomes_an_edit(folder: Path, tmp_path: Path) -> N
     onnx.save(model, path)
     convert_aligned(path, tmp_path / "b", architecture="torchvision.models:resnet18()")
     module = persistlib.load(tmp_path / "b")
-    assert module.conv1.in_channels == 1
+    assert module.get_parameter("conv1.weight").shape[1] == 1
     require_equal(module, path)
 
 

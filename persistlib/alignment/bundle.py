@@ -167,7 +167,7 @@ def _paired(module: nn.Module, inputs: tuple[torch.Tensor, ...], graph: GraphSid
     others = {name: everything[name].detach() for name in tape.state}
     state = State(skeleton, others | learned)
     known |= {ref: others[name] for name, ref in tape.state.items() if name not in learned}
-    return Pairing(skeleton, graph, Progress(0, Replay(known), state)).run()
+    return Pairing(skeleton, graph, Progress(0, Replay(known, tape.shared), state)).run()
 
 
 def _learned(module: nn.Module) -> dict[str, torch.Tensor]:

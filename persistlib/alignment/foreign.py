@@ -32,8 +32,12 @@ _STEPS: Mapping[str, str] = {
     "Div": steps.DIVIDE,
 }
 _COMMUTES = frozenset({"Add", "Mul"})
-_NORMS = frozenset({"LayerNormalization", "GroupNormalization", "RMSNormalization"})
-_NORMS |= {"InstanceNormalization"}
+_NORMS = frozenset(
+    {
+        *("LayerNormalization", "GroupNormalization"),
+        *("RMSNormalization", "InstanceNormalization"),
+    }
+)
 _CHAIN = 16  # steps behind one operator; a longer chain is another operator's
 
 

@@ -14,7 +14,6 @@ from persistlib.alignment import joints
 from persistlib.alignment.foreign import CONVOLUTION, CORES, JOINING, PRODUCT, VALUE
 from persistlib.alignment.progress import Option, Progress
 from persistlib.alignment.solving import solve, weight_for
-from persistlib.alignment.tape import Replay
 from persistlib.alignment.values import NEAR, distance
 from persistlib.alignment.wording import unpaired, unsupported
 
@@ -92,11 +91,10 @@ class Pairing:
         """Carry out the first option that holds; return whether there was one."""
         while options:
             option = options.pop(0)
-            others = [o for o in options if o.marks != option.marks]
-            before = self.progress.copied() if others else None
+            before = self.progress.copied() if options else None
             if self._holds(block, option):
                 if before is not None:
-                    self._choices.append(_Choice(before, others))
+                    self._choices.append(_Choice(before, options))
                 return True
         return False
 
@@ -106,11 +104,7 @@ class Pairing:
         state = progress.state.copied()
         if state.write(option.writes) is not None:
             return False
-        replay = Replay(progress.replay.values)
-        # An operator may change its input in place, and the next option starts from the same.
-        replay.values.update(
-            {ref: replay.values[ref].clone() for ref in block.inputs[:1] if ref in replay.values}
-        )
+        replay = progress.replay.copied()
         for op in block.ops:
             needed = (ref for ref in op.inputs if self._is_open((ref,)))
             replay.values.update({ref: state.value(ref) for ref in needed})
@@ -152,7 +146,7 @@ class Pairing:
     def _names(self, block: OwnBlock) -> set[str]:
         names = self.skeleton.tape.names
         refs = [block.weight, *(ref for step in block.chain for ref in step.numbers)]
-        return {names[ref] for ref in refs if ref in names}
+        return {names[ref] for ref in refs if ref is not None and ref in names}
 
     def _is_candidate(self, block: OwnBlock, other: Block) -> bool:
         """Return whether a block of the graph could be the partner by its kind."""
@@ -193,7 +187,9 @@ class Pairing:
     def _solved(self, block: OwnBlock, other: Block) -> Iterator[Option]:
         """Yield what a partner may say: its steps all, or fewer where the rest are another's."""
         weight = None if block.weight is None else self._weight(block, other)
-        counts = sorted(range(len(other.chain) + 1), key=lambda n: (n != len(block.chain), -n))
+        kinds = [step.kind for step in block.chain]
+        given = [step.kind for step in other.chain]
+        counts = sorted(range(len(given) + 1), key=lambda n: (given[:n] != kinds, -n))
         for count in counts:
             expected = self.graph.after(other, count)
             chain = self.graph.constants(other.chain[:count])

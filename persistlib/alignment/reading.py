@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from persistlib.checkpoint import identity
 from persistlib.errors import Code, error
 from persistlib.formats import FORMATS
+from persistlib.graph_tensors import EXTERNAL_TENSOR, ExternalPlace, aligned, pairs_of
 from persistlib.runtime.structure import check_graph
 from persistlib.sources import open_file
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import onnx
 
     from persistlib.files import StrPath
@@ -29,7 +32,8 @@ class Foreign(NamedTuple):
         data: its bytes.
         external: its data files by name.
         facts: what the graph says of itself.
-        proto: the graph, its functions expanded.
+        proto: the graph, its functions expanded, its large weights in `outside`.
+        outside: `external`, and the large weights.
         identity: the weights identity of its initializers.
         notes: what its reader remarked.
         container: its versions and producer in words.
@@ -40,6 +44,7 @@ class Foreign(NamedTuple):
     external: dict[str, memoryview]
     facts: GraphFacts
     proto: onnx.ModelProto
+    outside: dict[str, memoryview]
     identity: str
     notes: tuple[str, ...]
     container: str
@@ -77,4 +82,22 @@ def read(source: StrPath) -> Foreign:
         if node.op_type in _REFUSED:
             reason = f"has a {node.op_type}, which no module's operators are paired with"
             raise error(Code.USAGE, f"{location}: {node.name}", reason, "leave architecture= out")
-    return Foreign(location, data, external, facts, proto, made, notes, container)
+    outside = external | _moved_out(proto, external)
+    return Foreign(location, data, external, facts, proto, outside, made, notes, container)
+
+
+def _moved_out(proto: onnx.ModelProto, taken: Mapping[str, memoryview]) -> dict[str, memoryview]:
+    """Move large weights out of a graph, so that working on it does not copy them."""
+    name = next(f"w{n}.data" for n in range(len(taken) + 1) if f"w{n}.data" not in taken)
+    large = [t for t in proto.graph.initializer if len(t.raw_data) >= EXTERNAL_TENSOR]
+    if not large:
+        return {}
+    buffer = bytearray()
+    for tensor in large:
+        start = aligned(len(buffer))
+        buffer.extend(bytes(start - len(buffer)) + tensor.raw_data)
+        for key, text in pairs_of(ExternalPlace(name, start, len(tensor.raw_data))):
+            tensor.external_data.add(key=key, value=text)
+        tensor.ClearField("raw_data")
+        tensor.data_location = tensor.EXTERNAL
+    return {name: memoryview(buffer)}

@@ -64,7 +64,7 @@ class State:
             if place in self.skeleton.tape.literals:
                 return self.skeleton.tape.literals[place]
             op = self.skeleton.makers[place]
-            replay = Replay({source: compute(source) for source in op.inputs})
+            replay = Replay({source: compute(source) for source in op.inputs}, frozenset())
             replay.run(op)
             memo.update({out: replay.values[out] for out in op.outputs})
             return memo[place]

@@ -6,7 +6,6 @@ pass. Operators that change a tensor in place do so again, so views of it change
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -49,6 +48,21 @@ class Op:
     outputs: tuple[Ref, ...]
 
     @property
+    def is_view(self) -> bool:
+        """Whether what it gives lies in the memory of what it takes."""
+        returns = self.function._schema.returns  # noqa: SLF001 - has no public form
+        return any(item.alias_info and not item.alias_info.is_write for item in returns)
+
+    @property
+    def changes(self) -> Ref | None:
+        """The tensor that it changes in place."""
+        first = self.args[0] if self.args else None
+        arguments = self.function._schema.arguments  # noqa: SLF001 - as above
+        is_write = bool(arguments) and bool(arguments[0].alias_info)
+        is_write = is_write and arguments[0].alias_info.is_write
+        return first if is_write and isinstance(first, Ref) else None
+
+    @property
     def name(self) -> str:
         """The operator's name without its namespace and overload."""
         found: str = self.function.overloadpacket.__name__
@@ -64,7 +78,6 @@ class Tape:
         inputs: the forward arguments.
         state: tensors of the module by their first name.
         literals: tensors that the module made or kept elsewhere.
-        names: the name of each tensor of the state, by place.
         outputs: the tensors that the module returned.
     """
 
@@ -73,6 +86,12 @@ class Tape:
     state: Mapping[str, Ref]
     literals: Mapping[Ref, torch.Tensor]
     outputs: tuple[Ref, ...]
+
+    @property
+    def shared(self) -> frozenset[Ref]:
+        """Values that lie in the memory of others, or others in theirs."""
+        views = [op for op in self.ops if op.is_view]
+        return frozenset(ref for op in views for ref in (*op.inputs[:1], *op.outputs))
 
     @property
     def names(self) -> dict[Ref, str]:
@@ -164,15 +183,23 @@ def _leaves(value: Any) -> list[Any]:
 class Replay:
     """A tape being run again.
 
+    What an operator changes in place is copied first where nothing else lies in its memory, so
+    that copies of a replay may share values.
+
     Attributes:
         values: what is known so far, by place.
+        shared: values that lie in the memory of others.
     """
 
-    def __init__(self, known: Mapping[Ref, torch.Tensor]) -> None:
+    def __init__(self, known: Mapping[Ref, torch.Tensor], shared: frozenset[Ref]) -> None:
         self.values: dict[Ref, torch.Tensor] = dict(known)
+        self.shared = shared
 
     def run(self, op: Op) -> torch.Tensor:
         """Run one operator and return its first result."""
+        changed = op.changes
+        if changed is not None and changed not in self.shared:
+            self.values[changed] = self.values[changed].clone()
         args, kwargs = self._filled(op.args), self._filled(dict(op.kwargs))
         with torch.no_grad():
             result = op.function(*args, **kwargs)
@@ -195,5 +222,5 @@ class Replay:
             self.values.pop(ref, None)
 
     def copied(self) -> Replay:
-        """Return the same state in memory of its own; views stay views of each other."""
-        return Replay(copy.deepcopy(self.values))
+        """Return the same state."""
+        return Replay(self.values, self.shared)

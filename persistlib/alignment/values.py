@@ -105,7 +105,7 @@ def run(file: Foreign, names: Sequence[str], network: Network, inputs: Any) -> V
     for name in names:
         if name not in there | given:
             proto.graph.output.append(_value(name, network.dtypes[name]))
-    session = open_session(proto.SerializeToString(), external=file.external)
+    session = open_session(proto.SerializeToString(), external=file.outside)
     arrays = session.run(list(inputs))
     arrays |= {spec.name: array for spec, array in zip(file.facts.inputs, inputs, strict=True)}
     return Values(tuple(inputs), arrays)

@@ -32,7 +32,7 @@ def unpaired(
     block: OwnBlock,
     skeleton: Skeleton,
     graph: GraphSide,
-    used: Collection[int],
+    used: Collection[int | tuple[int, int]],
     partners: Mapping[int, int],
 ) -> PersistlibError:
     """Return the error for the first operator that has no partner, with both neighbourhoods."""
@@ -80,7 +80,7 @@ def _before(block: OwnBlock, skeleton: Skeleton) -> Iterator[str]:
 
 
 def _frontier(
-    graph: GraphSide, used: Collection[int], partners: Mapping[int, int]
+    graph: GraphSide, used: Collection[int | tuple[int, int]], partners: Mapping[int, int]
 ) -> Iterator[Block]:
     """Yield the blocks of a graph without partner that depend only on those that have one."""
     for other in graph.blocks:

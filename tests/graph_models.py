@@ -154,7 +154,7 @@ class Logarithm(nn.Module):
 
 
 class Wide(nn.Module):
-    """A table of gigabytes, nearly all of it zeros, and a little that is computed with it."""
+    """Two tables of gigabytes, nearly all of them zeros, and a little that is computed with them."""
 
     def __init__(self, words: int = 1 << 20, width: int = 16, used: int = 64) -> None:
         super().__init__()
@@ -162,10 +162,12 @@ class Wide(nn.Module):
         self.width = width
         self.used = used
         self.table = nn.Parameter(torch.zeros(words, width))
-        self.bias = nn.Parameter(torch.randn(width))
+        self.other = nn.Parameter(torch.zeros(words, width))
         with torch.no_grad():
-            self.table[:used] = torch.randn(used, width)
-            self.table[-1] = 1
+            for table in (self.table, self.other):
+                table[:used] = torch.randn(used, width)
+                table[-1] = 1
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        return nn.functional.embedding(tokens, self.table) * self.bias
+        first = nn.functional.embedding(tokens, self.table)
+        return first * nn.functional.embedding(tokens, self.other)

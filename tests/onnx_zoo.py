@@ -39,7 +39,9 @@ IMAGENET = "mobilenet_v2 of ImageNet"
 WEIGHTS = "weights/mobilenet_v2-b0353104.pth"
 # Of parameters; above, the state_dict alone is taken out of the graph, which needs no torch.
 WHOLE_BELOW = 60_000_000
-ROWS = 4  # pictures in a batch
+# Pictures in a batch. From a few, of two pixels each in the last layers, come variances near zero,
+# and a network that is chaos for every other picture.
+ROWS, ROWS_OF_LARGE = 24, 4
 # What torch writes of the machine that exports. Shorter words stand in any weights.
 TRACES = ("site-packages", "stack_trace", "torchvision/", os.path.expanduser("~/"), os.getcwd())
 _HEAD = """\
@@ -133,13 +135,15 @@ def shown(model: nn.Module, edge: int) -> None:
     usual = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = None  # averages over the batches
+    size = sum(parameter.numel() for parameter in model.parameters())
+    rows = ROWS if size < WHOLE_BELOW and edge == EDGE else ROWS_OF_LARGE
     model.train()
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.eval()
     with torch.no_grad():
         for _ in range(2):
-            model(torch.randn(ROWS, 3, edge, edge))
+            model(torch.randn(rows, 3, edge, edge))
     for hook in hooks:
         hook.remove()
     for norm, momentum in zip(norms, usual, strict=True):

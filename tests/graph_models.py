@@ -154,7 +154,7 @@ class Logarithm(nn.Module):
 
 
 class Wide(nn.Module):
-    """Two tables of gigabytes, nearly all of them zeros, and a little that is computed with them."""
+    """Two tables of gigabytes, nearly all zeros, and a little that is computed with them."""
 
     def __init__(self, words: int = 1 << 20, width: int = 16, used: int = 64) -> None:
         super().__init__()

@@ -147,7 +147,7 @@ def test_half_is_within_its_limit_of_the_source_in_another_session(
         assert off <= {"f16": 1e-2, "bf16": 5e-2}[dtype]
     assert made.proof["proved"] is True
     assert made.proof["against"] == made.source == source_of(which).digest
-    assert made.sizes[1] < made.sizes[0]
+    assert dtype == "bf16" or made.sizes[1] < made.sizes[0]  # a cast costs more than a small weight
 
 
 def test_half_computes_in_half_where_it_can() -> None:
@@ -306,7 +306,7 @@ def test_a_graph_taken_apart_and_folded_computes_the_same(which: type[nn.Module]
     assert (gone > 0) == (which is Words)
     files = assemble(parts, "m.onnx", external_above=256)
     external = {file.name: memoryview(file.data) for file in files[1:]}
-    assert external
+    assert bool(external) == (which is Words)
     (found,) = open_session(files[0].data, external=external).run(feeds).values()
     assert np.abs(found - wanted).max() < 1e-5 * np.ptp(wanted)
 

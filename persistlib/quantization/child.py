@@ -58,6 +58,7 @@ def main(folder: str) -> None:
     job = json.loads((place / JOB).read_text(encoding="utf-8"))
     shared: dict[str, Any] = {
         "op_types_to_quantize": job["operators"],
+        "nodes_to_exclude": job["excluded"],
         "per_channel": job["per_channel"],
         "reduce_range": job["reduce_range"],
         "weight_type": QuantType.QInt8,

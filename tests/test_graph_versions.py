@@ -205,6 +205,13 @@ def test_what_an_older_set_cannot_say_is_an_error_with_the_operators_name(
     assert word in str(fault)
 
 
+@pytest.mark.parametrize("opset", [17, 14])
+def test_old_runtimes_are_spared_what_makes_no_difference(opset: int) -> None:
+    model = graph([node("Reshape", "shape", allowzero=1)], ROOM, {"shape": [3, -1]})
+    lower(model, opset)
+    assert not model.graph.node[0].attribute
+
+
 def test_an_element_type_that_an_older_operator_lacks_is_an_error() -> None:
     model = graph([node("Max", "low")], np.zeros(3, np.int64), {"low": np.zeros(3, np.int64)})
     lower(model, 12)

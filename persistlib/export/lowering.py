@@ -17,7 +17,7 @@ from onnx import inliner
 from onnx.defs import OpSchema, get_schema
 
 from persistlib.errors import Code, PersistlibError, error
-from persistlib.export.lowering_rules import RULES
+from persistlib.export.lowering_rules import RULES, settle_reshapes
 from persistlib.export.naming import graphs_within
 from persistlib.export.operator_bodies import expanded
 from persistlib.export.rewriting import Context, attributes_of
@@ -64,6 +64,9 @@ def lower(proto: onnx.ModelProto, opset: int) -> None:
     if proto.functions:
         proto.CopyFrom(inliner.inline_local_functions(proto))
     (default,) = (item for item in proto.opset_import if not item.domain)
+    context = Context(proto)
+    for graph in graphs_within(proto.graph):
+        settle_reshapes(graph.node, context)
     while default.version > opset:
         context = Context(proto)
         for graph in reversed(list(graphs_within(proto.graph))):  # the inner ones first

@@ -15,7 +15,7 @@ from onnx.helper import make_node
 from persistlib.export.rewriting import Context, attributes_of, has_input
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 Nodes = list[onnx.NodeProto]
 
@@ -214,6 +214,15 @@ def _reshape_refusal(node: onnx.NodeProto, context: Context) -> str | None:
     if shape is None or not attributes_of(node).get("allowzero", 0):
         return None
     return "it makes an extent of 0" if 0 in shape else None
+
+
+def settle_reshapes(nodes: Iterable[onnx.NodeProto], context: Context) -> None:
+    """Leave out what makes no difference and stops old runtimes: 1.10 refuses it beside a -1."""
+    for node in nodes:
+        if node.op_type == "Reshape" and _reshape_refusal(node, context) is None:
+            kept = [item for item in node.attribute if item.name != "allowzero"]
+            del node.attribute[:]
+            node.attribute.extend(kept)
 
 
 def _trilu(node: onnx.NodeProto, context: Context) -> Nodes:

@@ -98,7 +98,7 @@ def learns(module: nn.Module, inputs: list[torch.Tensor]) -> bool:
         first = loss_of(module, inputs)
         for _ in range(3):
             module.zero_grad()
-            loss_of(module, inputs).backward()
+            torch.autograd.backward(loss_of(module, inputs))
             norm = torch.stack([p.grad.norm() for p in parameters if p.grad is not None]).norm()
             with torch.no_grad():
                 for p in parameters:

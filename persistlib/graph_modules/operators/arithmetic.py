@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 _BROADCASTS = 7  # the first version whose broadcasting is numpy's
 _INPUTS = 11  # the first version of Clip whose bounds are inputs
+# Where torch and ONNX do not agree what becomes of numbers beyond the largest.
+_UNLIKE = frozenset({torch.float8_e4m3fnuz, torch.float8_e5m2fnuz})
+_NARROW = frozenset({torch.float8_e4m3fn, torch.float8_e5m2})
 # torch stores these and computes little with them.
 _WIDE = frozenset({torch.uint16, torch.uint32, torch.uint64})
 
@@ -259,7 +262,8 @@ def cast_like(call: Call, x: Tensor, like: Tensor) -> Tensor:
 
 
 def _cast(call: Call, x: Any, dtype: torch.dtype | None) -> Tensor:
-    if dtype is None or not isinstance(x, torch.Tensor):
+    is_unlike = dtype in _UNLIKE or (dtype in _NARROW and not call.get("saturate", 1))
+    if dtype is None or is_unlike or not isinstance(x, torch.Tensor):
         raise error(
             Code.GRAPH_OPERATOR, call.location, "casts to a dtype that torch lacks", "see the docs"
         )

@@ -59,6 +59,7 @@ if TYPE_CHECKING:
         threads: int | None
         providers: Sequence[Any] | None
         require: str | None
+        graph: str | None
         trust: Collection[str]
         progress: Callable[[str, int, int], None] | None
 
@@ -695,8 +696,8 @@ def evaluate(
             compared with the first. None takes all in which the model runs here.
         interface: classes and preprocessing where the model does not say them, or says others.
         save: whether the result joins the evaluations in the bundle's manifest.
-        **how: held_out, batch_size, calls, threads, providers, require, trust, progress; see
-            `measurement.Wishes`.
+        **how: held_out, batch_size, calls, threads, providers, require, graph, trust, progress;
+            see `measurement.Wishes`.
 
     Returns:
         Metrics, times and answers of each runtime, and how alike the answers are.

@@ -19,7 +19,13 @@ from persistlib.evaluation.metrics import require_metrics
 from persistlib.evaluation.runners import session_runner, torch_runner
 from persistlib.evaluation.samples import open_samples
 from persistlib.installed import is_importable
-from persistlib.loading import Reading, load_module, load_session, require_compatible
+from persistlib.loading import (
+    Reading,
+    chosen_graph,
+    load_module,
+    load_session,
+    require_compatible,
+)
 from persistlib.manifest.schema import Interface
 from persistlib.runtime.session import Session
 
@@ -48,6 +54,7 @@ class Wishes:
         threads: for each runtime; None: as many as there are cores for this process.
         providers: as `load`.
         require: as `load`.
+        graph: as `load`.
         trust: as `load`.
         progress: called with what is being done, steps done, and all steps.
     """
@@ -60,6 +67,7 @@ class Wishes:
     threads: int | None = None
     providers: Sequence[Any] | None = None
     require: str | None = None
+    graph: str | None = None
     trust: Collection[str] = ()
     progress: Progress | None = None
 
@@ -183,11 +191,12 @@ def _runner(bundle: Bundle, name: str, wishes: Wishes, stack: ExitStack) -> Runn
     session = load_session(
         bundle,
         _READING,
+        graph=wishes.graph,
         providers=wishes.providers,
         require=wishes.require,
         threads=wishes.cores,
     )
-    return session_runner(session)
+    return session_runner(session, chosen_graph(bundle, wishes.graph).precision)
 
 
 def _is_module(model: object) -> bool:

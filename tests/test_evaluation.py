@@ -285,7 +285,16 @@ def test_a_graph_alone_says_its_classes_and_how_images_are_prepared(
     persistlib.convert(bundle, tmp_path / "model.onnx")
     alone = persistlib.evaluate(tmp_path / "model.onnx", images, **QUICK)
     whole = persistlib.evaluate(bundle, images, runtime="onnxruntime", **QUICK)
-    assert alone.record() == whole.record()
+    assert np.array_equal(alone.results[0].answers, whole.results[0].answers)
+    assert alone.metrics.to_dict() == whole.metrics.to_dict()
+
+
+def test_the_graph_that_is_asked_for_is_the_one_that_is_judged(bundle: Path, images: Path) -> None:
+    found = persistlib.evaluate(bundle, images, graph="f32", **QUICK)
+    assert found["onnxruntime"].facts["graph"] == "F32"
+    with pytest.raises(PersistlibError) as caught:
+        persistlib.evaluate(bundle, images, graph="int8", **QUICK)
+    assert caught.value.code == "PL607"
 
 
 def test_a_module_is_left_as_it_was(bundle: Path, images: Path) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # Above this many classes, rows and the matrix are folded to what matters most.
 _WHOLE = 12
 _UNDEFINED = "-"
-_OPTIONS = ("held_out", "batch_size", "calls", "threads", "require", "trust")
+_OPTIONS = ("held_out", "batch_size", "calls", "threads", "require", "graph", "trust")
 
 
 def _names(_: click.Context, __: click.Parameter, value: str | None) -> tuple[str, ...] | None:
@@ -70,6 +70,7 @@ def _names(_: click.Context, __: click.Parameter, value: str | None) -> tuple[st
     help="ONNX Runtime's providers, the preferred first: CUDA,CPU.",
 )
 @click.option("--require", metavar="NAME", help="Refuse to run unless this provider computes.")
+@click.option("--graph", metavar="PRECISION", help="Which of a bundle's graphs: f16, int8.")
 @click.option("--save", is_flag=True, help="Add the result to the bundle's manifest.")
 @click.option("--all", "show_all", is_flag=True, help="Show every class and mistake.")
 @trust_option
@@ -157,6 +158,7 @@ def _facts(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
     for result in evaluation.results:
         facts = result.facts
         parts = [f"{result.runtime} {facts.get('version')}"]
+        parts += [f"graph {facts['graph']}"] if "graph" in facts else []
         parts += [str(facts["device"])] if "device" in facts else []
         providers = facts.get("providers")
         parts += [", ".join(map(str, providers))] if isinstance(providers, list) else []

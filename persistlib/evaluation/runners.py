@@ -42,8 +42,12 @@ class Runner:
     facts: Mapping[str, JsonValue]
 
 
-def session_runner(session: Session) -> Runner:
+def session_runner(session: Session, precision: str | None = None) -> Runner:
     """Return a session as a runner; where its batch is fixed, batches are cut and filled up.
+
+    Args:
+        session: that runs the graph.
+        precision: of the graph, to be told.
 
     Raises:
         TrainingError: the graph takes more than one input.
@@ -73,8 +77,8 @@ def session_runner(session: Session) -> Runner:
         "version": package_version("onnxruntime"),
         "providers": list(session.providers),
     }
-    if fixed is not None:
-        facts["batch"] = fixed
+    facts |= {} if precision is None else {"graph": precision}
+    facts |= {} if fixed is None else {"batch": fixed}
     return Runner("onnxruntime", run, facts)
 
 

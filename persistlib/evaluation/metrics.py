@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from persistlib.errors import missing_extra
+from persistlib.errors import PersistlibError, missing_extra
+from persistlib.installed import is_importable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -158,7 +159,8 @@ def require_metrics() -> None:
     Raises:
         MissingExtra: it is not.
     """
-    _sklearn()
+    if not is_importable("sklearn"):
+        raise _missing()
 
 
 def wilson(right: int, count: int) -> tuple[float, float]:
@@ -174,8 +176,12 @@ def _sklearn() -> Any:
     try:
         from sklearn import metrics
     except ImportError as fault:
-        raise missing_extra("scikit-learn", "evaluate", "evaluating") from fault
+        raise _missing() from fault
     return metrics
+
+
+def _missing() -> PersistlibError:
+    return missing_extra("scikit-learn", "evaluate", "evaluating")
 
 
 def _averaged(

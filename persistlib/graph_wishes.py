@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, TypedDict, cast
 
 from persistlib.errors import Code, error
 
@@ -74,7 +74,7 @@ def graph_wishes(onnx: bool | GraphOptions) -> bool | GraphWishes:
     if isinstance(onnx, bool):
         return onnx
     known = GraphOptions.__annotations__
-    given: object = onnx
+    given = cast("object", onnx)
     unknown = set(given) - set(known) if isinstance(given, dict) else {type(given).__name__}
     if unknown:
         reason = f"no option of a graph: {', '.join(sorted(map(str, unknown)))}"

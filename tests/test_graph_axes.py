@@ -180,7 +180,7 @@ def test_an_axis_that_the_module_fixes_is_refused_in_torchs_words() -> None:
 
 
 class Recurrent(nn.Module):
-    def __init__(self, kind: type[nn.RNNBase], **options: Any) -> None:
+    def __init__(self, kind: Callable[..., nn.Module], **options: Any) -> None:
         super().__init__()
         self.body = kind(4, 5, num_layers=2, **options)
         self.head = nn.Linear(10 if options.get("bidirectional") else 5, 3)
@@ -200,7 +200,7 @@ class Recurrent(nn.Module):
     ],
 )
 def test_a_recurrence_is_one_operator_a_layer_and_of_any_length(
-    kind: type[nn.RNNBase], options: dict[str, Any]
+    kind: type[nn.Module], options: dict[str, Any]
 ) -> None:
     torch.manual_seed(0)
     model = Recurrent(kind, **options)

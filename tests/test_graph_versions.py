@@ -66,8 +66,7 @@ def run(model: onnx.ModelProto, x: NDArray[Any]) -> list[Any]:
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    found: list[Any] = session.run(None, {"x": x})
-    return found
+    return list(session.run(None, {"x": x}))
 
 
 def node(kind: str, *inputs: str, outputs: int = 1, **attributes: Any) -> onnx.NodeProto:

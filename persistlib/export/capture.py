@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch._decomp import get_decompositions
 from torch._dynamo.exc import UserError
 
 from persistlib.errors import Code, PersistlibError, error
@@ -263,7 +264,7 @@ def _unrolled(program: ExportedProgram) -> ExportedProgram:
     whole = torch.ops.aten.lstm.input
     if all(node.target is not whole for node in program.graph.nodes):
         return program
-    return program.run_decompositions(torch._decomp.get_decompositions([whole]))  # noqa: SLF001 - it has no public name
+    return program.run_decompositions(get_decompositions([whole]))
 
 
 def _optimised(

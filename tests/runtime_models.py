@@ -6,6 +6,8 @@ docs/compatibility.md.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import onnx
 import onnx.parser
 
@@ -279,3 +281,20 @@ def _faults() -> dict[str, onnx.ModelProto]:
         "batch-norm-in-training": model(batch, 15),
         "gru-batch-first": model(recurrent, 14),
     }
+
+
+def backend() -> dict[str, onnx.ModelProto]:
+    """Return every backend test model that the installed onnx ships or makes, by name."""
+    from onnx.backend.test.loader import load_model_tests
+
+    found: dict[str, onnx.ModelProto] = {}
+    for kind in ("node", "simple", "pytorch-converted", "pytorch-operator"):
+        for case in load_model_tests(kind=kind):
+            path = Path(case.model_dir or "", "model.onnx")
+            if case.model is not None:
+                found[f"{kind}-{case.name}"] = case.model
+            elif path.exists():
+                found[f"{kind}-{case.name}"] = onnx.load(path)
+    for path in Path(onnx.__file__).parent.glob("backend/test/data/light/*.onnx"):
+        found[f"light-{path.stem}"] = onnx.load(path)
+    return found

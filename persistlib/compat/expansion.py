@@ -6,7 +6,7 @@ does so for functions that a model brings itself.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -56,7 +56,7 @@ def defined(
     import onnx
 
     try:
-        schema = onnx.defs.get_schema(call.op_type, opset, domain)
+        schema: Any = onnx.defs.get_schema(call.op_type, opset, domain)
     except onnx.defs.SchemaError:
         return None
     try:
@@ -70,7 +70,7 @@ def defined(
         return None  # the definition does not cover this call
     if not encoded:
         return None
-    function = onnx.FunctionProto.FromString(encoded)
+    function: onnx.FunctionProto = onnx.FunctionProto.FromString(encoded)
     own = {attribute.name for attribute in function.attribute_proto}
     function.attribute_proto.extend(
         attribute.default_value
@@ -81,7 +81,7 @@ def defined(
 
 
 def _for_this_call(
-    schema: onnx.defs.OpSchema, call: onnx.NodeProto, opset: int, types: Iterable[onnx.TypeProto]
+    schema: Any, call: onnx.NodeProto, opset: int, types: Iterable[onnx.TypeProto]
 ) -> bytes:
     """Return a definition that depends on the call, of the newest set that has one; or nothing."""
     known = [kind.SerializeToString() for kind in types]
@@ -90,10 +90,10 @@ def _for_this_call(
     if newest is None:
         return b""
     node = call.SerializeToString()
-    return schema.get_context_dependent_function_with_opset_version(newest, node, known)
+    return bytes(schema.get_context_dependent_function_with_opset_version(newest, node, known))
 
 
-def _for_this_set(schema: onnx.defs.OpSchema, opset: int) -> bytes:
+def _for_this_set(schema: Any, opset: int) -> bytes:
     """Return the newest definition for an operator set; nothing where it means other operators.
 
     Runtimes refuse a definition one of whose operators has a newer version by then
@@ -104,7 +104,7 @@ def _for_this_set(schema: onnx.defs.OpSchema, opset: int) -> bytes:
     written = max((v for v in schema.function_opset_versions if v <= opset), default=None)
     if written is None:
         return b""
-    encoded = schema.get_function_with_opset_version(written)
+    encoded = bytes(schema.get_function_with_opset_version(written))
     for node in onnx.FunctionProto.FromString(encoded).node:
         if not _domain(node.domain):
             then, now = (onnx.defs.get_schema(node.op_type, v) for v in (written, opset))
@@ -142,3 +142,18 @@ def _fill_graph(graph: onnx.GraphProto, given: Mapping[str, onnx.AttributeProto]
 
 def _domain(name: str) -> str:
     return "" if name == "ai.onnx" else name
+
+
+def without_absent(node: onnx.NodeProto, absent: set[str]) -> onnx.NodeProto:
+    """Return a node of a body whose inputs that the call does not give are empty places."""
+    import onnx
+
+    if not absent.intersection(node.input):
+        return node
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    names = ["" if name in absent else name for name in node.input]
+    while names and not names[-1]:
+        names.pop()
+    copy.input[:] = names
+    return copy

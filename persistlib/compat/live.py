@@ -5,6 +5,7 @@ Releases before 1.16 do not tell; `fixtures/make_runtimes.py` tries those.
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 _MANY = 1 << 30
@@ -17,11 +18,14 @@ def version() -> str:
     return str(onnxruntime.__version__)
 
 
+def _native() -> Any:
+    """Return the compiled part, whose stubs do not name it."""
+    return importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
+
+
 def kernels() -> list[list[Any]] | None:
     """Return a row for each kernel of the default provider; None where the release is silent."""
-    from onnxruntime.capi import onnxruntime_pybind11_state as native
-
-    listed = getattr(native, "get_all_opkernel_def", None)
+    listed = getattr(_native(), "get_all_opkernel_def", None)
     if listed is None:
         return None
     return [_kernel(one) for one in listed() if one.provider == "CPUExecutionProvider"]
@@ -29,9 +33,7 @@ def kernels() -> list[list[Any]] | None:
 
 def schemas() -> list[list[Any]]:
     """Return a row for each version of each operator; none where the release is silent."""
-    from onnxruntime.capi import onnxruntime_pybind11_state as native
-
-    listed = getattr(native, "get_all_operator_schema", None)
+    listed = getattr(_native(), "get_all_operator_schema", None)
     return [] if listed is None else [_schema(one) for one in listed()]
 
 

@@ -45,7 +45,8 @@ def name_of(kind: onnx.TypeProto) -> str:
             key = elements().get(kind.map_type.key_type)
             value = name_of(kind.map_type.value_type)
             return f"map({key},{value})" if key and value else ""
-    return ""
+        case _:
+            return ""
 
 
 def _around(word: str, inner: str) -> str:

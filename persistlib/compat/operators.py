@@ -71,27 +71,20 @@ def _counts(schema: Schema, signature: Signature) -> Iterator[str]:
 def _attributes(node: onnx.NodeProto, schema: Schema) -> Iterator[str]:
     given = {attribute.name: attribute for attribute in node.attribute}
     for name, attribute in given.items():
-        kind = schema.attributes.get(name)
-        if kind is None:
+        if name not in schema.attributes:
             if not name.startswith("__"):
                 yield f"the attribute {name} is unknown"
-        elif (
-            kind is not None
-            and attribute.type
-            and kind.rstrip("!")
-            not in (
-                _kind(attribute),
-                _UNNAMED,
-            )
-        ):
-            yield f"the attribute {name} is {_kind(attribute)}, not {kind.rstrip('!')}"
+            continue
+        kind = schema.attributes[name].rstrip("!")
+        if attribute.type and kind not in (_kind(attribute), _UNNAMED):
+            yield f"the attribute {name} is {_kind(attribute)}, not {kind}"
     for name, kind in schema.attributes.items():
         if kind.endswith("!") and name not in given:
             yield f"the attribute {name} is missing"
 
 
 def _kind(attribute: onnx.AttributeProto) -> str:
-    return type(attribute).AttributeType.Name(attribute.type)
+    return str(type(attribute).AttributeType.Name(attribute.type))
 
 
 def _types(schema: Schema, signature: Signature) -> Iterator[str]:

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from packaging.version import Version
 
-from persistlib.compat.expansion import Body, body_of, defined
+from persistlib.compat.expansion import Body, body_of, defined, without_absent
 from persistlib.compat.inference import InferenceFault, inferred, input_names, type_of_tensor
 from persistlib.compat.names import name_of
 from persistlib.compat.operators import Signature, computed, schema_faults
 from persistlib.compat.ordering import in_order
 from persistlib.compat.rules import construction_faults, is_inferred_there
+from persistlib.compat.scopes import Scope, unshaped
 from persistlib.errors import Code, error
 
 if TYPE_CHECKING:
@@ -51,23 +52,6 @@ class Cause(NamedTuple):
     node: str
     operator: str
     reason: str
-
-
-class Scope:
-    """Names and what is known of them; what is not known here may be known outside."""
-
-    def __init__(self, outer: Scope | None = None) -> None:
-        self.types: dict[str, onnx.TypeProto] = dict(outer.types) if outer else {}
-        self.constants: dict[str, onnx.TensorProto] = dict(outer.constants) if outer else {}
-        self.names: set[str] = set(outer.names) if outer else set()
-
-    def add(self, name: str, kind: onnx.TypeProto | None) -> None:
-        """Make a name known, with its type where that is known."""
-        self.names.add(name)
-        self.types.pop(name, None)
-        self.constants.pop(name, None)
-        if kind is not None and kind.WhichOneof("value"):
-            self.types[name] = kind
 
 
 def causes(model: onnx.ModelProto, release: Release) -> list[Cause]:
@@ -285,7 +269,7 @@ class _Walk:
             self._require_open(function, node)
             self._open.append(function)
             absent = set(body.inputs) - inner.names
-            nodes = [_without_absent(one, absent) for one in body.nodes]
+            nodes = [without_absent(one, absent) for one in body.nodes]
             self.nodes(nodes, inner, {**body.opsets, **self.opsets}, {})
             self._open.pop()
             self._calls[key] = [inner.types.get(name) for name in body.outputs]
@@ -316,7 +300,7 @@ class _Walk:
         if node.op_type == "Loop":
             kinds = kinds[1:]
         pairs = zip(node.output, kinds, strict=False)
-        return {n: _unshaped(kind) for n, kind in pairs if n and kind is not None}
+        return {n: unshaped(kind) for n, kind in pairs if n and kind is not None}
 
     def _bind(self, node: onnx.NodeProto, graph: onnx.GraphProto, inner: Scope) -> None:
         """Make the inputs of a graph inside a node known by what the node gives them."""
@@ -326,7 +310,7 @@ class _Walk:
             given, formal = given[2:], formal[2:]
         for name, actual in zip(formal, given, strict=False):
             kind = inner.types.get(actual)
-            inner.add(name, None if kind is None else _unshaped(kind))
+            inner.add(name, None if kind is None else unshaped(kind))
 
     def _add(self, kind: str, node: onnx.NodeProto, since: int, reason: str) -> None:
         domain = _plain(node.domain)
@@ -339,29 +323,3 @@ def _no_kernel(signature: Signature) -> str:
     names = dict.fromkeys(name for name in signature.inputs if name)
     names |= dict.fromkeys(name for name in signature.outputs if name)
     return f"no kernel for {', '.join(names) or 'it'} on the CPU provider"
-
-
-def _without_absent(node: onnx.NodeProto, absent: set[str]) -> onnx.NodeProto:
-    """Return a node of a body whose inputs that the call does not give are empty places."""
-    import onnx
-
-    if not absent.intersection(node.input):
-        return node
-    copy = onnx.NodeProto()
-    copy.CopyFrom(node)
-    names = ["" if name in absent else name for name in node.input]
-    while names and not names[-1]:
-        names.pop()
-    copy.input[:] = names
-    return copy
-
-
-def _unshaped(kind: onnx.TypeProto) -> onnx.TypeProto:
-    """Return a type without its shape: it may change from one turn to the next."""
-    import onnx
-
-    copy = onnx.TypeProto()
-    copy.CopyFrom(kind)
-    if copy.WhichOneof("value") == "tensor_type":
-        copy.tensor_type.ClearField("shape")
-    return copy

@@ -8,6 +8,7 @@
 #   make lint      ruff, mypy and pyright alone
 #   make bare      the wheel without extras, tried where there is no torch
 #   make bench     loads, saves, conversions and graphs side by side; the tables are docs/benchmarks*.md
+#   make runtimes  add releases of ONNX Runtime that have appeared to the table that `check` reads
 #   make docs      write the generated pages: docs/errors.md, docs/manifest.schema.json
 #   make clean     remove both environments and everything that was built
 
@@ -22,7 +23,7 @@ WORK := build/bare
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help install demo bench test test-all third-party lint unit bare docs clean
+.PHONY: help install demo bench runtimes test test-all third-party lint unit bare docs clean
 
 # $(call timed,what,budget in seconds,command): says how long a step took beside its budget. A
 # budget is what to look at when a run grows slow; a machine's load never fails a test.
@@ -95,6 +96,9 @@ test: lint unit bare
 
 test-all: lint bare third-party
 	PERSISTLIB_ZOO_TABLE=docs/zoo.md $(BIN)/python -m pytest --summary docs/test-all.md $(PYTEST_ARGS)
+
+runtimes: .venv/installed
+	$(BIN)/python fixtures/make_runtimes.py
 
 docs: .venv/installed
 	$(BIN)/python docs/generate.py

@@ -25,31 +25,32 @@ _EXIT = {
 
 
 @click.command("check", cls=Verb)
-@click.argument("bundle")
+@click.argument("source", metavar="BUNDLE|FILE")
 @click.option(
     "--target",
     cls=Spread,
     metavar="REQUIREMENT...",
     help='Check for other versions, such as "onnxruntime==1.20.1", instead of those here.',
 )
-def command(bundle: str, *, target: tuple[str, ...]) -> Answer:
-    """Say whether BUNDLE will work here, or with other versions, without reading its weights.
+def command(source: str, *, target: tuple[str, ...]) -> Answer:
+    """Say whether a model will work here, or with other versions, without reading its weights.
 
-    Exits with 0 when it will, 3 when it will with less than everything, 1 when it will not.
+    The graphs of a bundle, and a bare ONNX file, are held node by node against what ONNX Runtime
+    can compute. Exits with 0 when it will work, 3 with less than everything, 1 when it will not.
     """
-    report = persistlib.check(bundle, ",".join(target) or None)
+    report = persistlib.check(source, ",".join(target) or None)
     outcome = _EXIT[report.verdict]
     where = f"with {', '.join(target)}" if target else "here"
     findings = tuple(report.findings)
     return Answer(
-        data={"path": bundle, "target": list(target), "verdict": report.verdict},
+        data={"path": source, "target": list(target), "verdict": report.verdict},
         report=(
             verdict(f"{report.verdict} {where}{_counts(findings)}", outcome),
             Findings(findings),
         ),
         brief=(report.verdict,),
         findings=findings,
-        hints=(words("persistlib", "inspect", bundle),) if outcome is Exit.FAILED else (),
+        hints=(words("persistlib", "inspect", source),) if outcome is Exit.FAILED else (),
         exit=outcome,
     )
 

@@ -39,8 +39,8 @@ def _binary(name: str, function: Callable[[Tensor, Tensor], Tensor]) -> None:
     @operator(name, domain=MICROSOFT, numbers=range(8))
     def compute(_: Call, *given: Any) -> Tensor:
         a, b = meant(*given[:3]), meant(*given[3:6])
-        y_scale, y_zero = (*given[6:], None)[:2]
-        return stored(function(a, b), y_scale, y_zero, given[0].dtype)
+        y_scale, y_zero = given[6], given[7] if len(given) > 7 else None
+        return stored(function(a, b), y_scale, y_zero, torch.uint8)
 
 
 _binary("QLinearAdd", torch.add)
@@ -50,8 +50,8 @@ _binary("QLinearMul", torch.mul)
 def _unary(name: str, function: Callable[[Call, Tensor], Tensor]) -> None:
     @operator(name, domain=MICROSOFT, numbers=range(5))
     def compute(call: Call, *given: Any) -> Tensor:
-        y_scale, y_zero = (*given[3:], None)[:2]
-        return stored(function(call, meant(*given[:3])), y_scale, y_zero, given[0].dtype)
+        y_scale, y_zero = given[3], given[4] if len(given) > 4 else None
+        return stored(function(call, meant(*given[:3])), y_scale, y_zero, torch.uint8)
 
 
 _unary("QLinearSigmoid", lambda _, x: x.sigmoid())
@@ -69,10 +69,12 @@ def q_linear_concat(call: Call, *given: Any) -> Tensor:
 
 
 @operator("DynamicQuantizeMatMul", domain=MICROSOFT, numbers=(2, 3))
-def dynamic_quantize_mat_mul(_: Call, a: Tensor, b: Tensor, *rest: Any) -> Tensor:
+def dynamic_quantize_mat_mul(
+    call: Call, a: Tensor, b: Tensor, b_scale: Tensor, *rest: Any
+) -> Tensor:
     """Return a product with quantised weights; the other matrix is quantised by its own range."""
-    b_scale, b_zero, bias = (*rest, None, None)[:3]
-    whole, scale, zero = dynamic_quantize_linear(_, a)
+    b_zero, bias = (*rest, None, None)[:2]
+    whole, scale, zero = dynamic_quantize_linear(call, a)
     made = torch.matmul(meant(whole, scale, zero), shifted(b, b_zero) * b_scale.double())
     return (made if bias is None else made + bias).to(a.dtype)
 
@@ -80,7 +82,8 @@ def dynamic_quantize_mat_mul(_: Call, a: Tensor, b: Tensor, *rest: Any) -> Tenso
 @operator("MatMulIntegerToFloat", domain=MICROSOFT, numbers=(2, 3, 4, 5))
 def mat_mul_integer_to_float(_: Call, a: Tensor, b: Tensor, *rest: Any) -> Tensor:
     """Return a product of quantised matrices as floats."""
-    a_scale, b_scale, a_zero, b_zero, bias = (*rest, None, None, None)[:5]
+    a_scale, b_scale = rest[:2]
+    a_zero, b_zero, bias = (*rest[2:], None, None, None)[:3]
     made = torch.matmul(
         shifted(a, a_zero) * a_scale.double(), shifted(b, b_zero) * b_scale.double()
     )

@@ -23,10 +23,11 @@ def slice_of(call: Call, x: Tensor, *given: Tensor | None) -> Tensor:
     """Return a part of a tensor: starts, ends, axes and steps."""
     if call.version < _INPUTS:
         starts, ends = call.get("starts"), call.get("ends")
-        axes, steps = call.get("axes"), None
+        said: list[list[int] | None] = [call.get("axes")]
     else:
-        said = [None if value is None else ints(value) for value in given]
-        starts, ends, axes, steps = (*said, None, None)[:4]
+        starts, ends = (ints(value) for value in given[:2] if value is not None)
+        said = [None if value is None else ints(value) for value in given[2:]]
+    axes, steps = (*said, None, None)[:2]
     axes = list(range(len(starts))) if axes is None else axes
     steps = [1] * len(starts) if steps is None else steps
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):

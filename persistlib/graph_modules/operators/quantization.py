@@ -5,7 +5,7 @@ Rounding has no gradient; dequantising has one, to its scale.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -112,7 +112,7 @@ def q_linear_mat_mul(_: Call, *inputs: Tensor) -> Tensor:
 
 
 @operator("QLinearConv", numbers=(1, 2, 4, 5, 6, 7))
-def q_linear_conv(call: Call, *inputs: Tensor) -> Tensor:
+def q_linear_conv(call: Call, *inputs: Any) -> Tensor:
     """Return a convolution of quantised values, quantised."""
     x, x_scale, x_zero, weight, w_scale, w_zero, y_scale, y_zero = inputs[:8]
     each = (-1,) + (1,) * (weight.ndim - 1)

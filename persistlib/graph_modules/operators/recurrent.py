@@ -218,12 +218,12 @@ def _lstm_step(call: Call, layer: _Layer, x: Tensor, states: Sequence[Tensor]) -
     h, c = states
     squash, bend, final = layer.functions
     gi, go, gf, gc = (x + h @ layer.r.T + layer.rb).chunk(4, -1)
-    if layer.peepholes is not None:
-        pi, po, pf = layer.peepholes.chunk(3)
-        gi, gf = gi + pi * c, gf + pf * c
+    peepholes = None if layer.peepholes is None else layer.peepholes.chunk(3)
+    if peepholes is not None:
+        gi, gf = gi + peepholes[0] * c, gf + peepholes[2] * c
     i = squash(_clipped(call, gi))
     f = 1 - i if call.get("input_forget", 0) else squash(_clipped(call, gf))
     c = f * c + i * bend(_clipped(call, gc))
-    if layer.peepholes is not None:
-        go = go + po * c
+    if peepholes is not None:
+        go = go + peepholes[1] * c
     return [squash(_clipped(call, go)) * final(c), c]

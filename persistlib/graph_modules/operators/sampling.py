@@ -20,13 +20,13 @@ _MODES = {"linear": "bilinear", "cubic": "bicubic"}
 @operator("GridSample")
 def grid_sample(call: Call, x: Tensor, grid: Tensor) -> Tensor:
     """Return values at places given in [-1, 1], the last axis of an image first."""
-    mode = call.get("mode", "linear")
+    mode = str(call.get("mode", "linear"))
     if x.ndim not in {4, 5} or (x.ndim == 5 and mode in {"cubic", "bicubic"}):
         raise error(Code.GRAPH_OPERATOR, call.location, f"GridSample of {x.ndim} axes by {mode}")
     return functional.grid_sample(
         x,
         grid,
-        mode=_MODES.get(mode, mode),
+        mode=_MODES.get(mode) or mode,
         padding_mode=call.get("padding_mode", "zeros"),
         align_corners=bool(call.get("align_corners", 0)),
     )

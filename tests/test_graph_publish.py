@@ -16,7 +16,6 @@ from torch import nn
 import persistlib
 from persistlib import publish
 from persistlib.errors import Code, DurabilityError, PersistlibError
-from persistlib.export import onnx_export
 from persistlib.export.onnx_export import DATA, MODEL, export
 from persistlib.graphs import write_graph
 from persistlib.place import Place
@@ -30,6 +29,8 @@ CALLS: dict[str, tuple[Any, str]] = {
     "fsync": (os, "fsync"),
     "rename": (Place, "rename"),
 }
+# What is large enough to stand beside the model.
+DEFAULTS: Any = export.__kwdefaults__
 INPUT = np.random.default_rng(0).normal(size=(3, 40)).astype(np.float32)
 
 
@@ -147,7 +148,7 @@ def test_a_large_bundle_has_its_data_inside_and_gives_it_to_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
-    monkeypatch.setitem(onnx_export.export.__kwdefaults__, "external_above", 4096)  # type: ignore[attr-defined] # a function's defaults
+    monkeypatch.setitem(DEFAULTS, "external_above", 4096)
     model = nn.Sequential(nn.Linear(40, 50), nn.ReLU(), nn.Linear(50, 3))
     manifest = persistlib.save(model, tmp_path / "b", example_inputs=torch.randn(2, 40), onnx=True)
     entries = {entry.path: entry for entry in manifest.graphs[0].files}
@@ -168,7 +169,7 @@ def test_a_failed_export_leaves_neither_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
-    monkeypatch.setitem(onnx_export.export.__kwdefaults__, "external_above", 0)  # type: ignore[attr-defined] # a function's defaults
+    monkeypatch.setitem(DEFAULTS, "external_above", 0)
     model = nn.Linear(4, 3)
     persistlib.save(model, tmp_path / "b", example_inputs=torch.randn(2, 4))
     before = names(tmp_path)

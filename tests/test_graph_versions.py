@@ -333,5 +333,5 @@ def test_a_bundle_is_saved_and_converted_in_the_versions_asked_for(tmp_path: Pat
     for onnx_wish in ({"opsett": 15}, 17):
         refused(
             Code.USAGE,
-            lambda wish=onnx_wish: persistlib.save(model, tmp_path / "c", onnx=wish),  # type: ignore[arg-type, misc]
+            lambda wish=onnx_wish: persistlib.save(model, tmp_path / "c", onnx=wish),  # type: ignore[misc]
         )

@@ -264,7 +264,8 @@ def _unrolled(program: ExportedProgram) -> ExportedProgram:
     whole = torch.ops.aten.lstm.input
     if all(node.target is not whole for node in program.graph.nodes):
         return program
-    return program.run_decompositions(get_decompositions([whole]))
+    unrolled: ExportedProgram = program.run_decompositions(get_decompositions([whole]))
+    return unrolled
 
 
 def _optimised(

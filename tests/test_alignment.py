@@ -97,9 +97,11 @@ def test_a_batch_norm_that_was_folded_becomes_one_that_adds_and_multiplies_by_on
     found = aligned(folder / f"densenet.{FOLDED}.onnx", "densenet")
     norm = found.module.get_submodule("features.norm0")
     assert isinstance(norm, torch.nn.BatchNorm2d)
-    scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)  # type: ignore[operator]  # is there
+    assert norm.running_var is not None
+    assert norm.running_mean is not None
+    scale = norm.weight / torch.sqrt(norm.running_var + torch.tensor(norm.eps))
     assert torch.allclose(scale, torch.ones_like(scale), rtol=1e-6, atol=0)
-    assert not torch.any(norm.running_mean != 0)  # type: ignore[arg-type]  # as above
+    assert not torch.any(norm.running_mean)
     assert "features.norm0.bias" in found.equivalent
     assert "features.conv0.weight" in found.equivalent, "it is multiplied by BatchNorm's factor"
 

@@ -17,7 +17,8 @@ from persistlib.alignment import building, foreign, values
 from persistlib.alignment.graph_side import GraphSide
 from persistlib.alignment.network import Network
 from persistlib.alignment.own import Skeleton
-from persistlib.alignment.pairing import Pairing, Progress
+from persistlib.alignment.pairing import Pairing
+from persistlib.alignment.progress import Progress
 from persistlib.alignment.reading import Foreign, read
 from persistlib.alignment.state import EXACT, State
 from persistlib.alignment.tape import Replay, record

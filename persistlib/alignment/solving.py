@@ -165,7 +165,7 @@ def _outputs(own: OwnBlock, weight: Array | None) -> int | None:
     """Return how many channels an operator without steps gives."""
     if weight is None or own.kind not in {CONVOLUTION, PRODUCT}:
         return None
-    return weight.shape[_axis(own)]
+    return int(weight.shape[_axis(own)])
 
 
 def _axis(own: OwnBlock) -> int:

@@ -24,6 +24,8 @@ BUDGETS: dict[str, int] = {
     "tests/test_layout.py": 30,
     "tests/test_onnx_zoo.py": 240,  # a process for every network
     "tests/test_graph_files.py": 90,
+    "tests/test_proof.py": 90,
+    "tests/test_quantization.py": 150,  # a process for every graph in int8
     "tests/test_provider_environments.py": 1800,  # the long suite: pip fetches 500 MB
     "tests/test_save_load.py": 120,
     "tests/test_zoo_bundles.py": 900,  # the long suite

@@ -70,7 +70,7 @@ class Words(nn.Module):
 
 
 @cache
-def model_of(which: type[nn.Module]) -> tuple[nn.Module, torch.Tensor]:
+def model_of(which: Any) -> tuple[nn.Module, torch.Tensor]:
     torch.manual_seed(0)
     model = which()
     shown = torch.randn(8, 3, 8, 8) if which is Pictures else torch.randint(0, 50, (8, 6))
@@ -85,7 +85,7 @@ def model_of(which: type[nn.Module]) -> tuple[nn.Module, torch.Tensor]:
 
 
 @cache
-def source_of(which: type[nn.Module]) -> Source:
+def source_of(which: Any) -> Source:
     model, shown = model_of(which)
     exported = export(model, (shown,), input_names=("x",))
     files = {file.name: file.data for file in exported.files}
@@ -93,7 +93,7 @@ def source_of(which: type[nn.Module]) -> Source:
 
 
 @cache
-def derived(which: type[nn.Module], wish: str, value: str) -> Derived:
+def derived(which: Any, wish: str, value: str) -> Derived:
     wishes: dict[str, Any] = {wish: value}
     return derive(source_of(which), **wishes)
 
@@ -108,7 +108,8 @@ def refused(code: Code, call: Callable[[], object]) -> PersistlibError:
 
 def proto_of(made: Derived | Source) -> onnx.ModelProto:
     data = next(iter(made.files.values())) if isinstance(made, Source) else made.files[0].data
-    return onnx.ModelProto.FromString(bytes(data))  # type: ignore[arg-type] # any buffer
+    proto: onnx.ModelProto = onnx.ModelProto.FromString(bytes(memoryview(data)))
+    return proto
 
 
 CASES = [(which, dtype) for which in (Pictures, Words) for dtype in ("f16", "bf16")]
@@ -116,9 +117,7 @@ WAYS = [(which, how) for which in (Pictures, Words) for how in ("dynamic", "stat
 
 
 @pytest.mark.parametrize(("which", "dtype"), CASES)
-def test_the_state_is_what_a_cast_of_the_weights_alone_gives(
-    which: type[nn.Module], dtype: str
-) -> None:
+def test_the_state_is_what_a_cast_of_the_weights_alone_gives(which: Any, dtype: str) -> None:
     model, _ = model_of(which)
     stored = {t.name: t for t in proto_of(derived(which, "dtype", dtype)).graph.initializer}
     target = DType[dtype.upper()]
@@ -133,9 +132,7 @@ def test_the_state_is_what_a_cast_of_the_weights_alone_gives(
 
 
 @pytest.mark.parametrize(("which", "dtype"), CASES)
-def test_half_is_within_its_limit_of_the_source_in_another_session(
-    which: type[nn.Module], dtype: str
-) -> None:
+def test_half_is_within_its_limit_of_the_source_in_another_session(which: Any, dtype: str) -> None:
     made = derived(which, "dtype", dtype)
     onnx.checker.check_model(proto_of(made), full_check=True)
     one = open_session(source_of(which).proto().SerializeToString())
@@ -204,7 +201,7 @@ def test_a_graph_that_half_ruins_is_refused_with_its_error() -> None:
 
 
 @pytest.mark.parametrize(("which", "how"), WAYS)
-def test_int8_says_how_far_it_is_and_is_near(which: type[nn.Module], how: str) -> None:
+def test_int8_says_how_far_it_is_and_is_near(which: Any, how: str) -> None:
     made = derived(which, "quantize", how)
     rows: Any = made.proof["outputs"]
     (row,) = rows.values()
@@ -231,7 +228,7 @@ def test_int8_of_a_model_with_large_weights_is_about_a_quarter(how: str) -> None
 
 def test_the_same_wish_gives_the_same_bytes() -> None:
     for wishes in ({"dtype": "f16"}, {"quantize": "static"}):
-        first, again = (derive(source_of(Pictures), **wishes) for _ in range(2))  # type: ignore[arg-type] # texts
+        first, again = (derive(source_of(Pictures), **wishes) for _ in range(2))
         assert first.files[0].data == again.files[0].data
         assert first.proof == again.proof
 
@@ -282,7 +279,7 @@ def test_without_any_data_static_is_refused_and_dynamic_is_not() -> None:
 )
 def test_wishes_that_mean_nothing_are_refused(wishes: dict[str, str]) -> None:
     with pytest.raises(PersistlibError) as caught:
-        derive(source_of(Pictures), **wishes)  # type: ignore[arg-type] # texts
+        derive(source_of(Pictures), **wishes)
     assert caught.value.code in {Code.USAGE.identifier, Code.PREPROCESSING.identifier}
 
 
@@ -295,7 +292,7 @@ def test_a_graph_that_was_derived_is_no_source() -> None:
 
 
 @pytest.mark.parametrize("which", [Pictures, Words])
-def test_a_graph_taken_apart_and_folded_computes_the_same(which: type[nn.Module]) -> None:
+def test_a_graph_taken_apart_and_folded_computes_the_same(which: Any) -> None:
     source = source_of(which)
     parts = take_apart(source.files, "m")
     norms = sum(node.op_type == "BatchNormalization" for node in parts.graph.node)
@@ -353,7 +350,7 @@ def test_a_bundle_takes_derived_graphs_and_load_chooses(bundle: Path) -> None:
     )
     rows: Any = report.proof["outputs"]
     assert len(rows["output"]["accuracy"]) == 2
-    assert report.proof["samples"] == 8 + 12
+    assert report.proof["samples"] == 12
     assert any("of its size" in note for note in report.notes)
     assert persistlib.inspect(bundle / "c").manifest.bundle_id == before.manifest.bundle_id
     graphs = persistlib.inspect(bundle / "c").manifest.graphs
@@ -389,10 +386,9 @@ def test_an_onnx_file_gives_derived_ones_that_are_opened_and_give_their_weights(
     for path in (whole, half, small):
         session = persistlib.load(path, runtime="onnxruntime")
         assert session.predict([image])[0].label in LABELS
-    persistlib.convert(half, bundle / "half.safetensors")
-    persistlib.convert(bundle / "b", bundle / "cast.safetensors", dtype="f16")
-    difference = persistlib.diff(bundle / "half.safetensors", bundle / "cast.safetensors")
-    assert difference.is_same
+    given = persistlib.convert(half, bundle / "half.safetensors", allow_loss=["graph"])
+    wanted = persistlib.convert(bundle / "b", bundle / "cast.safetensors", dtype="f16")
+    assert given.identity == wanted.identity
 
 
 def test_more_images_than_are_needed_are_thinned_evenly(

@@ -56,8 +56,8 @@ def _departure(
 ) -> Departure | None:
     program = exported.program
     if program is None:
-        names = tuple(spec.name for spec in exported.inputs)
-        program = export(model, exported.examples, input_names=names).program
+        inputs_named = tuple(spec.name for spec in exported.inputs)
+        program = export(model, exported.examples, input_names=inputs_named).program
     assert program is not None
     data: Any = exported.files[0].data  # protobuf parses any buffer, and says bytes
     proto = onnx.ModelProto.FromString(data)

@@ -70,10 +70,11 @@ def main(folder: str) -> None:
         quantize_dynamic(source, result, **shared)
         return
     CalibrationDataReader.register(_Reader)
+    reader: Any = _Reader(place / INPUTS)
     quantize_static(
         source,
         result,
-        _Reader(place / INPUTS),  # type: ignore[arg-type] # registered above
+        reader,
         quant_format=QuantFormat.QDQ,
         activation_type=QuantType.QUInt8,
         calibrate_method=CalibrationMethod.MinMax,

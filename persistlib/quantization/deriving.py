@@ -85,7 +85,8 @@ class Source:
     def proto(self) -> onnx.ModelProto:
         """Return the graph as it stands in its file."""
         data: Any = next(iter(self.files.values()))
-        return onnx.ModelProto.FromString(bytes(data))
+        proto: onnx.ModelProto = onnx.ModelProto.FromString(bytes(data))
+        return proto
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -82,9 +82,9 @@ def quantized(
             np.savez(place / INPUTS, allow_pickle=False, **stored)
         _run(folder)
         made = {RESULT: (place / RESULT).read_bytes()}
-        data = place / f"{RESULT}.data"
-        if data.exists():
-            made[data.name] = data.read_bytes()
+        beside = place / f"{RESULT}.data"
+        if beside.exists():
+            made[beside.name] = beside.read_bytes()
     return _tidied(made)
 
 

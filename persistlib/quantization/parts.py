@@ -63,7 +63,7 @@ class Parts:
     def opset(self) -> int:
         """The version of the default operator set."""
         versions = {item.domain: item.version for item in self.proto.opset_import}
-        return versions.get("", versions.get("ai.onnx", 1))
+        return int(versions.get("", versions.get("ai.onnx", 1)))
 
     def initializers(self) -> dict[str, onnx.TensorProto]:
         """Return the initializers by name."""

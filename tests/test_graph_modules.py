@@ -307,6 +307,66 @@ def test_numbers_narrower_than_a_byte_are_refused_where_their_width_matters() ->
         imported(proto, {}, "model.onnx")
 
 
+LAYER = {"s": floats(8), "b": floats(8)}
+QUANTISED = {"xs": np.float32(0.05), "xz": np.uint8(128), "ys": np.float32(0.1), "yz": np.uint8(90)}
+
+
+@pytest.mark.parametrize(
+    ("operator", "inputs", "tensors", "said"),
+    [
+        ("Gelu", ["x"], {}, {}),
+        ("FastGelu", ["x", "b"], LAYER, {}),
+        ("QuickGelu", ["x"], {}, {"alpha": 1.5}),
+        ("BiasGelu", ["x", "b"], LAYER, {}),
+        ("SkipLayerNormalization", ["x", "x", "s", "b"], LAYER, {"epsilon": 1e-5}),
+        ("SkipSimplifiedLayerNormalization", ["x", "x", "s"], LAYER, {"epsilon": 1e-5}),
+        ("FusedMatMul", ["x", "w"], {"w": floats(8, 8)}, {"transB": 1, "alpha": 0.5}),
+    ],
+)
+def test_the_runtimes_own_operators_compute_what_it_does(
+    operator: str, inputs: list[str], tensors: dict[str, Any], said: dict[str, Any]
+) -> None:
+    used = {name: array for name, array in tensors.items() if name in inputs}
+    proto = model(
+        [node(operator, inputs, ["y"], domain="com.microsoft", **said)],
+        [value("x", ["n", 4, 8])],
+        [value("y", ["n", 4, 8])],
+        used,
+    )
+    assert departure(proto, floats(2, 4, 8)) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("operator", "inputs", "said"),
+    [
+        ("QLinearAdd", ["q", "xs", "xz", "q", "xs", "xz", "ys", "yz"], {}),
+        ("QLinearMul", ["q", "xs", "xz", "q", "xs", "xz", "ys", "yz"], {}),
+        ("QLinearLeakyRelu", ["q", "xs", "xz", "ys", "yz"], {"alpha": 0.2}),
+        ("QLinearSigmoid", ["q", "xs", "xz", "small", "none"], {}),
+        ("QLinearConcat", ["ys", "yz", "q", "xs", "xz", "q", "xs", "xz"], {"axis": 1}),
+    ],
+)
+def test_arithmetic_on_whole_numbers_is_at_most_one_off(
+    operator: str, inputs: list[str], said: dict[str, Any]
+) -> None:
+    tensors = {**QUANTISED, "small": np.float32(1 / 256), "none": np.uint8(0)}
+    proto = model(
+        [
+            node("QuantizeLinear", ["x", "xs", "xz"], ["q"]),
+            node(operator, inputs, ["r"], domain="com.microsoft", **said),
+            node("Cast", ["r"], ["y"], to=FLOAT),
+        ],
+        [value("x", ["n", 8])],
+        [value("y", ["n", "m"])],
+        {name: array for name, array in tensors.items() if name in {*inputs, "xs", "xz"}},
+    )
+    given = floats(4, 8)
+    ours, theirs = outputs(module(proto), given)[0], by_runtime(proto, given)[0]
+    assert ours.shape == theirs.shape
+    assert np.ptp(theirs) > 10
+    assert np.abs(ours - theirs).max() <= 1
+
+
 # --- graphs inside graphs ------------------------------------------------------------------------
 
 

@@ -40,7 +40,7 @@ def _binary(name: str, function: Callable[[Tensor, Tensor], Tensor]) -> None:
     def compute(_: Call, *given: Any) -> Tensor:
         a, b = meant(*given[:3]), meant(*given[3:6])
         y_scale, y_zero = given[6], given[7] if len(given) > 7 else None
-        return stored(function(a, b), y_scale, y_zero, torch.uint8)
+        return stored(function(a, b), y_scale, y_zero, next(iter(given)).dtype)
 
 
 _binary("QLinearAdd", torch.add)
@@ -51,7 +51,7 @@ def _unary(name: str, function: Callable[[Call, Tensor], Tensor]) -> None:
     @operator(name, domain=MICROSOFT, numbers=range(5))
     def compute(call: Call, *given: Any) -> Tensor:
         y_scale, y_zero = given[3], given[4] if len(given) > 4 else None
-        return stored(function(call, meant(*given[:3])), y_scale, y_zero, torch.uint8)
+        return stored(function(call, meant(*given[:3])), y_scale, y_zero, next(iter(given)).dtype)
 
 
 _unary("QLinearSigmoid", lambda _, x: x.sigmoid())

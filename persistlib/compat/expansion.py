@@ -8,10 +8,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from packaging.version import Version
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     import onnx
+
+
+# Of definitions that ONNX Runtime has and onnx has not: the first release that has one, and its
+# operators, which decide alone.
+_OPERATORS_OF = {
+    ("com.microsoft", "FastGelu"): ("1.15", "s = BIASED t = Tanh(s) u = Add(t, s) y = Mul(u, s)"),
+    ("com.microsoft", "QuickGelu"): ("1.31", "s = Sigmoid(x) y = Mul(x, s)"),
+}
 
 
 class Body(NamedTuple):
@@ -78,6 +88,22 @@ def defined(
         if name not in own and attribute.default_value.name
     )
     return function
+
+
+def defined_by_runtime(
+    domain: str, call: onnx.NodeProto, release: Version
+) -> onnx.FunctionProto | None:
+    """Return the definition that a release has of an operator of its own, or None."""
+    import onnx.parser
+
+    since, text = _OPERATORS_OF.get((domain, call.op_type), ("", ""))
+    if not since or release < Version(since):
+        return None
+    names = ", ".join("xb"[: len(call.input)])
+    body = text.replace("BIASED", "Add(x, b)" if len(call.input) > 1 else "Identity(x)")
+    return onnx.parser.parse_function(
+        f'<domain: "{domain}", opset_import: ["": 13]> F ({names}) => (y) {{ {body} }}'
+    )
 
 
 def _for_this_call(

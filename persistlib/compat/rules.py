@@ -61,6 +61,7 @@ LIMITS = (
     Limit("", _RECURRENT, "layout", _one_of(0)),
     Limit("", _RECURRENT, "direction", _one_of("forward", "reverse", "bidirectional")),
     Limit("", _RECURRENT, "activations", lambda v: all(n.lower() in _ACTIVATIONS for n in v)),
+    Limit("", ("GRU", "LSTM"), "hidden_size", lambda value: value > 0),
     Limit("", ("GRU", "LSTM"), "clip", lambda value: value > 0),
     Limit("", ("BitShift",), "direction", _one_of("LEFT", "RIGHT")),
     Limit("", ("DepthToSpace",), "mode", _one_of("DCR", "CRD")),
@@ -98,6 +99,21 @@ for _limit in LIMITS:
         _LIMITED.setdefault((_limit.domain, _operator), []).append(_limit)
 
 
+# Attributes that an operator's schema lets out and its kernel does not.
+NEEDED = {
+    ("", "RNN"): ("hidden_size",),
+    ("", "GRU"): ("hidden_size",),
+    ("", "LSTM"): ("hidden_size",),
+    ("", "ScaledTanh"): ("alpha", "beta"),
+    ("", "ParametricSoftplus"): ("alpha", "beta"),
+    ("", "ImageScaler"): ("scale", "bias"),
+    ("ai.onnx.ml", "Scaler"): ("scale", "offset"),
+    ("com.microsoft", "AttnLSTM"): ("hidden_size",),
+}
+for _name in NEEDED:
+    _LIMITED.setdefault(_name, [])
+
+
 class Change(NamedTuple):
     """A rule of inference that releases had, lost or gained.
 
@@ -133,6 +149,9 @@ def construction_faults(node: onnx.NodeProto, release: Version) -> Iterator[str]
     if (domain, node.op_type) not in _LIMITED:
         return
     given = _values(node)
+    for needed in NEEDED.get((domain, node.op_type), ()):
+        if needed not in given:
+            yield f"no kernel without {needed} on the CPU provider"
     for limit in _LIMITED[domain, node.op_type]:
         value = given.get(limit.attribute)
         if value is not None and limit.since <= release < limit.before and not limit.holds(value):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from packaging.version import Version
 
-from persistlib.compat.expansion import Body, body_of, defined, without_absent
+from persistlib.compat.expansion import Body, body_of, defined, defined_by_runtime, without_absent
 from persistlib.compat.inference import InferenceFault, inferred, input_names, type_of_tensor
 from persistlib.compat.names import name_of
 from persistlib.compat.operators import Signature, computed, schema_faults
@@ -247,7 +247,8 @@ class _Walk:
         opset = opsets.get(domain, schema.since)
         if self.release.number < _DEFINITIONS_OF_LATER_SETS:
             opset = schema.since
-        return defined(domain, node, opset, types)
+        own = defined_by_runtime(domain, node, self.release.number)
+        return own or defined(domain, node, opset, types)
 
     def _call(
         self, body: Body, node: onnx.NodeProto, scope: Scope, function: object

@@ -172,7 +172,8 @@ def test_averages_are_those_of_scikit_learns_report(
     from sklearn.metrics import classification_report
 
     truth, said = (np.array(column, np.int64) for column in zip(*drawn[1], strict=True))
-    report: Any = classification_report(truth, said, output_dict=True, zero_division=0)
+    options: dict[str, Any] = {"output_dict": True, "zero_division": 0}
+    report: Any = classification_report(truth, said, **options)
     found = measure(truth, said, [str(index) for index in range(drawn[0])])
     for kind in ("macro", "weighted"):
         average, known = getattr(found, kind), report[f"{kind} avg"]

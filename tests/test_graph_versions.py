@@ -15,6 +15,7 @@ from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_te
 from torch import nn
 
 import persistlib
+from persistlib.compat import releases as verdicts
 from persistlib.errors import Code, PersistlibError
 from persistlib.export.lowering import LOWEST, lower
 from persistlib.export.onnx_export import Exported, export
@@ -335,3 +336,13 @@ def test_a_bundle_is_saved_and_converted_in_the_versions_asked_for(tmp_path: Pat
             Code.USAGE,
             lambda wish=onnx_wish: persistlib.save(model, tmp_path / "c", onnx=wish),  # type: ignore[misc]
         )
+
+
+def test_what_a_release_is_given_is_what_a_verdict_on_it_takes() -> None:
+    differing = {}
+    for version in verdicts.versions():
+        table, chosen = verdicts.release(version), release_of(version)
+        if (table.ir, table.newest("")) != (chosen.ir, chosen.opset):
+            differing[version] = (table.newest(""), chosen.opset)
+    # Its schemas have operator set 19, its kernels end at 18.
+    assert differing == {"1.15.0": (19, 18), "1.15.1": (19, 18)}

@@ -16,6 +16,7 @@ from torch import nn
 
 import graph_models
 import persistlib
+import saved_models
 from persistlib import examples, graph_bundles, model_notes
 from persistlib.architecture.module_state import tensor_bytes, unsaved_tensors
 from persistlib.bundle import open_bundle
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
     from persistlib.manifest.schema import Manifest
 
-TRUST = {"graph_models"}
+TRUST = {"graph_models", "saved_models"}
 LABELS = ("left", "middle", "right")
 
 
@@ -73,6 +74,11 @@ def remembering() -> Case:
     return Case(graph_models.Remembering(), (torch.randn(2, 5),))
 
 
+def writing() -> Case:
+    """Return a module that writes into what it is given."""
+    return Case(saved_models.Outputs().eval(), (torch.randn(4, 3), torch.randn(4, 3) + 1))
+
+
 def logarithm() -> Case:
     """Return a module that takes positive numbers alone."""
     return Case(graph_models.Logarithm(), (torch.rand(2, 4) + 0.5,))
@@ -85,6 +91,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "gates at zero, bounds in buffers, complex numbers": gated,
     "statistics, twins, strides, frozen layers": normed,
     "tensors outside the state_dict": remembering,
+    "inputs that are written to": writing,
     "inputs of one kind alone": logarithm,
 }
 

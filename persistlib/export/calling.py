@@ -69,7 +69,7 @@ def device_of(model: torch.nn.Module) -> torch.device:
 
 
 def call(model: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> Named:
-    """Return the outputs by name, on the CPU; buffers that the call changes are changed in copies.
+    """Return the outputs by name, on the CPU; what the call writes to, it writes to copies.
 
     Raises:
         Exception: whatever the module raises.
@@ -78,6 +78,6 @@ def call(model: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> Named:
     copies = {name: buffer.clone() for name, buffer in model.named_buffers()}
     with evaluation(model):
         outputs = torch.func.functional_call(
-            model, copies, tuple(tensor.to(device) for tensor in inputs)
+            model, copies, tuple(tensor.to(device, copy=True) for tensor in inputs)
         )
         return {name: tensor.detach().cpu() for name, tensor in named_outputs(outputs)}

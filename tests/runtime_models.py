@@ -116,7 +116,7 @@ def models() -> dict[str, onnx.ModelProto]:
     """Return every model by name."""
     found = {f"net-opset-{o}": model(_NET, o, 10 if o > 22 else 8) for o in range(7, NEWEST + 1)}
     found |= {f"net-ir-{ir}": model(_NET, 12, ir) for ir in range(3, 15)}
-    for group in (_dtypes, _quantised, _contrib, _new, _control, _functions, _faults):
+    for group in (_dtypes, _quantised, _contrib, _new, _control, _functions, _faults, _limits):
         found |= group()
     return found
 
@@ -280,6 +280,31 @@ def _faults() -> dict[str, onnx.ModelProto]:
         "input-of-nowhere": model("g (float[2] x) => (float[2] y) { y = Add(x, lost) }"),
         "batch-norm-in-training": model(batch, 15),
         "gru-batch-first": model(recurrent, 14),
+    }
+
+
+def _limits() -> dict[str, onnx.ModelProto]:
+    """Return models that kernels refuse, or whose definition a release lacks."""
+    lstm = """g (float[2,3,4] x, float[1,12,4] w, float[1,12,3] r) => (float y) {
+      y = LSTM(x, w, r) }"""
+    bits = """g (float[2,32] x, uint8[4,1,32] w, float[4] s) => (float y) {
+      y = com.microsoft.MatMulNBits<K = 32, N = 4, bits = 8, block_size = 32>(x, w, s) }"""
+    dft = "g (float[1,4,2] x) => (float y) { y = DFT<inverse = 1, onesided = 1, axis = 1>(x) }"
+    fast = _unary("com.microsoft.FastGelu(x)", "double")
+    quick = _unary("com.microsoft.QuickGelu(x)", "double")
+    resize = 'g (float[1,1,4,4] x, float[4] s) => (float y) { y = Resize<mode = "MODE">(x, , s) }'
+    return {
+        "lstm-without-size": model(lstm, 14),
+        "matmul-of-8-bits": model(bits, 17, 8, _MS),
+        "dft-inverse-and-one-sided": model(dft, 17),
+        "contrib-fast-gelu-of-double": model(fast, 17, 8, _MS),
+        "contrib-quick-gelu-of-double": model(quick, 17, 8, _MS),
+        "swish-opset-25": model(_unary("Swish(x)"), 25, 10),
+        "softplus-of-double": model(_unary("Softplus(x)", "double"), 18),
+        "resize-cubic": model(resize.replace("MODE", "cubic"), 13),
+        "resize-unknown": model(resize.replace("MODE", "wish"), 13),
+        "lrn-of-even-size": model(_unary("LRN<size = 4>(x)", "float", "[1,3,4,4]"), 13),
+        "cast-to-a-later-type": model("g (float[2] x) => (bfloat16 y) { y = Cast<to = 16>(x) }", 9),
     }
 
 

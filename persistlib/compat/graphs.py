@@ -80,7 +80,9 @@ def _here() -> Runtime:
     version = live.version()
     known = releases.release(releases.nearest(version))
     exact = Version(known.version) == Version(version)
-    kernels, schemas = live.kernels(), live.schemas()
+    # Listing schemas takes longer than all else, and those of a known release are in the table.
+    kernels = live.kernels()
+    schemas = known.rows["schemas"] if exact else live.schemas()
     if kernels is None or not schemas:
         return Runtime(known, version, exact)
     rows = {"kernels": kernels, "schemas": schemas}

@@ -6,6 +6,7 @@ have the operator, or has no rule, its schema's type constraints tell the types 
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from persistlib.compat.names import elements, name_of, type_of
@@ -46,7 +47,8 @@ def inferred(
     """
     found: dict[str, onnx.TypeProto] = {}
     known = {name: types[name] for name in node.input if name in types}
-    native = _native(node, schema, opsets)
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    native = _native(domain, node.op_type, opsets.get(domain, 1), schema.since)
     complete = all(name in known for name in node.input if name)
     if native is not None and native.has_type_and_shape_inference_function and complete:
         found = _by_rule(native, node, known, constants, opsets)
@@ -56,15 +58,16 @@ def inferred(
     return {**_by_constraints(node, schema, types), **told}
 
 
-def _native(node: onnx.NodeProto, schema: Schema, opsets: Mapping[str, int]) -> Any:
+@cache
+def _native(domain: str, op: str, opset: int, since: int) -> Any:
+    """Return the installed onnx's schema of an operator, None where it has another version."""
     import onnx
 
-    domain = "" if node.domain == "ai.onnx" else node.domain
     try:
-        native = onnx.defs.get_schema(node.op_type, opsets.get(domain, 1), domain)
+        native = onnx.defs.get_schema(op, opset, domain)
     except onnx.defs.SchemaError:
         return None
-    return native if native.since_version == schema.since else None
+    return native if native.since_version == since else None
 
 
 def _by_rule(

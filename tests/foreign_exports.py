@@ -56,6 +56,7 @@ for _name, _size in {
 def export(folder: Path, model: str, exporter: str) -> None:
     """Write MODEL.EXPORTER.onnx, and the state_dict as MODEL.pt."""
     builder, arguments, shape = MODELS[model]
+    torch.manual_seed(0)
     module = build(builder, trust={"own_networks"}, **arguments)
     trained(module, *shape)
     torch.save(module.state_dict(), folder / f"{model}.pt")

@@ -129,6 +129,15 @@ def test_the_running_release_does_with_every_backend_model_what_the_verdict_says
     assert differing(runtime_models.backend(), running()) == []
 
 
+def test_a_kernel_without_an_end_is_for_its_first_version_alone() -> None:
+    identity = "g (float[2] x) => (float[2] y) { y = Identity(x) }"
+    # 1.15 reads set 19 and has Identity for 16 and later, of which 19 is another version.
+    assert causes(runtime_models.model(identity, 18), releases.release("1.15.1")) == []
+    newer = runtime_models.model(identity, 19)
+    assert [cause.kind for cause in causes(newer, releases.release("1.15.1"))] == ["kernel"]
+    assert causes(newer, releases.release("1.16.3")) == []
+
+
 def test_models_tell_releases_apart() -> None:
     refused = {
         version: sum(bool(causes(m, releases.release(version))) for m in MODELS.values())

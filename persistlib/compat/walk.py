@@ -220,19 +220,33 @@ class _Walk:
         if node.op_type == _STORED and not domain:
             return outputs
         if not computed(self.release, (domain, node.op_type), schema, signature):
-            function = self._definition(node, schema, scope, opsets)
-            if function is None:
-                self._add("kernel", node, schema.since, _no_kernel(signature))
-                return outputs
-            before = len(self.found)
-            inner = self._call(body_of(function, node), node, scope, (domain, node.op_type, ""))
-            if len(self.found) > before:
-                first = self.found[before]
-                reason = f"{_no_kernel(signature)}, and {first.operator} in its definition has"
-                del self.found[before:]
-                self._add("kernel", node, schema.since, f"{reason} {first.reason}")
-            return {**outputs, **inner}
+            return {**outputs, **self._expanded(node, schema, signature, scope, opsets=opsets)}
         for reason in construction_faults(node, self.release.number):
+            self._add("kernel", node, schema.since, reason)
+        return outputs
+
+    def _expanded(
+        self,
+        node: onnx.NodeProto,
+        schema: Schema,
+        signature: Signature,
+        scope: Scope,
+        *,
+        opsets: Mapping[str, int],
+    ) -> dict[str, onnx.TypeProto]:
+        """Walk the definition of a node that no kernel computes, as one cause if it is refused."""
+        function = self._definition(node, schema, scope, opsets)
+        reason = _no_kernel(signature)
+        if function is None:
+            self._add("kernel", node, schema.since, reason)
+            return {}
+        before = len(self.found)
+        key = (_plain(node.domain), node.op_type, "")
+        outputs = self._call(body_of(function, node), node, scope, key)
+        if len(self.found) > before:
+            first = self.found[before]
+            del self.found[before:]
+            reason = f"{reason}, and {first.operator} in its definition has {first.reason}"
             self._add("kernel", node, schema.since, reason)
         return outputs
 

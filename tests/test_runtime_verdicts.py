@@ -130,12 +130,12 @@ def test_the_running_release_does_with_every_backend_model_what_the_verdict_says
 
 
 def test_a_kernel_without_an_end_is_for_its_first_version_alone() -> None:
-    identity = "g (float[2] x) => (float[2] y) { y = Identity(x) }"
-    # 1.15 reads set 19 and has Identity for 16 and later, of which 19 is another version.
-    assert causes(runtime_models.model(identity, 18), releases.release("1.15.1")) == []
-    newer = runtime_models.model(identity, 19)
-    assert [cause.kind for cause in causes(newer, releases.release("1.15.1"))] == ["kernel"]
-    assert causes(newer, releases.release("1.16.3")) == []
+    body = "g (float[2,3] x) => (float[2,3] y) { y = LpNormalization(x) }"
+    # 1.24 reads set 22 and has the kernel of set 1 alone; the operator has a version 22.
+    assert causes(runtime_models.model(body, 21), releases.release("1.24.4")) == []
+    newer = runtime_models.model(body, 22)
+    assert [cause.kind for cause in causes(newer, releases.release("1.24.4"))] == ["kernel"]
+    assert causes(newer, releases.release("1.32.0")) == []
 
 
 def test_models_tell_releases_apart() -> None:

@@ -5,7 +5,7 @@ Law: a tensor is written once; a second operator that uses it must say the same.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,8 +15,6 @@ from persistlib.alignment.values import NEAR
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-
-    from numpy.typing import NDArray
 
     from persistlib.alignment.own import Skeleton
     from persistlib.alignment.solving import Write
@@ -37,7 +35,7 @@ class State:
         self.skeleton = skeleton
         self.tensors = dict(tensors)
         self.verdicts: dict[str, str] = {}
-        self._known: dict[str, NDArray[Any]] = {}
+        self._known: dict[str, torch.Tensor] = {}
         self._names = skeleton.tape.names
 
     def copied(self) -> State:
@@ -77,64 +75,82 @@ class State:
 
     def write(self, writes: Iterable[Write]) -> str | None:
         """Take in what an operator says; return why that cannot be, None where it can."""
-        for ref, array, is_exact in writes:
-            if ref in self._names and self.skeleton.unknown.get(ref):
-                name, places = self._names[ref], None
-            elif not self.skeleton.unknown.get(ref):
+        for item in writes:
+            names = self.skeleton.unknown.get(item.ref, frozenset())
+            if not names:
                 continue  # the builder's own constant; the values decide whether it is right
-            else:
-                names = self.skeleton.unknown[ref]
-                if len(names) != 1:
-                    return f"{sorted(names)} are computed together"
-                name = next(iter(names))
-                found = self._places(ref, name)
-                if found is None:
-                    return f"{name!r} is computed, not only laid out otherwise"
-                places = found
-            if fault := self._put(
-                name, places, array.reshape(-1), EXACT if is_exact else EQUIVALENT
-            ):
+            if len(names) != 1:
+                return f"{sorted(names)} are computed together"
+            name = next(iter(names))
+            fault = self._through(name, item) if self._is_seen(item.ref) else self._at(name, item)
+            if fault:
                 return fault
+            verdict = EXACT if item.is_exact else EQUIVALENT
+            before = self.verdicts.get(name, verdict)
+            self.verdicts[name] = verdict if before == EXACT else before
         return None
 
-    def _places(self, ref: Ref, name: str) -> NDArray[Any] | None:
+    def _is_seen(self, ref: Ref) -> bool:
+        """Return whether a value is a tensor's own memory, each number once."""
+        place = ref
+        while place not in self._names:
+            op = self.skeleton.makers.get(place)
+            if op is None or not op.is_view:
+                return False
+            place = op.inputs[0]
+        strides = zip(self.value(ref).shape, self.value(ref).stride(), strict=True)
+        return all(stride or extent <= 1 for extent, stride in strides)
+
+    def _through(self, name: str, item: Write) -> str | None:
+        """Write into a tensor through a view of it."""
+        fresh = self.tensors[name].detach().clone(memory_format=torch.contiguous_format)
+        known = self._mask(name)
+        view, seen = self.value(item.ref, {name: fresh}), self.value(item.ref, {name: known})
+        given = _tensor(item, view)
+        if bool(seen.any()) and _differ(view[seen], given[seen]):
+            return f"{name!r} is said to be two different tensors"
+        view.copy_(given)
+        seen.fill_(True)
+        self.tensors[name], self._known[name] = fresh, known
+        return None
+
+    def _at(self, name: str, item: Write) -> str | None:
+        """Write the numbers of a tensor that a value was picked from."""
+        places = self._places(item.ref, name)
+        if places is None:
+            return f"{name!r} is computed, not only laid out otherwise"
+        old, known = self.tensors[name], self._mask(name)
+        fresh, flat = old.detach().reshape(-1).clone(), known.reshape(-1)
+        given, again = _tensor(item, fresh[places]), flat[places]
+        if bool(again.any()) and _differ(fresh[places][again], given[again]):
+            return f"{name!r} is said to be two different tensors"
+        fresh[places] = given
+        if not torch.equal(fresh[places], given):
+            return f"one number of {name!r} is said to be two different ones"
+        flat[places] = True
+        self.tensors[name], self._known[name] = fresh.reshape(old.shape), flat.reshape(old.shape)
+        return None
+
+    def _mask(self, name: str) -> torch.Tensor:
+        """Return which numbers of a tensor are known, as a tensor of its own."""
+        if name in self._known:
+            return self._known[name].clone()
+        return torch.zeros(self.tensors[name].shape, dtype=torch.bool)
+
+    def _places(self, ref: Ref, name: str) -> torch.Tensor | None:
         """Return which number of a tensor each of a value's is; None where it is more than that."""
-        tensor = self.tensors[name]
-        counted = torch.arange(tensor.numel(), dtype=torch.float64).reshape(tensor.shape)
-        drawn = torch.rand(tensor.shape, dtype=torch.float64)
+        shape = self.tensors[name].shape
+        count = self.tensors[name].numel()
+        counted = torch.arange(count, dtype=torch.float64).reshape(shape)
+        generator = torch.Generator().manual_seed(0)
+        drawn = torch.rand(count, dtype=torch.float64, generator=generator)
         try:
             places = self.value(ref, {name: counted}).reshape(-1)
-            values = self.value(ref, {name: drawn}).reshape(-1)
+            values = self.value(ref, {name: drawn.reshape(shape)}).reshape(-1)
         except (RuntimeError, IndexError):
             return None
-        numbers = places.round().long().clamp(0, max(tensor.numel() - 1, 0))
-        if not torch.equal(values, drawn.reshape(-1)[numbers]):
-            return None
-        return numbers.numpy()
-
-    def _put(
-        self, name: str, places: NDArray[Any] | None, array: NDArray[Any], verdict: str
-    ) -> str | None:
-        """Write some numbers of a tensor, or all; return why that cannot be."""
-        old = self.tensors[name]
-        values = old.detach().reshape(-1).clone()
-        given = torch.from_numpy(np.array(array)).to(values.dtype)
-        index = slice(None) if places is None else torch.from_numpy(places)
-        known = self._known.get(name)
-        known = np.zeros(values.numel(), bool) if known is None else known.copy()
-        again = known[index]
-        if again.any():
-            off = (values[index] - given).abs().numpy()[again]
-            if float(off.max()) > NEAR * float(given.abs().max()):
-                return f"{name!r} is said to be two different tensors"
-        values[index] = given
-        if not torch.equal(values[index], given):
-            return f"one number of {name!r} is said to be two different ones"
-        known[index] = True
-        self.tensors[name], self._known[name] = values.reshape(old.shape), known
-        before = self.verdicts.get(name, verdict)
-        self.verdicts[name] = verdict if before == EXACT else before
-        return None
+        numbers = places.round().long().clamp(0, max(count - 1, 0))
+        return numbers if torch.equal(values, drawn[numbers]) else None
 
     def unknown(self) -> list[str]:
         """Return the names of tensors of which some number is not known."""
@@ -143,3 +159,12 @@ class State:
     def _is_whole(self, name: str) -> bool:
         known = self._known.get(name)
         return known is not None and bool(known.all())
+
+
+def _tensor(item: Write, like: torch.Tensor) -> torch.Tensor:
+    """Return what is to be written in the shape and dtype of what stands there."""
+    return torch.from_numpy(np.array(item.array)).to(like.dtype).reshape(like.shape)
+
+
+def _differ(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return float((one - other).abs().max()) > NEAR * float(other.abs().max())

@@ -66,14 +66,15 @@ def export(folder: Path, model: str, exporter: str) -> None:
         batch = ({0: torch.export.Dim("batch")},)
         torch.onnx.export(module, (example,), path, dynamo=True, dynamic_shapes=batch)
         return
-    options: dict[str, Any] = {
+    choices: dict[str, dict[str, Any]] = {
         FOLDED: {},
         OLD: {"opset_version": 14},
         PRESERVED: {
             "training": torch.onnx.TrainingMode.PRESERVE,
             "do_constant_folding": False,
         },
-    }[exporter]
+    }
+    options = choices[exporter]
     axes = {"input": {0: "n"}, "output": {0: "n"}}
     names: dict[str, Any] = {"input_names": ["input"], "output_names": ["output"]}
     torch.onnx.export(module, (example,), path, dynamo=False, dynamic_axes=axes, **names, **options)

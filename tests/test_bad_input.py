@@ -437,13 +437,13 @@ def test_a_sync_that_fails_after_the_commit_is_its_own_error(
 ) -> None:
     before = contents(saved)
 
-    def failing(place: Any) -> None:
+    def failing(folder_fd: int, path: str) -> None:
         def sync_folder(_fd: int) -> None:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
 
         with monkeypatch.context() as patch:
             patch.setattr(publish, "sync_folder", sync_folder)
-            make_durable(place)
+            make_durable(folder_fd, path)
 
     make_durable = publish._make_durable
     monkeypatch.setattr(publish, "_make_durable", failing)

@@ -137,8 +137,7 @@ def shown(model: nn.Module, edge: int) -> None:
     usual = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = None  # averages over the batches
-    size = sum(parameter.numel() for parameter in model.parameters())
-    rows = ROWS if size < WHOLE_BELOW and edge == EDGE else ROWS_OF_LARGE
+    rows = ROWS if edge == EDGE else ROWS_OF_LARGE
     model.train()
     for module in model.modules():
         if isinstance(module, nn.Dropout):

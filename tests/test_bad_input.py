@@ -334,8 +334,13 @@ def test_a_path_that_is_no_bundle_is_refused(tmp_path: Path, opened: str) -> Non
     kinds = {
         "nothing": Code.SOURCE_MISSING,
         "empty": Code.NOT_A_BUNDLE,
-        "file": Code.FORMAT_UNKNOWN if opened == "convert" else Code.NOT_A_BUNDLE,
+        "file": Code.FORMAT_UNKNOWN if opened in {"convert", "load"} else Code.NOT_A_BUNDLE,
     }
+    if opened == "check":  # any file has a verdict
+        del kinds["file"]
+        report = persistlib.check(tmp_path / "file")
+        assert report.verdict == "refused"
+        assert [found.code for found in report.findings] == [Code.FORMAT_UNKNOWN.identifier]
     for name, code in kinds.items():
         assert refusal(call, tmp_path / name).code == code.identifier
     for path in ("", "a\0b", "x" * 300, "\udcff\udcfe"):

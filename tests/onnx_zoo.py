@@ -74,7 +74,7 @@ def page(rows: Mapping[str, Mapping[str, Any]]) -> str:
         onnx=onnx.__version__,
     )
     missing = sorted(set(models.list_models(module=models)) - rows.keys())
-    tail = f"\nNot tried in this run: {', '.join(missing)}.\n" if missing else ""
+    tail = f"\nWithout a row in this run: {', '.join(missing)}.\n" if missing else ""
     return head + "".join(_line(name, rows[name]) for name in sorted(rows)) + tail
 
 

@@ -99,7 +99,8 @@ try-bare:
 test: lint unit bare
 
 test-all: lint bare third-party
-	PERSISTLIB_ZOO_TABLE=docs/zoo.md $(BIN)/python -m pytest --summary docs/test-all.md $(PYTEST_ARGS)
+	PERSISTLIB_ZOO_TABLE=docs/zoo.md PERSISTLIB_ONNX_ZOO_TABLE=docs/onnx-zoo.md \
+		$(BIN)/python -m pytest --summary docs/test-all.md $(PYTEST_ARGS)
 
 runtimes: .venv/installed
 	$(BIN)/python fixtures/make_runtimes.py

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 
 from persistlib.dtypes import by_name
+from persistlib.runtime.walking import captured
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -133,11 +134,4 @@ def type_number(array: NDArray[Any]) -> int:
 def _read_by(node: onnx.NodeProto) -> Iterator[str]:
     """Yield the names that a node reads, those in the graphs of its attributes among them."""
     yield from (name for name in node.input if name)
-    for attribute in node.attribute:
-        for graph in (attribute.g, *attribute.graphs):
-            inner = {name for part in graph.node for name in part.output}
-            inner |= {value.name for value in graph.input}
-            inner |= {tensor.name for tensor in graph.initializer}
-            for part in graph.node:
-                yield from (name for name in _read_by(part) if name not in inner)
-            yield from (value.name for value in graph.output if value.name not in inner)
+    yield from captured(node)

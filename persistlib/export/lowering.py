@@ -18,9 +18,9 @@ from onnx.defs import OpSchema, get_schema
 
 from persistlib.errors import Code, PersistlibError, error
 from persistlib.export.lowering_rules import RULES, settle_reshapes
-from persistlib.export.naming import graphs_within
 from persistlib.export.operator_bodies import expanded
 from persistlib.export.rewriting import Context, attributes_of
+from persistlib.runtime.walking import graphs_within
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 
 from persistlib.export.capture import PREFIX
+from persistlib.runtime.walking import graphs_within
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -58,16 +59,6 @@ def settle_names(
         if name not in names:
             names[name] = _free(name.removeprefix(PREFIX), taken, "_inner")
     _rename(graph, names)
-
-
-def graphs_within(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """Yield the graph and every graph in its nodes' attributes."""
-    waiting = [graph]
-    while waiting:
-        yield (current := waiting.pop())
-        for node in current.node:
-            for attribute in node.attribute:
-                waiting.extend((attribute.g, *attribute.graphs))
 
 
 def _free(wanted: str, taken: set[str], suffix: str) -> str:

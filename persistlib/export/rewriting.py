@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx.helper import make_node
 
-from persistlib.export.naming import graphs_within
+from persistlib.runtime.walking import graphs_within
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -154,7 +154,7 @@ def _opsets(proto: onnx.ModelProto) -> dict[str, int]:
 
 def _drop_unused(proto: onnx.ModelProto) -> None:
     """Remove the operator sets that no node is of; the default one stays."""
-    from persistlib.export.naming import graphs_within
+    from persistlib.runtime.walking import graphs_within
 
     nodes = [node for graph in graphs_within(proto.graph) for node in graph.node]
     nodes += [node for function in proto.functions for node in function.node]

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 from persistlib.errors import Code, error
 from persistlib.graph_modules.operators import OPERATORS
 from persistlib.graph_modules.structure import NODES_LIMIT
+from persistlib.runtime.walking import nodes_within
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     import onnx
 
 # A definition may be made of operators that are defined by others again.
@@ -63,7 +62,7 @@ def _defined(proto: onnx.ModelProto) -> set[tuple[str, str]]:
 
     versions = {o.domain: o.version for o in proto.opset_import}
     found: set[tuple[str, str]] = set()
-    for node in every_node(proto.graph.node):
+    for node in nodes_within(proto.graph.node):
         domain = "" if node.domain == "ai.onnx" else node.domain
         if (domain, node.op_type) in OPERATORS or (domain, node.op_type) in found:
             continue
@@ -74,13 +73,3 @@ def _defined(proto: onnx.ModelProto) -> set[tuple[str, str]]:
             if schema.has_function or schema.has_context_dependent_function:
                 found.add((node.domain, node.op_type))
     return found
-
-
-def every_node(nodes: Iterable[onnx.NodeProto]) -> Iterable[onnx.NodeProto]:
-    """Yield nodes, and those of the graphs in their attributes."""
-    waiting = [nodes]
-    while waiting:
-        for node in waiting.pop():
-            yield node
-            for attribute in node.attribute:
-                waiting.extend(graph.node for graph in (attribute.g, *attribute.graphs))

@@ -17,9 +17,10 @@ import onnx
 from persistlib.casting import cast, rounded
 from persistlib.quantization.parts import Names, Parts, dtype_of
 from persistlib.quantization.signatures import Signature, signature
+from persistlib.runtime.walking import captured
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Collection, Mapping
 
     from numpy.typing import NDArray
 
@@ -78,7 +79,7 @@ class _Halving:
         self.half: dict[str, str] = {}
         self.wide: dict[str, str] = {}
         self.nodes: list[onnx.NodeProto] = []
-        self.captured = {n for node in parts.graph.node for n in _captured(node)}
+        self.captured = {n for node in parts.graph.node for n in captured(node)}
         self.outputs = {value.name for value in parts.graph.output}
 
     def weights(self) -> None:
@@ -152,7 +153,7 @@ class _Halving:
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
         copy.input[:] = [self._as_it_was(name) if name else name for name in node.input]
-        inner = {name: self._as_it_was(name) for name in _captured(node)}
+        inner = {name: self._as_it_was(name) for name in captured(node)}
         _rename_captured(copy, {name: wide for name, wide in inner.items() if wide != name})
         self.nodes.append(copy)
 
@@ -183,7 +184,7 @@ class _Halving:
     def _drop_unused(self) -> None:
         """Remove the constants that stand in half alone now."""
         graph = self.parts.graph
-        read = {name for node in graph.node for name in (*node.input, *_captured(node))}
+        read = {name for node in graph.node for name in (*node.input, *captured(node))}
         kept = [
             tensor
             for tensor in graph.initializer
@@ -211,19 +212,6 @@ def _constants(parts: Parts, state: Collection[str]) -> dict[str, NDArray[Any]]:
                 if attribute.name == "value" and attribute.t.data_type == onnx.TensorProto.FLOAT:
                     found[node.output[0]] = onnx.numpy_helper.to_array(attribute.t)
     return found
-
-
-def _captured(node: onnx.NodeProto) -> Iterator[str]:
-    """Yield the names that the graphs in a node's attributes take from outside."""
-    for attribute in node.attribute:
-        for graph in (attribute.g, *attribute.graphs):
-            own = {value.name for value in graph.input}
-            own |= {tensor.name for tensor in graph.initializer}
-            own |= {name for inner in graph.node for name in inner.output}
-            read = [value.name for value in graph.output]
-            for inner in graph.node:
-                read += [*inner.input, *_captured(inner)]
-            yield from (name for name in read if name and name not in own)
 
 
 def _rename_captured(node: onnx.NodeProto, names: Mapping[str, str]) -> None:

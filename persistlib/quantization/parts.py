@@ -24,6 +24,7 @@ from persistlib.graph_tensors import (
     pairs_of,
     place_of,
 )
+from persistlib.runtime.walking import graphs_within
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -179,7 +180,7 @@ class Names:
     """Names that no value or operator of a graph has yet."""
 
     def __init__(self, graph: onnx.GraphProto) -> None:
-        self._taken = {name for part in _graphs(graph) for name in _names(part)}
+        self._taken = {name for part in graphs_within(graph) for name in _names(part)}
 
     def free(self, wanted: str) -> str:
         """Return the name, with a number behind it where it is taken, and take it."""
@@ -189,15 +190,6 @@ class Names:
             name = f"{wanted}_{count}"
         self._taken.add(name)
         return name
-
-
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    waiting = [graph]
-    while waiting:
-        yield (current := waiting.pop())
-        for node in current.node:
-            for attribute in node.attribute:
-                waiting.extend((attribute.g, *attribute.graphs))
 
 
 def _names(graph: onnx.GraphProto) -> Iterator[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from persistlib.errors import Code, PersistlibError, error
+from persistlib.runtime.walking import nodes_within
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -30,7 +31,7 @@ def require_bounded(proto: onnx.ModelProto, location: object) -> int:
     """
     bodies = {(f.domain, f.name, f.overload): f for f in proto.functions}
     calls = {key: list(_calls(body.node, bodies)) for key, body in bodies.items()}
-    plain = {key: sum(1 for _ in _nodes(body.node)) for key, body in bodies.items()}
+    plain = {key: sum(1 for _ in nodes_within(body.node)) for key, body in bodies.items()}
     sizes: dict[_Key, int] = {}
     depths: dict[_Key, int] = {}
     for key in _callees_first(calls, location):
@@ -38,7 +39,7 @@ def require_bounded(proto: onnx.ModelProto, location: object) -> int:
         depths[key] = 1 + max((depths[callee] for callee in calls[key]), default=0)
     if max(depths.values(), default=0) > CALLS_LIMIT:
         raise _fault(location, f"functions call each other deeper than {CALLS_LIMIT}")
-    total = sum(1 for _ in _nodes(proto.graph.node))
+    total = sum(1 for _ in nodes_within(proto.graph.node))
     total += sum(sizes[key] for key in _calls(proto.graph.node, bodies))
     if total > NODES_LIMIT or max(sizes.values(), default=0) > NODES_LIMIT:
         raise _fault(location, f"its functions expand to more than {NODES_LIMIT} nodes")
@@ -63,20 +64,10 @@ def _callees_first(calls: dict[_Key, list[_Key]], location: object) -> Iterator[
                 open_calls[callee] = iter(calls[callee])
 
 
-def _nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-    """Yield nodes and those of the graphs in their attributes."""
-    waiting = [nodes]
-    while waiting:
-        for node in waiting.pop():
-            yield node
-            for attribute in node.attribute:
-                waiting.extend(graph.node for graph in (attribute.g, *attribute.graphs))
-
-
 def _calls(
     nodes: Iterable[onnx.NodeProto], bodies: dict[_Key, onnx.FunctionProto]
 ) -> Iterator[_Key]:
-    for node in _nodes(nodes):
+    for node in nodes_within(nodes):
         if (key := (node.domain, node.op_type, node.overload)) in bodies:
             yield key
 

@@ -9,9 +9,10 @@ from persistlib.dtypes import by_name
 from persistlib.errors import Code, PersistlibError, error
 from persistlib.graph_tensors import dtype_name
 from persistlib.runtime.providers import short
+from persistlib.runtime.walking import nodes_within
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     import onnx
 
@@ -126,21 +127,13 @@ def operator_dtypes(model: bytes) -> dict[str, tuple[str, ...]]:
 
 def _first(model: bytes, operator: str, name: str | None = None) -> onnx.NodeProto | None:
     """Return the first node of an operator, of that name where one is given."""
+    proto = _proto(model)
     found = (
         node
-        for node in _nodes(_proto(model))
+        for node in nodes_within(proto.graph.node, *(part.node for part in proto.functions))
         if node.op_type == operator and (name is None or node.name == name)
     )
     return next(found, None)
-
-
-def _nodes(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    waiting = [proto.graph.node, *(function.node for function in proto.functions)]
-    while waiting:
-        for node in waiting.pop():
-            yield node
-            for attribute in node.attribute:
-                waiting.extend(graph.node for graph in (attribute.g, *attribute.graphs))
 
 
 def _proto(model: bytes) -> onnx.ModelProto:

@@ -16,24 +16,17 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from graph_assembly import model, of, value, weight
-from persistlib.errors import Code, PersistlibError
+from persistlib.errors import Code
 from persistlib.manifest.schema import Interface
 from persistlib.runtime import torch_tensors
 from persistlib.runtime.session import Session, open_session, seconds_of
 from persistlib.runtime.watch import deadline
+from refusing import refused
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
 OPSETS = [helper.make_opsetid("", 17)]
-
-
-def refused(code: Code, call: Callable[[], object]) -> PersistlibError:
-    with pytest.raises(PersistlibError) as caught:
-        call()
-    assert caught.value.code == code.identifier
-    assert caught.value.remedy
-    return caught.value
 
 
 def graph(nodes: Sequence[Any], inputs: Sequence[Any], outputs: Sequence[Any]) -> Session:

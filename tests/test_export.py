@@ -15,13 +15,14 @@ from google.protobuf import text_format
 from torch import nn
 
 from persistlib.dtypes import DType
-from persistlib.errors import Code, PersistlibError
+from persistlib.errors import Code
 from persistlib.export import proof as proof_module
 from persistlib.export.comparison import Observed
 from persistlib.export.onnx_export import DATA, MODEL, Exported, ExportedFile, export
 from persistlib.export.proof import prove
 from persistlib.runtime.session import open_session
 from persistlib.runtime.structure import check_graph
+from refusing import refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -126,14 +127,6 @@ def linear() -> Made:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
     return model, export(model, (torch.randn(2, 4),), input_names=("x",))
-
-
-def refused(code: Code, call: Callable[[], object]) -> PersistlibError:
-    with pytest.raises(PersistlibError) as caught:
-        call()
-    assert caught.value.code == code.identifier
-    assert caught.value.remedy
-    return caught.value
 
 
 def parsed(exported: Exported) -> onnx.ModelProto:

@@ -9,26 +9,19 @@ import pytest
 import torch
 from torch import nn
 
-from persistlib.errors import Code, PersistlibError
+from persistlib.errors import Code
 from persistlib.export.axes import free_axes
 from persistlib.export.drawing import CLOSE, SPREAD, draw, extents_of_runs
 from persistlib.export.onnx_export import Exported, export
 from persistlib.export.proof import prove
 from persistlib.manifest.schema import TensorSpec
+from refusing import refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
 NAMES = ("tokens", "mask", "scale")
 SHAPES = ((2, 7), (2, 7, 4), ())
-
-
-def refused(code: Code, call: Callable[[], object]) -> PersistlibError:
-    with pytest.raises(PersistlibError) as caught:
-        call()
-    assert caught.value.code == code.identifier
-    assert caught.value.remedy
-    return caught.value
 
 
 @pytest.mark.parametrize(

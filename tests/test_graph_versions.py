@@ -16,30 +16,23 @@ from torch import nn
 
 import persistlib
 from persistlib.compat import releases as verdicts
-from persistlib.errors import Code, PersistlibError
+from persistlib.errors import Code
 from persistlib.export.lowering import LOWEST, lower
 from persistlib.export.onnx_export import Exported, export
 from persistlib.export.proof import prove
 from persistlib.export.versions import HIGHEST, TRACED, Versions, asked, versions
 from persistlib.graph_wishes import GraphWishes
 from persistlib.runtime.releases import RELEASES, release_of
+from refusing import refused
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
 Arrays = dict[str, "NDArray[Any]"]
 ROOM = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
-
-
-def refused(code: Code, call: Callable[[], object]) -> PersistlibError:
-    with pytest.raises(PersistlibError) as caught:
-        call()
-    assert caught.value.code == code.identifier
-    assert caught.value.remedy
-    return caught.value
 
 
 def graph(

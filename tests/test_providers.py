@@ -11,7 +11,7 @@ from collections import Counter
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import onnxruntime
 import pytest
@@ -23,27 +23,17 @@ from onnx import TensorProto, helper
 import persistlib
 from graph_assembly import model, of
 from persistlib.cli.main import cli
-from persistlib.errors import Code, PersistlibError
+from persistlib.errors import Code
 from persistlib.runtime import builds, libraries, machine, placement, providers, trials
 from persistlib.runtime import session as session_module
 from persistlib.runtime.profiles import read_profile, spent
 from persistlib.runtime.providers import CPU, Provider, parse, render, resolve_all, short
 from persistlib.runtime.session import open_session
 from persistlib.runtime.trials import Trial, trial
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from refusing import refused
 
 CUDA = "CUDAExecutionProvider"
 CORE = "onnxruntime/capi/onnxruntime_pybind11_state.so"
-
-
-def refused(code: Code, call: Callable[[], object]) -> PersistlibError:
-    with pytest.raises(PersistlibError) as caught:
-        call()
-    assert caught.value.code == code.identifier
-    assert caught.value.remedy
-    return caught.value
 
 
 def lacking(monkeypatch: pytest.MonkeyPatch, *available: str) -> None:

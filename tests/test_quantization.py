@@ -25,9 +25,9 @@ from persistlib.quantization.deriving import Derived, Source, derive
 from persistlib.quantization.folding import fold_constants, fold_norms
 from persistlib.quantization.parts import Names, assemble, take_apart
 from persistlib.runtime.session import open_session
+from refusing import refused
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
 LABELS = ("cat", "dog", "eel", "fox")
@@ -96,14 +96,6 @@ def source_of(which: Any) -> Source:
 def derived(which: Any, wish: str, value: str) -> Derived:
     wishes: dict[str, Any] = {wish: value}
     return derive(source_of(which), **wishes)
-
-
-def refused(code: Code, call: Callable[[], object]) -> PersistlibError:
-    with pytest.raises(PersistlibError) as caught:
-        call()
-    assert caught.value.code == code.identifier
-    assert caught.value.remedy
-    return caught.value
 
 
 def proto_of(made: Derived | Source) -> onnx.ModelProto:

@@ -14,8 +14,9 @@ from onnx import TensorProto, helper
 
 from graph_assembly import model, of, value
 from persistlib.cli.main import cli
-from persistlib.errors import Code, PersistlibError
+from persistlib.errors import Code
 from persistlib.runtime.array_files import read_arrays, read_file, write_arrays
+from refusing import refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,14 +33,6 @@ def told(*words: object) -> tuple[dict[str, Any], int]:
     result = invoke(*words, "--json")
     envelope: dict[str, Any] = json.loads(result.stdout)
     return envelope, result.exit_code
-
-
-def refused(code: Code, call: Callable[[], object]) -> PersistlibError:
-    with pytest.raises(PersistlibError) as caught:
-        call()
-    assert caught.value.code == code.identifier
-    assert caught.value.remedy
-    return caught.value
 
 
 @pytest.fixture

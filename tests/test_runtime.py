@@ -13,25 +13,17 @@ import pytest
 from onnx import TensorProto, helper
 
 from graph_assembly import model, of, outside, value, weight
-from persistlib.errors import Code, PersistlibError, SessionError
+from persistlib.errors import Code, SessionError
 from persistlib.manifest.schema import Interface
 from persistlib.runtime import session as session_module
 from persistlib.runtime.providers import CPU, Provider
 from persistlib.runtime.session import Session, open_session, ranked
+from refusing import refused
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
 ROW = np.array([[1, 2]], np.float32)
-
-
-def refused(code: Code, call: Callable[[], object]) -> PersistlibError:
-    with pytest.raises(PersistlibError) as caught:
-        call()
-    assert caught.value.code == code.identifier
-    assert caught.value.remedy
-    return caught.value
 
 
 @pytest.fixture(scope="module")

@@ -22,10 +22,15 @@ _DISTRIBUTIONS = {
 }
 
 
+def distributions_of(package: str) -> tuple[str, ...]:
+    """Return the distributions that provide a package, the usual one first."""
+    return _DISTRIBUTIONS.get(package, (package,))
+
+
 def package_version(package: str) -> str | None:
     """Return the installed version of a package, or None."""
-    installed = _DISTRIBUTIONS.get(package, (package,))
-    found = (d for name in installed for d in metadata.distributions(name=name))
+    names = distributions_of(package)
+    found = (d for name in names for d in metadata.distributions(name=name))
     return next((distribution.version for distribution in found), None)
 
 

@@ -10,7 +10,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
-from persistlib.compat import Target, check_manifest
+from persistlib.compat import check_manifest, here
 from persistlib.dtypes import DType
 from persistlib.errors import Code, PersistlibError, error, error_of, finding, tell, warn
 from persistlib.formats import by_content
@@ -72,7 +72,7 @@ def require_compatible(manifest: Manifest, runtime: str) -> None:
     Raises:
         CompatibilityError: the verdict is "refused".
     """
-    report = check_manifest(manifest, Target(), runtime=runtime)
+    report = check_manifest(manifest, here(), runtime=runtime)
     if not report.ok:
         raise error_of(report.findings)
     tell(report.findings)

@@ -7,7 +7,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from persistlib.canonical import SIZE_LIMIT
-from persistlib.compat import check_manifest, parse_target
+from persistlib.compat import check_manifest, here
 from persistlib.errors import IntegrityError
 from persistlib.gap import open_folder
 from persistlib.manifest import light
@@ -49,7 +49,7 @@ def summarize(path: str, manifest: Manifest, size: int) -> Summary:
         size=size,
         parameters=sum(prod(record.shape) for record in records),
         trainable=sum(prod(record.shape) for record in records if not record.frozen),
-        findings=check_manifest(manifest, parse_target(None)).findings,
+        findings=check_manifest(manifest, here(), source=path).findings,
     )
 
 

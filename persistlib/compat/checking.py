@@ -10,16 +10,21 @@ import os
 from typing import TYPE_CHECKING
 
 from persistlib.bundle import reading
+from persistlib.compat.facts import Facts
 from persistlib.compat.graph_reading import read_structure, structure_of
-from persistlib.compat.graphs import graph_findings, runtime_of
-from persistlib.compat.manifests import Report, check_manifest, verdict_of
-from persistlib.errors import Severity
+from persistlib.compat.judging import findings_of
+from persistlib.compat.verdicts import verdict_of
 from persistlib.formats import by_content
 from persistlib.sources import is_folder, open_file
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import onnx
+
     from persistlib.bundle import Bundle
-    from persistlib.compat.manifests import Target
+    from persistlib.compat.targets import Target
+    from persistlib.compat.verdicts import Report
     from persistlib.files import StrPath
 
 # A graph up to this size is compared with its digest before it is walked: some milliseconds.
@@ -36,36 +41,31 @@ def check_source(source: StrPath, target: Target) -> Report:
     """
     if is_folder(source) or not os.path.isfile(source):
         return reading(source, lambda bundle: check_bundle(bundle, target))
-    if by_content(source).name == "onnx":
-        runtime = runtime_of(target)
-        model = read_structure(source)
-        return verdict_of(graph_findings(model, runtime, str(source)) if runtime else ())
-    with open_file(source):
-        return verdict_of(())
+    return verdict_of(findings_of(_file_facts(source), target))
+
+
+def _file_facts(source: StrPath) -> Facts:
+    path, name = os.fspath(source), by_content(source).name
+    if name == "onnx":
+        return Facts(source=path, format=name, structures=lambda: (read_structure(path),))
+    with open_file(source) as file:
+        return Facts(source=path, format=name, entries=file.entries)
 
 
 def check_bundle(bundle: Bundle, target: Target) -> Report:
     """Return the verdict on an open bundle: its manifest and each of its graphs.
-
-    A graph that the runtime refuses is an error where the target names a runtime and no torch; else
-    the model can still be used in torch, and it is a warning.
 
     Raises:
         IntegrityError: a graph file is missing, or differs from the manifest.
         FormatError: a graph is not well-formed.
     """
     manifest = bundle.manifest
-    report = check_manifest(manifest, target)
-    runtime = runtime_of(target) if manifest.graphs else None
-    if runtime is None:
-        return report
-    has_torch = target.version("torch") is not None
-    findings = [*report.findings]
-    for place, graph in enumerate(manifest.graphs):
+    facts = Facts(source=bundle.path, manifest=manifest, structures=lambda: _structures(bundle))
+    return verdict_of(findings_of(facts, target), upgraded=bool(manifest.upgraded_from))
+
+
+def _structures(bundle: Bundle) -> Iterator[onnx.ModelProto]:
+    for graph in bundle.manifest.graphs:
         entry = graph.files[0]
         data = bundle.whole(entry) if entry.size <= _COMPARED else bundle.mapped(entry)
-        model = structure_of(data, bundle.place(entry))
-        decides = place == 0 and not has_torch
-        severity = Severity.ERROR if decides else Severity.WARNING
-        findings += graph_findings(model, runtime, bundle.path, severity)
-    return verdict_of(dict.fromkeys(findings), upgraded=bool(manifest.upgraded_from))
+        yield structure_of(data, bundle.place(entry))

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
     import onnx
 
-    from persistlib.compat.manifests import Target
+    from persistlib.compat.facts import Facts
+    from persistlib.compat.targets import Target
 
 _PACKAGE = "onnxruntime"
-_VARIANTS = ("onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
 _CODES = {
     "ir": Code.GRAPH_VERSION,
     "opset": Code.GRAPH_VERSION,
@@ -59,10 +59,9 @@ def runtime_of(target: Target) -> Runtime | None:
     Raises:
         UsageError: its version is none.
     """
-    if target.described is None:
+    if target.is_here:
         return _here() if is_importable(_PACKAGE) else None
-    pins = target.described
-    wanted = next((pins[name] for name in (_PACKAGE, *_VARIANTS) if name in pins), None)
+    wanted = target.version(_PACKAGE)
     if wanted is None:
         return None
     try:
@@ -88,6 +87,26 @@ def _here() -> Runtime:
     rows = {"kernels": kernels, "schemas": schemas}
     own = releases.Release(version, known.ir, known.opsets, known.unknown, rows)
     return Runtime(own, version, exact)
+
+
+def kernels(facts: Facts, target: Target) -> Iterator[Finding]:
+    """Yield what the target's ONNX Runtime refuses of a model's graphs.
+
+    It is an error for a bare graph, and for the first graph of a bundle where the target has a
+    runtime and no torch; else the bundle can still be used, and it is a warning.
+
+    Raises:
+        UsageError: the target's version of ONNX Runtime is none.
+        PersistlibError: a graph cannot be read, or a walk would take too long.
+    """
+    if facts.manifest is not None and not facts.manifest.graphs:
+        return
+    if (runtime := runtime_of(target)) is None:
+        return
+    has_torch = facts.manifest is not None and target.version("torch") is not None
+    for place, model in enumerate(facts.structures()):
+        severity = Severity.WARNING if place or has_torch else Severity.ERROR
+        yield from graph_findings(model, runtime, facts.source, severity)
 
 
 def graph_findings(

@@ -1,150 +1,48 @@
-"""The verdict before the weights: does a bundle load and run here, or on a described target?
-
-Only the manifest is read. A target is this environment, or a list of pinned versions such as
-`"torch==2.6,torchvision==0.21,python==3.10"`.
-"""
+"""Rules on a manifest: its status, what it requires, and which versions saved it."""
 
 from __future__ import annotations
 
-import platform
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion, Version
 
-from persistlib.errors import Code, Finding, Severity, error, finding
-from persistlib.installed import package_version
+from persistlib.errors import Code, Severity, finding
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterator
 
-    from persistlib.manifest.schema import Manifest
-
-VERDICTS = ("ok", "ok-after-upgrade", "degraded", "refused")
-
-
-@dataclass(frozen=True)
-class Report:
-    """A verdict and what led to it.
-
-    Attributes:
-        verdict: "ok", "ok-after-upgrade", "degraded" or "refused".
-        findings: every finding, also notes.
-    """
-
-    verdict: str
-    findings: tuple[Finding, ...]
-
-    @property
-    def ok(self) -> bool:
-        """Whether the model can be used, perhaps degraded."""
-        return self.verdict != "refused"
+    from persistlib.compat.facts import Facts
+    from persistlib.compat.targets import Target
+    from persistlib.errors import Finding
 
 
-@dataclass(frozen=True)
-class Target:
-    """Versions to check against.
-
-    Attributes:
-        described: pinned versions by package name; None for this environment.
-    """
-
-    described: Mapping[str, str] | None = None
-
-    def version(self, package: str) -> str | None:
-        """Return the version of a package (or "python") there, or None when absent or not said."""
-        if self.described is not None:
-            return self.described.get(package)
-        return platform.python_version() if package == "python" else package_version(package)
-
-
-def parse_target(text: str | None) -> Target:
-    """Return the target that `NAME==VERSION[,NAME==VERSION...]` describes; None is here.
-
-    Raises:
-        UsageError: something in it is no pinned version.
-    """
-    if text is None:
-        return Target()
-    # Its parser takes as long to load as all else that `inspect` needs of packaging.
-    from packaging.requirements import InvalidRequirement, Requirement
-
-    pins: dict[str, str] = {}
-    for part in text.split(","):
-        try:
-            requirement = Requirement(part.strip())
-        except InvalidRequirement as fault:
-            raise _bad_target(part) from fault
-        specifiers = list(requirement.specifier)
-        if len(specifiers) != 1 or specifiers[0].operator != "==":
-            raise _bad_target(part)
-        pins[requirement.name.lower()] = specifiers[0].version.removesuffix(".*")
-    return Target(pins)
-
-
-def _bad_target(part: str) -> Exception:
-    return error(
-        Code.USAGE, part.strip() or "target", "is no pinned version", "write onnxruntime==1.17.3"
-    )
-
-
-def check_manifest(manifest: Manifest, target: Target, *, runtime: str | None = None) -> Report:
-    """Return the verdict on a manifest.
-
-    Args:
-        manifest: of the bundle.
-        target: where it shall load.
-        runtime: "torch" or "onnxruntime" when that one is meant; None for either.
-    """
-    findings = (
-        *_status(manifest),
-        *_requirements(manifest, target, runtime),
-        *_drift(manifest, target),
-    )
-    return verdict_of(findings, upgraded=bool(manifest.upgraded_from))
-
-
-def verdict_of(findings: Iterable[Finding], *, upgraded: bool = False) -> Report:
-    """Return the verdict that follows from findings.
-
-    Args:
-        findings: all of them.
-        upgraded: whether the manifest was of an older version.
-    """
-    found = tuple(findings)
-    severities = {f.severity for f in found}
-    if Severity.ERROR.value in severities:
-        verdict = "refused"
-    elif Severity.WARNING.value in severities:
-        verdict = "degraded"
-    else:
-        verdict = "ok-after-upgrade" if upgraded else "ok"
-    return Report(verdict, found)
-
-
-def _status(manifest: Manifest) -> Iterator[Finding]:
-    status = manifest.status
-    if status.state == "active":
+def status(facts: Facts, target: Target) -> Iterator[Finding]:  # noqa: ARG001 - a rule's signature
+    """Yield that a bundle was withdrawn or superseded."""
+    if facts.manifest is None or facts.manifest.status.state == "active":
         return
-    withdrawn = status.state == "withdrawn"
-    reason = f": {status.reason}" if status.reason else ""
+    said = facts.manifest.status
+    withdrawn = said.state == "withdrawn"
+    reason = f": {said.reason}" if said.reason else ""
     yield finding(
         Code.STATUS,
-        manifest.name or "model",
-        f"{status.state}{reason}",
-        f"use {status.successor}" if status.successor else "ask who published it",
+        facts.manifest.name or "model",
+        f"{said.state}{reason}",
+        f"use {said.successor}" if said.successor else "ask who published it",
         Severity.ERROR if withdrawn else Severity.WARNING,
     )
 
 
-def _requirements(manifest: Manifest, target: Target, runtime: str | None) -> Iterator[Finding]:
-    for package, wanted in manifest.requires.items():
-        if package == "torch" and runtime == "onnxruntime":
+def requirements(facts: Facts, target: Target) -> Iterator[Finding]:
+    """Yield each package that a bundle requires and the target has not, or of another version."""
+    if facts.manifest is None:
+        return
+    for package, wanted in facts.manifest.requires.items():
+        if package == "torch" and facts.runtime == "onnxruntime":
             continue
         version = target.version(package)
         if version is None:
-            yield from _absent(package, target, has_graph=bool(manifest.graphs), runtime=runtime)
+            yield from _absent(package, facts, target)
         elif not _satisfies(version, wanted):
             yield finding(
                 Code.PYTHON_VERSION if package == "python" else Code.PACKAGE_VERSION,
@@ -154,12 +52,10 @@ def _requirements(manifest: Manifest, target: Target, runtime: str | None) -> It
             )
 
 
-def _absent(
-    package: str, target: Target, *, has_graph: bool, runtime: str | None
-) -> Iterator[Finding]:
-    if target.described is not None:
+def _absent(package: str, facts: Facts, target: Target) -> Iterator[Finding]:
+    if not target.lacks(package) or facts.manifest is None:
         return
-    usable = has_graph and runtime is None
+    usable = bool(facts.manifest.graphs) and facts.runtime is None
     yield finding(
         Code.PACKAGE_ABSENT,
         package,
@@ -176,15 +72,18 @@ def _satisfies(version: str, wanted: str) -> bool:
         return False
 
 
-def _drift(manifest: Manifest, target: Target) -> Iterator[Finding]:
-    for package, saved in manifest.environment.packages.items():
+def drift(facts: Facts, target: Target) -> Iterator[Finding]:
+    """Yield each package whose version is another than the one that saved."""
+    if facts.manifest is None:
+        return
+    for package, saved in facts.manifest.environment.packages.items():
         version = target.version(package)
         if version is not None and _release(version) != _release(saved):
             yield finding(
                 Code.PACKAGE_DRIFT,
                 package,
                 f"{version}, saved with {saved}",
-                "persistlib verify --behaviour BUNDLE compares the outputs",
+                f"persistlib verify --behaviour {facts.source} compares the outputs",
                 Severity.NOTE,
             )
 

@@ -63,8 +63,8 @@ def asked(wishes: GraphWishes) -> Versions:
     """
     if wishes.target is None:
         return Versions(wishes.opset, wishes.ir)
-    pins = parse_target(wishes.target).described or {}
-    if (pinned := pins.get("onnxruntime")) is None:
+    pinned = parse_target(wishes.target).version("onnxruntime")
+    if pinned is None:
         reason = f"{wishes.target!r} names no release of onnxruntime"
         raise error(Code.USAGE, "target", reason, "write onnxruntime==1.17.3")
     release = release_of(pinned)

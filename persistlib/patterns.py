@@ -11,21 +11,25 @@ module with all below it.
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from persistlib.errors import Code, error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from typing import TypeAlias
 
     Patterns: TypeAlias = str | Sequence[str]
-    Rules: TypeAlias = Mapping[str, str] | Sequence[str]
+    Rules: TypeAlias = Mapping[str, str] | Sequence[str] | Sequence[tuple[str, str]]
 
 
-_WILDCARDS = {"*": "(.*)", "?": "(.)"}
+_WILDCARDS = re.compile(r"(\*|\?|\[!?\]?[^\]]*\])")
+# What regular expressions are written with, and globs are not.
+_REGULAR = frozenset("()|\\^$+")
 
 
 def as_tuple(patterns: Patterns) -> tuple[str, ...]:
@@ -53,13 +57,8 @@ def select(patterns: Patterns, names: Iterable[str]) -> tuple[str, ...]:
     for pattern in as_tuple(patterns):
         bare = pattern.removeprefix("!")
         if not any(matches(bare, name) for name in known):
-            near = difflib.get_close_matches(bare, _stems(known), 1)
-            raise error(
-                Code.PATTERN_UNMATCHED,
-                pattern,
-                "matches no tensor of the model",
-                f"did you mean {near[0]}?" if near else f"names begin with {_first(known)}",
-            )
+            remedy = _unmatched(bare, known)
+            raise error(Code.PATTERN_UNMATCHED, pattern, "matches no tensor of the model", remedy)
     return tuple(name for name in known if matches(patterns, name))
 
 
@@ -67,7 +66,7 @@ def renamed(rules: Rules, names: Iterable[str]) -> dict[str, str]:
     """Return the new name of each name, its own where no rule matches; the last match decides.
 
     Args:
-        rules: pattern to replacement, or texts `PATTERN=REPLACEMENT`.
+        rules: pattern to replacement, pairs of them, or texts `PATTERN=REPLACEMENT`.
         names: the names as they are.
 
     Raises:
@@ -84,38 +83,117 @@ def renamed(rules: Rules, names: Iterable[str]) -> dict[str, str]:
 
 
 def _pairs(rules: Rules) -> list[tuple[str, str]]:
-    if not isinstance(rules, (list, tuple, str)):
-        return list(rules.items())  # type: ignore[union-attr] # what is left is the mapping
-    pairs = [rule.rpartition("=") for rule in ([rules] if isinstance(rules, str) else rules)]
-    for pattern, equals, replacement in pairs:
-        if not equals or not pattern:
-            raise error(Code.USAGE, f"{pattern}{replacement}", "no rule", "say PATTERN=REPLACEMENT")
-    return [(pattern, replacement) for pattern, _, replacement in pairs]
+    if isinstance(rules, Mapping):
+        return list(rules.items())
+    return [
+        _divided(rule) if isinstance(rule, str) else (rule[0], rule[1])
+        for rule in ([rules] if isinstance(rules, str) else rules)
+    ]
+
+
+def _divided(rule: str) -> tuple[str, str]:
+    pattern, equals, replacement = rule.rpartition("=")
+    if not equals or not pattern:
+        raise error(Code.USAGE, rule, "no rule", "say PATTERN=REPLACEMENT")
+    return pattern, replacement
+
+
+class _Run(NamedTuple):
+    """What stands between two `*` of a pattern: of fixed width, a group for each wildcard."""
+
+    regex: re.Pattern[str]
+    width: int
 
 
 def _rule(pattern: str, replacement: str) -> Callable[[str], str | None]:
     """Return what renames one name, or gives None where the pattern does not match."""
-    parts = re.split(r"(\*|\?|\[!?\]?[^\]]*\])", pattern)
-    text = "".join(
-        _WILDCARDS.get(part, f"({part.replace('[!', '[^', 1)})") if index % 2 else re.escape(part)
-        for index, part in enumerate(parts)
-    )
+    runs = _runs(pattern)
+    count = sum(run.regex.groups for run in runs) + len(runs) - 1
     pieces = replacement.split("*")
-    count = len(parts) // 2
     if len(pieces) - 1 > count:
         reason = f"the replacement has {len(pieces) - 1} wildcards, the pattern {count}"
         raise error(Code.USAGE, f"{pattern}={replacement}", reason, "take one away")
-    compiled = re.compile(f"{text}(?P<below>\\..*)?", re.DOTALL)
 
     def rename(name: str) -> str | None:
-        if (match := compiled.fullmatch(name)) is None:
+        if (found := _matched(runs, name)) is None:
             return None
-        filled = [pieces[0]]
-        for group, piece in zip(match.groups(), pieces[1:], strict=False):
-            filled += [group, piece]
-        return "".join(filled) + (match["below"] or "")
+        texts, below = found
+        filled = (part for pair in zip(texts, pieces[1:], strict=False) for part in pair)
+        return "".join((pieces[0], *filled, below))
 
     return rename
+
+
+def _runs(pattern: str) -> list[_Run]:
+    runs: list[list[str]] = [[]]
+    width = [0]
+    for number, part in enumerate(_WILDCARDS.split(pattern)):
+        if part == "*":
+            runs.append([])
+            width.append(0)
+        else:
+            runs[-1].append(_character(part) if number % 2 else re.escape(part))
+            width[-1] += 1 if number % 2 else len(part)
+    try:
+        return [
+            _Run(re.compile("".join(run), re.DOTALL), n) for run, n in zip(runs, width, strict=True)
+        ]
+    except re.error as fault:
+        raise error(Code.USAGE, pattern, f"no pattern: {fault.msg}", "see docs/cli.md") from fault
+
+
+def _character(wildcard: str) -> str:
+    """Return the group that matches what `?` or `[...]` does."""
+    if wildcard == "?":
+        return "(.)"
+    inner = wildcard[1:-1].replace("\\", r"\\")
+    return f"([^{inner[1:]}])" if inner.startswith("!") else f"([{inner}])"
+
+
+def _matched(runs: Sequence[_Run], name: str) -> tuple[list[str], str] | None:
+    """Return what each wildcard matches, an earlier `*` the longest, and what follows below.
+
+    Runs are placed from the right, each as far right as it fits. None is tried again at another
+    place, so that no pattern takes longer than its length times that of the name.
+    """
+    first, *others = runs
+    head = first.regex.match(name)
+    if head is None:
+        return None
+    if not others:
+        below = name[first.width :]
+        return (list(head.groups()), below) if below[:1] in {"", "."} else None
+    limit = end = _end(others[-1], name, first.width)
+    placed: list[re.Match[str]] = []
+    for run in reversed(others):
+        match = _rightmost(run, name, range(limit - run.width, first.width - 1, -1))
+        if match is None:
+            return None
+        placed.insert(0, match)
+        limit = match.start()
+    texts = list(head.groups())
+    for before, match in itertools.pairwise((head, *placed)):
+        texts += [name[before.end() : match.start()], *match.groups()]
+    return texts, name[end:]
+
+
+def _end(last: _Run, name: str, low: int) -> int:
+    """Return where a match may end: with the name, or before what stands below; -1 if nowhere."""
+    ends = (len(name), *(at for at in range(len(name) - 1, -1, -1) if name[at] == "."))
+    starts = (end - last.width for end in ends)
+    match = _rightmost(last, name, (start for start in starts if start >= low))
+    return -1 if match is None else match.end()
+
+
+def _rightmost(run: _Run, name: str, starts: Iterable[int]) -> re.Match[str] | None:
+    return next((m for at in starts if (m := run.regex.match(name, at))), None)
+
+
+def _unmatched(pattern: str, known: Sequence[str]) -> str:
+    if _REGULAR & set(pattern):
+        return "patterns are globs, no regular expressions: 'module.*=*' takes a prefix off"
+    near = difflib.get_close_matches(pattern, _stems(known), 1)
+    return f"did you mean {near[0]}?" if near else f"names begin with {_first(known)}"
 
 
 def _stems(names: Iterable[str]) -> list[str]:

@@ -6,7 +6,6 @@ tied in it exactly when they were tied before; a tied tensor stands under the sm
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING
 
 from persistlib.checkpoint import CheckpointReader, Entry
@@ -37,8 +36,7 @@ class Selection(CheckpointReader):
         groups: dict[str, list[str]] = {}
         for old, new in chosen.items():
             groups.setdefault(source.aliases.get(old, old), []).append(new)
-        if twice := [name for name, count in Counter(chosen.values()).items() if count > 1]:
-            raise error(Code.FORMAT_NAME, twice[0], "the name would stand twice", "rename one")
+        require_distinct(chosen)
         self.origins = {min(names): owner for owner, names in groups.items()}
         aliases = {n: min(names) for names in groups.values() for n in names if n != min(names)}
         entries = tuple(
@@ -60,6 +58,22 @@ class Selection(CheckpointReader):
     def windows(self, name: str) -> Iterator[memoryview]:
         """Yield the bytes of an entry, as the other checkpoint does."""
         return self._source.windows(self.origins[name])
+
+
+def require_distinct(chosen: Mapping[str, str]) -> None:
+    """Refuse new names of which two are the same.
+
+    Args:
+        chosen: names to their new ones.
+
+    Raises:
+        FormatError: two names become one; the error names all three.
+    """
+    first: dict[str, str] = {}
+    for old, new in chosen.items():
+        if (other := first.setdefault(new, old)) != old:
+            reason = f"the name would stand twice: {other} and {old} become it"
+            raise error(Code.FORMAT_NAME, new, reason, "rename one")
 
 
 # What DistributedDataParallel and torch.compile put in front of every name.

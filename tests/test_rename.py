@@ -31,6 +31,7 @@ NAMES = ("module.layer1.0.conv.weight", "module.layer1.1.conv.weight", "module.f
         ({"module.fc": "head"}, (*NAMES[:2], "head.bias")),
         ({"module.fc.bias": "b"}, (*NAMES[:2], "b")),
         ("module.fc=head", (*NAMES[:2], "head.bias")),
+        ([("module.fc", "head=1")], (*NAMES[:2], "head=1.bias")),
         ({"module.*": "*", "module.fc": "head"}, (*(n[7:] for n in NAMES[:2]), "head.bias")),
         (["module.fc=a=b"], None),
     ],
@@ -53,6 +54,8 @@ def test_a_rule_gives_the_names_that_it_says(
         ("", Code.USAGE),
         ("module.*=*.*", Code.USAGE),
         ("nothing.*=*", Code.PATTERN_UNMATCHED),
+        ("module.(.*)=*", Code.PATTERN_UNMATCHED),
+        ("[!z-a]*=*", Code.USAGE),
     ],
 )
 def test_what_is_no_rule_is_refused(rule: str, code: Code) -> None:
@@ -100,6 +103,7 @@ def test_names_that_would_be_one_leave_no_file(tmp_path: Path) -> None:
         with pytest.raises(PersistlibError) as caught:
             persistlib.convert(source, tmp_path / "out.pt", rename=rules)
         assert caught.value.code == Code.FORMAT_NAME.identifier
+        assert "module.c" in f"{caught.value.location} {caught.value.reason}"
         assert not (tmp_path / "out.pt").exists()
 
 

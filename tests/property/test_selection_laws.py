@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from persistlib.checkpoint import identity
 from persistlib.errors import PersistlibError, UsageError
-from persistlib.patterns import renamed, select
+from persistlib.patterns import _rule, renamed, select
 from persistlib.selection import Selection, without_wrappers, wrapper_of
 from property.strategies import checkpoints, tensor_names
 
@@ -128,3 +129,34 @@ def test_a_replacement_has_no_more_wildcards_than_its_pattern(names: list[str], 
     else:
         found = renamed({"*": "*" * extra + "x"}, names)
         assert found == {name: name * extra + "x" for name in names}
+
+
+def backtracked(pattern: str, name: str) -> tuple[list[str], str] | None:
+    """Return what a backtracking matcher finds: slower, and plainly right."""
+    said = {"*": "(.*)", "?": "(.)", "[ab]": "([ab])", "[!a]": "([^a])"}
+    parts = re.split(r"(\*|\?|\[ab\]|\[!a\])", pattern)
+    text = "".join(said.get(part, re.escape(part)) for part in parts)
+    found = re.fullmatch(f"{text}(?P<below>\\..*)?", name, re.DOTALL)
+    return None if found is None else (list(found.groups()[:-1]), found["below"] or "")
+
+
+@given(
+    st.lists(st.sampled_from(["*", "?", "[ab]", "[!a]", "a", "b", ".", "a.b"]), max_size=8),
+    st.text("ab.c\n", max_size=12),
+)
+def test_a_pattern_matches_as_if_every_way_had_been_tried(parts: list[str], name: str) -> None:
+    pattern = "".join(parts)
+    wanted = backtracked(pattern, name)
+    replacement = "<" + "*|" * sum(part in "*?" or part[0] == "[" for part in parts) + ">"
+    found = _rule(pattern, replacement)(name)
+    if wanted is None:
+        assert found is None
+    else:
+        texts, below = wanted
+        assert found == "<" + "".join(f"{text}|" for text in texts) + ">" + below
+
+
+def test_no_pattern_takes_for_ever() -> None:
+    # Tried in every way, either of them would outlast whoever waits.
+    assert _rule("*a" * 40 + "b", "x")("a" * 4000) is None
+    assert _rule("*." * 40 + "b", "x")("a." * 2000 + "c") is None

@@ -172,6 +172,8 @@ class Code(Enum):
     RUNTIME_KERNEL = ("PL210", CompatibilityError, "the runtime has no kernel for a node's types")
     RUNTIME_TYPES = ("PL211", CompatibilityError, "the graph breaks an operator's rules there")
     RUNTIME_UNKNOWN = ("PL212", CompatibilityError, "what the runtime can load is not known")
+    TARGET_CHOICE = ("PL213", CompatibilityError, "the target leaves a choice of releases")
+    TARGET_SILENT = ("PL214", CompatibilityError, "the target does not say what decides")
 
     NO_ARCHITECTURE = ("PL301", ArchitectureError, "no recipe rebuilds this module")
     LOOKALIKE = ("PL302", ArchitectureError, "the module differs from what its recipe builds")
@@ -185,6 +187,9 @@ class Code(Enum):
     BUILT_REALLY = ("PL310", ArchitectureError, "the module was built with values first")
     HOOKS_DROPPED = ("PL311", ArchitectureError, "hooks are not saved")
     TWINS = ("PL312", ArchitectureError, "names and shapes fit several builders")
+    ADAPTATION = ("PL313", ArchitectureError, "the model cannot be adapted in that way")
+    ADAPTATION_CHOICE = ("PL314", ArchitectureError, "several layers could be meant")
+    PARTLY_LOADED = ("PL315", ArchitectureError, "some tensors did not fit and were not loaded")
     MODEL_META = ("PL320", ModelError, "a tensor is on the meta device")
     MODEL_WRAPPED = ("PL321", ModelError, "the module is a wrapper around the model")
     MODEL_LAYOUT = ("PL322", ModelError, "a tensor is sparse")
@@ -262,12 +267,17 @@ class Code(Enum):
     DATA_CLASSES = ("PL808", TrainingError, "the data's classes are not the model's")
     DATA_SEEN = ("PL809", TrainingError, "the model was trained on this data")
     NO_SCORES = ("PL810", TrainingError, "the outputs are no scores of classes")
+    CHECKPOINT_DAMAGED = ("PL811", TrainingError, "a checkpoint differs from what was written")
+    DATA_CHANGED = ("PL812", TrainingError, "the data are not those that the run began with")
+    RUN_CHANGED = ("PL813", TrainingError, "the run goes on otherwise than it began")
+    FROZEN_CHANGED = ("PL814", TrainingError, "a frozen tensor is not what the run began with")
 
     USAGE = ("PL901", UsageError, "an argument is not understood")
     EXTRA_MISSING = ("PL902", MissingExtra, "an optional package is not installed")
     INTERRUPTED = ("PL903", PersistlibError, "interrupted")
     NO_MEMORY = ("PL904", PersistlibError, "not enough memory")
     INTERNAL = ("PL905", PersistlibError, "a fault of persistlib's own")
+    TARGET_TEXT = ("PL906", UsageError, "the description of a target cannot be read")
 
     def __init__(self, identifier: str, family: type[PersistlibError], title: str) -> None:
         self.identifier = identifier

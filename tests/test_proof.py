@@ -18,6 +18,7 @@ from persistlib.errors import Code, PersistlibError
 from persistlib.export import bisection
 from persistlib.export.bisection import ALONE, REWRITTEN, TOGETHER, Departure, Graph, locate
 from persistlib.export.comparison import TOLERANCE, deviation
+from persistlib.export.conditioning import own_rounding
 from persistlib.export.excerpt import excerpt, producers, type_number
 from persistlib.export.onnx_export import Exported, ExportedFile, export
 from persistlib.export.proof import prove
@@ -63,6 +64,21 @@ class Recurrent(nn.Module):
         found, _ = self.attention(steps, steps, steps)
         result: torch.Tensor = self.norm(steps + found).mean(1)
         return result
+
+
+class Chaotic(nn.Module):
+    """A sum, and a map that doubles the last bit of it at every step."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(64, 4)
+        self.steps = steps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        value = torch.sigmoid(self.first(x))
+        for _ in range(self.steps):
+            value = 3.875 * value * (1 - value)
+        return value
 
 
 class Case(NamedTuple):
@@ -321,3 +337,33 @@ def test_tolerances_grow_with_the_rounding_step() -> None:
 )
 def test_a_deviation_is_relative_to_the_spread(expected: Any, found: Any, off: float) -> None:
     assert deviation(expected, found) == off
+
+
+def test_a_module_whose_own_rounding_departs_is_named_instead_of_an_operator() -> None:
+    torch.manual_seed(0)
+    model = Chaotic(30).eval()
+    exported = export(model, (torch.randn(8, 64),), input_names=("x",))
+    with pytest.raises(PersistlibError) as found:
+        prove(model, exported)
+    assert found.value.code == Code.EXPORT_MISMATCH.identifier
+    assert "the module itself is" in found.value.reason
+    assert "double precision" in found.value.remedy
+    double = model.double()
+    exported = export(double, (torch.randn(8, 64).double(),), input_names=("x",))
+    assert prove(double, exported, tolerance={"F64": 1e-4})["proved"]
+
+
+@given(steps=st.integers(0, 12), seed=st.integers(0, 99))
+@settings(max_examples=20, deadline=None)
+def test_own_rounding_grows_with_what_a_module_amplifies(steps: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    model = Chaotic(steps).eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    calm, wild = (
+        max(own_rounding(m, [torch.randn(16, 64)]) for _ in range(3))
+        for m in (model, Chaotic(steps + 20).eval())
+    )
+    assert calm < wild / 8
+    for name, tensor in model.state_dict().items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, before[name])

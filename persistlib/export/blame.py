@@ -1,13 +1,15 @@
-"""Which operator a proof failed at, told with the failure."""
+"""Why a proof failed, told with the failure: the module's own rounding, or an operator."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import onnx
 
 from persistlib.errors import Code, PersistlibError, error
 from persistlib.export.bisection import Graph, locate
+from persistlib.export.conditioning import own_rounding
 from persistlib.export.onnx_export import export
 from persistlib.export.reference_values import ModuleValues
 from persistlib.export.state import array_of
@@ -20,6 +22,10 @@ if TYPE_CHECKING:
     from persistlib.export.bisection import Departure
     from persistlib.export.onnx_export import Exported
 
+# A graph rounds elsewhere than the module: where the module's own rounding takes this share of what
+# is allowed, both together may take all of it.
+_SHARE = 2
+_ILL_CONDITIONED = "train the model further, or convert it to double precision (`model.double()`)"
 # What `naming.settle_names` puts behind the name of a value that the state has taken.
 _TAKEN = "_inner"
 
@@ -31,7 +37,10 @@ def blamed(
     runs: Sequence[Sequence[torch.Tensor]],
     limit: float,
 ) -> PersistlibError:
-    """Return the fault with the first operator that departs, where one can be told.
+    """Return the fault with its cause, where one can be told.
+
+    Where the module itself is as far from what it computes in double precision, that is the cause;
+    else it is the first operator that departs.
 
     Args:
         fault: why the graph is not proved.
@@ -42,6 +51,10 @@ def blamed(
     """
     if fault.code != Code.EXPORT_MISMATCH.identifier:
         return fault
+    rounding = max(map(partial(_rounding, model), runs), default=0.0)
+    if rounding > limit / _SHARE:
+        reason = f"{fault.reason}; the module itself is {rounding:.2g} off its float64 values"
+        return error(Code.EXPORT_MISMATCH, fault.location, reason, _ILL_CONDITIONED)
     try:
         found = next((d for run in runs if (d := _departure(model, exported, run, limit))), None)
     except Exception:  # noqa: BLE001 - modules raise what they like, and the fault itself stands
@@ -49,6 +62,13 @@ def blamed(
     if found is None:
         return fault
     return error(Code.EXPORT_MISMATCH, fault.location, f"{fault.reason}; {found}", fault.remedy)
+
+
+def _rounding(model: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> float:
+    try:
+        return own_rounding(model, inputs)
+    except Exception:  # noqa: BLE001 - not every module computes in double precision
+        return 0.0
 
 
 def _departure(

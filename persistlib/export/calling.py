@@ -17,7 +17,7 @@ from persistlib.architecture.isolation import isolated
 from persistlib.examples import named_outputs
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Generator, Mapping, Sequence
 
 # The exporter's libraries; each logs tracebacks and advice for faults that we report ourselves.
 _LOUD = ("torch", "onnxscript", "onnx_ir")
@@ -68,16 +68,26 @@ def device_of(model: torch.nn.Module) -> torch.device:
     return torch.device("cpu")
 
 
-def call(model: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> Named:
+def call(
+    model: torch.nn.Module,
+    inputs: Sequence[torch.Tensor],
+    state: Mapping[str, torch.Tensor] | None = None,
+) -> Named:
     """Return the outputs by name, on the CPU; what the call writes to, it writes to copies.
+
+    Args:
+        model: left as it is.
+        inputs: of its `forward`, by position.
+        state: tensors by name in place of the module's; its buffers' copies where none is given.
 
     Raises:
         Exception: whatever the module raises.
     """
     device = device_of(model)
-    copies = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    if state is None:
+        state = {name: buffer.clone() for name, buffer in model.named_buffers()}
     with evaluation(model):
         outputs = torch.func.functional_call(
-            model, copies, tuple(tensor.to(device, copy=True) for tensor in inputs)
+            model, dict(state), tuple(tensor.to(device, copy=True) for tensor in inputs)
         )
         return {name: tensor.detach().cpu() for name, tensor in named_outputs(outputs)}

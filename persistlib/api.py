@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from persistlib.bundle import SHARD_BYTES, Bundle, reading
 from persistlib.canonical import encode
 from persistlib.casting import cast_target
-from persistlib.compat import Report, parse_target
+from persistlib.compat import Report
 from persistlib.conversion import ConversionReport, Wishes, convert_weights
 from persistlib.difference import Difference, compare
 from persistlib.errors import (
@@ -29,7 +29,9 @@ from persistlib.graph_wishes import GraphWishes, graph_wishes
 from persistlib.installed import is_importable
 from persistlib.manifest.schema import Interface, Lineage, Manifest, Section, Training
 from persistlib.sources import BUNDLE, is_folder, open_file
+from persistlib.standing import set_status as set_status  # noqa: PLC0414 - public here
 from persistlib.summary import Summary, summarize
+from persistlib.upgrading import upgrade as upgrade  # noqa: PLC0414 - public here
 from persistlib.verification import FileState, verify_files
 
 if TYPE_CHECKING:
@@ -386,6 +388,7 @@ def check(source: StrPath, target: str | None = None) -> Report:
         UsageError: the target is no list of pinned versions.
     """
     from persistlib.compat.checking import check_source
+    from persistlib.compat.describing import parse_target
 
     described = parse_target(target)
     try:

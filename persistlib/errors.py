@@ -149,6 +149,8 @@ class Code(Enum):
     MANIFEST_UNKNOWN = ("PL105", ManifestError, "the manifest has a field that must be understood")
     MANIFEST_FIELD = ("PL106", ManifestError, "a manifest field is missing or malformed")
     MANIFEST_IDENTITY = ("PL107", IntegrityError, "a derived identity differs from its parts")
+    MANIFEST_OLDER = ("PL108", ManifestError, "the manifest is of an older version")
+    MANIFEST_NEWER = ("PL109", ManifestError, "the manifest is of a newer minor version")
     FILE_MISSING = ("PL110", IntegrityError, "a file of the bundle is missing")
     FILE_UNLISTED = ("PL111", IntegrityError, "a file that the manifest does not list")
     FILE_SIZE = ("PL112", IntegrityError, "a file has another size than recorded")

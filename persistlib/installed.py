@@ -27,6 +27,12 @@ def distributions_of(package: str) -> tuple[str, ...]:
     return _DISTRIBUTIONS.get(package, (package,))
 
 
+def package_of(distribution: str) -> str:
+    """Return the package that a distribution provides: "onnxruntime-gpu" provides onnxruntime."""
+    providers = _DISTRIBUTIONS.items()
+    return next((package for package, names in providers if distribution in names), distribution)
+
+
 def package_version(package: str) -> str | None:
     """Return the installed version of a package, or None."""
     names = distributions_of(package)

@@ -23,6 +23,15 @@ def _native() -> Any:
     return importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
 
 
+def providers() -> tuple[str, ...] | None:
+    """Return the providers of the ONNX Runtime here; None where there is none that imports."""
+    try:
+        import onnxruntime
+    except (ImportError, OSError):  # not installed, or a library of its build is missing
+        return None
+    return tuple(onnxruntime.get_available_providers())
+
+
 def kernels() -> list[list[Any]] | None:
     """Return a row for each kernel of the default provider; None where the release is silent."""
     listed = getattr(_native(), "get_all_opkernel_def", None)

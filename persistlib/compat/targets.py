@@ -40,8 +40,8 @@ class Target:
         providers: execution providers of its ONNX Runtime, full names.
         accelerators: what it computes with beside the CPU, such as "cuda"; empty where there is
             nothing, None where that is not known.
-        lowest: for each package that the description leaves a choice of, the oldest known release
-            that it admits; `packages` then has the newest. "python" may stand here too.
+        choices: for each package that the description leaves a choice of, or "python", the known
+            releases that it admits, oldest first; `packages` then has the newest.
         is_here: whether it is the running environment, which can be asked for more.
         is_complete: whether a package that is not named is known to be absent.
         findings: how the description was read, where that is not plain.
@@ -55,7 +55,7 @@ class Target:
     memory: int | None = None
     providers: tuple[str, ...] | None = None
     accelerators: tuple[str, ...] | None = None
-    lowest: Mapping[str, str] = field(default_factory=dict)
+    choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     is_here: bool = False
     is_complete: bool = False
     findings: tuple[Finding, ...] = ()
@@ -74,12 +74,11 @@ class Target:
         """Return whether a package is known to be absent; False where nothing is said of it."""
         return self.is_complete and self.version(package) is None
 
-    def with_lowest(self, package: str) -> Target:
-        """Return the same target with the oldest release of a package that it admits."""
-        oldest = self.lowest[package]
+    def with_release(self, package: str, version: str) -> Target:
+        """Return the same target with another release of a package, or of "python"."""
         if package == PYTHON:
-            return replace(self, python=oldest)
-        return replace(self, packages={**self.packages, package: oldest})
+            return replace(self, python=version)
+        return replace(self, packages={**self.packages, package: version})
 
 
 class Installed(Mapping[str, str]):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import onnx
 
-from persistlib.compat import parse_target
+from persistlib.compat.describing import parse_target
 from persistlib.errors import Code, error
 from persistlib.export.lowering import LOWEST, lower
 from persistlib.runtime.releases import release_of

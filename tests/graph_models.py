@@ -153,6 +153,19 @@ class Logarithm(nn.Module):
         return result
 
 
+class Tall(nn.Module):
+    """One table, of any size."""
+
+    def __init__(self, words: int = 1 << 10, width: int = 512) -> None:
+        super().__init__()
+        self.words = words
+        self.width = width
+        self.table = nn.Parameter(torch.rand(words, width))
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return nn.functional.embedding(tokens, self.table).tanh()
+
+
 class Wide(nn.Module):
     """Two tables of gigabytes, nearly all zeros, and a little that is computed with them."""
 

@@ -495,26 +495,43 @@ def test_data_beside_a_graph_goes_with_it(tmp_path: Path, monkeypatch: pytest.Mo
     defaults = onnx_export.export.__kwdefaults__
     assert defaults is not None
     monkeypatch.setitem(defaults, "external_above", 0)
-    wide_comes_back(tmp_path, 1 << 12)
+    comes_back(tmp_path, graph_models.Wide(1 << 12), 64)
+    comes_back(tmp_path / "tall", graph_models.Tall(), 1 << 10)
 
 
 @pytest.mark.slow
 def test_a_model_above_two_gigabytes_comes_back(tmp_path: Path) -> None:
-    wide_comes_back(tmp_path, (1 << 24) + 1)
+    comes_back(tmp_path, graph_models.Wide((1 << 24) + 1), 64)
 
 
-def wide_comes_back(folder: Path, words: int) -> None:
+@pytest.mark.slow
+def test_one_tensor_above_two_gigabytes_comes_back(tmp_path: Path) -> None:
+    words = (1 << 20) + 5
+    comes_back(tmp_path, graph_models.Tall(words), words)
+
+
+def comes_back(folder: Path, module: torch.nn.Module, words: int) -> None:
+    """Give a module of tokens below `words` to a graph whose data lies beside it, and back."""
     torch.manual_seed(5)
-    module = graph_models.Wide(words)
-    inputs = {"tokens": torch.arange(64).reshape(2, 32)}
-    manifest = persistlib.save(module, folder / "saved", example_inputs=inputs, onnx=True)
+    tokens = torch.randint(words, (2, 32))
+    tokens[0, 0], tokens[0, 1] = 0, words - 1
+    manifest = persistlib.save(
+        module, folder / "saved", example_inputs={"tokens": tokens}, onnx=True
+    )
     (folder / "alone").mkdir()
     persistlib.convert(folder / "saved", folder / "alone" / "m.onnx")
     for path in (folder / "saved").iterdir():
         path.unlink()
     beside = {path.name: path.stat().st_size for path in (folder / "alone").iterdir()}
     assert sorted(beside) == ["m.onnx", "m.onnx.data"]
-    assert beside["m.onnx.data"] >= 2 * 64 * words
+    assert beside["m.onnx.data"] >= sum(p.nbytes for p in module.parameters())
+    session = persistlib.load(folder / "alone" / "m.onnx", runtime="onnxruntime")
+    with torch.no_grad():
+        expected = module(tokens).numpy()
+    (given,) = session.run([tokens.numpy()]).values()
+    del session
+    assert np.allclose(given, expected, atol=1e-6)
+    assert np.ptp(expected) > 0.1
     report = persistlib.convert(folder / "alone" / "m.onnx", folder / "back", trust=TRUST)
     assert report.proof["proved"]
     assert report.identity == manifest.weights.identity

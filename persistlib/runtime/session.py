@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from persistlib.dtypes import DType
 from persistlib.errors import Code, error
 from persistlib.runtime import batching, placement, torch_tensors
-from persistlib.runtime.inlining import with_small_tensors
+from persistlib.runtime.outside import handed
 from persistlib.runtime.predictions import Prediction, ranked
 from persistlib.runtime.providers import CPU, Provider, resolve_all, short
 from persistlib.runtime.refusals import LOCATION, message, refused
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from persistlib.manifest.schema import Interface
+    from persistlib.runtime.outside import Handed
     from persistlib.runtime.structure import GraphFacts
 
 __all__ = ["Prediction", "Session", "open_session", "ranked"]
@@ -207,7 +208,7 @@ class Session:
             if self._is_plain and not any(map(torch_tensors.is_tensor, given.values())):
                 values = self._opened.run(names, dict(given), options)
                 return dict(zip(names, values, strict=True))
-            feeds = {s.name: to_runtime(given[s.name], s) for s in self.inputs}
+            feeds = {s.name: to_runtime(given[s.name], DType[s.dtype]) for s in self.inputs}
             values = self._opened.run_with_ort_values(names, feeds, options)
             pairs = zip(values, self.outputs, strict=True)
             return {spec.name: from_runtime(value, spec) for value, spec in pairs}
@@ -219,7 +220,7 @@ class Session:
         self, given: Mapping[str, Any], device: tuple[str, int], timeout: float | None
     ) -> dict[str, torch.Tensor]:
         def work(options: Any) -> dict[str, torch.Tensor]:
-            feeds = {s.name: to_runtime(given[s.name], s) for s in self.inputs}
+            feeds = {s.name: to_runtime(given[s.name], DType[s.dtype]) for s in self.inputs}
             found = torch_tensors.run_bound(self._opened, feeds, self.outputs, device, options)
             return {spec.name: tensor for spec, tensor in zip(self.outputs, found, strict=True)}
 
@@ -308,12 +309,12 @@ def open_session(
     facts = check_graph(model, external=external or {}, location=location)
     placement.require_loadable(wanted)
     used = {name: (external or {})[name] for name in facts.external}
-    options = session_options(wanted, threads=threads, external=used, profile=profile)
-    data = with_small_tensors(bytes(model), used)
-    opened = _opened(data, options, wanted, seconds, location)
+    graph = handed(bytes(model), used)
+    options = session_options(wanted, threads=threads, graph=graph, profile=profile)
+    opened = _opened(graph.model, options, wanted, seconds, location)
     if isinstance(opened, Exception):
-        raise _refused(opened, data, used, wanted, location) from opened
-    placement.require_placed(opened, wanted, require, min_share, data)
+        raise _refused(opened, graph, wanted, location) from opened
+    placement.require_placed(opened, wanted, require, min_share, graph.model)
     session = Session(opened, facts, interface)
     session.timeout = seconds
     return session
@@ -351,11 +352,7 @@ def _opened(
 
 
 def _refused(
-    fault: Exception,
-    data: bytes,
-    external: Mapping[str, memoryview],
-    wanted: Sequence[Provider],
-    location: object,
+    fault: Exception, graph: Handed, wanted: Sequence[Provider], location: object
 ) -> Exception:
     """Return the error for a session that could not be opened: the graph's fault or a provider's.
 
@@ -365,17 +362,17 @@ def _refused(
     cpu = Provider(CPU)
 
     def again(*providers: Provider) -> Any:
-        options = session_options(providers, external=external)
-        return _opened(data, options, providers, None, location)
+        options = session_options(providers, graph=graph)
+        return _opened(graph.model, options, providers, None, location)
 
     if not others:
-        return refused(fault, data, wanted, location)
+        return refused(fault, graph.model, wanted, location)
     if cpu not in wanted:
         both = again(*wanted, cpu)
         if not isinstance(both, Exception):
             placement.require_placed(both, (*wanted, cpu))
-            return placement.not_alone(others, placement.assigned(both), data)
+            return placement.not_alone(others, placement.assigned(both), graph.model)
     alone = again(cpu)
     if isinstance(alone, Exception):
-        return refused(alone, data, (cpu,), location)
+        return refused(alone, graph.model, (cpu,), location)
     return placement.at_fault(others, message(fault))

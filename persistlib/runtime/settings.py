@@ -9,8 +9,9 @@ from persistlib.errors import Code, error
 from persistlib.runtime.providers import CPU
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
+    from persistlib.runtime.outside import Handed
     from persistlib.runtime.providers import Provider
 
 _FATAL = 4  # ONNX Runtime's highest log level; what fails is raised as well
@@ -35,7 +36,7 @@ def session_options(
     providers: Sequence[Provider],
     *,
     threads: int | None = None,
-    external: Mapping[str, memoryview] | None = None,
+    graph: Handed | None = None,
     profile: str | None = None,
 ) -> Any:
     """Return ONNX Runtime's options for a session.
@@ -43,7 +44,7 @@ def session_options(
     Args:
         providers: those that it will have.
         threads: that one operator may use; None for the runtime's choice.
-        external: data files by name, handed over in memory.
+        graph: what is handed over in memory; None for nothing.
         profile: the beginning of the path of a profile to write; None for none.
 
     Raises:
@@ -67,9 +68,11 @@ def session_options(
         if type(threads) is not int or threads < 1:
             raise error(Code.USAGE, "threads", f"{threads!r} is no count", "give 1 or more")
         options.intra_op_num_threads = threads
-    if external:
+    if graph is not None and graph.values:
+        options.add_external_initializers(list(graph.values), list(graph.values.values()))
+    if graph is not None and (files := graph.files):
         options.add_external_initializers_from_files_in_memory(
-            list(external), list(external.values()), [view.nbytes for view in external.values()]
+            list(files), list(files.values()), [view.nbytes for view in files.values()]
         )
     if profile is not None:
         options.enable_profiling = True

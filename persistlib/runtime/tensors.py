@@ -51,7 +51,7 @@ def conform(inputs: object, specs: Sequence[TensorSpec]) -> dict[str, Any]:
     return arrays
 
 
-def to_runtime(array: Any, spec: TensorSpec) -> Any:
+def to_runtime(array: Any, dtype: DType) -> Any:
     """Return an array or tensor as ONNX Runtime's value; it must live as long as that."""
     import onnx
     import onnxruntime
@@ -60,7 +60,6 @@ def to_runtime(array: Any, spec: TensorSpec) -> Any:
         if hasattr(onnxruntime.OrtValue, "from_dlpack"):
             return onnxruntime.OrtValue.from_dlpack(array)
         array = torch_tensors.to_array(array)
-    dtype = DType[spec.dtype]
     if not dtype.value.extension:
         return onnxruntime.OrtValue.ortvalue_from_numpy(array)
     number = onnx.TensorProto.DataType.Value(dtype.value.onnx)

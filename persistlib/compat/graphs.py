@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from packaging.version import InvalidVersion, Version
 
 from persistlib.compat import live, releases
+from persistlib.compat.remedies import converted
 from persistlib.compat.walk import Cause, causes
 from persistlib.errors import Code, Finding, Severity, error, finding
 from persistlib.installed import is_importable
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from persistlib.compat.targets import Target
 
 _PACKAGE = "onnxruntime"
+_WITH_GRAPHS = ("bundle", "onnx")
 _CODES = {
     "ir": Code.GRAPH_VERSION,
     "opset": Code.GRAPH_VERSION,
@@ -46,11 +48,13 @@ class Runtime(NamedTuple):
         release: what it knows.
         wanted: the version that was asked for.
         exact: whether the release is the one that was asked for.
+        is_here: whether it runs here.
     """
 
     release: releases.Release
     wanted: str
     exact: bool
+    is_here: bool = False
 
 
 def runtime_of(target: Target) -> Runtime | None:
@@ -83,10 +87,10 @@ def _here() -> Runtime:
     kernels = live.kernels()
     schemas = known.rows["schemas"] if exact else live.schemas()
     if kernels is None or not schemas:
-        return Runtime(known, version, exact)
+        return Runtime(known, version, exact, is_here=True)
     rows = {"kernels": kernels, "schemas": schemas}
     own = releases.Release(version, known.ir, known.opsets, known.unknown, rows)
-    return Runtime(own, version, exact)
+    return Runtime(own, version, exact, is_here=True)
 
 
 def kernels(facts: Facts, target: Target) -> Iterator[Finding]:
@@ -99,34 +103,45 @@ def kernels(facts: Facts, target: Target) -> Iterator[Finding]:
         UsageError: the target's version of ONNX Runtime is none.
         PersistlibError: a graph cannot be read, or a walk would take too long.
     """
-    if facts.manifest is not None and not facts.manifest.graphs:
+    if facts.format not in _WITH_GRAPHS or (facts.manifest and not facts.manifest.graphs):
         return
     if (runtime := runtime_of(target)) is None:
         return
     has_torch = facts.manifest is not None and target.version("torch") is not None
     for place, model in enumerate(facts.structures()):
         severity = Severity.WARNING if place or has_torch else Severity.ERROR
-        yield from graph_findings(model, runtime, facts.source, severity)
+        yield from graph_findings(model, runtime, facts, severity)
+    yield from _unproved(runtime)
+
+
+def absent(facts: Facts, target: Target) -> Iterator[Finding]:
+    """Yield that a model has no graph, where the target has a runtime for graphs and no torch."""
+    has_graph = facts.manifest.graphs if facts.manifest is not None else facts.format == "onnx"
+    version = target.version(_PACKAGE)
+    if has_graph or version is None or target.version("torch") is not None:
+        return
+    reason = f"no graph, which onnxruntime {version} needs, and no torch is named"
+    yield finding(Code.GRAPH_ABSENT, facts.source, reason, converted(facts, _PACKAGE, version))
 
 
 def graph_findings(
-    model: onnx.ModelProto, runtime: Runtime, source: str, severity: Severity = Severity.ERROR
+    model: onnx.ModelProto, runtime: Runtime, facts: Facts, severity: Severity = Severity.ERROR
 ) -> list[Finding]:
     """Return why a runtime refuses a model; nothing where it makes a session of it.
 
     Args:
         model: its large tensors may be without values.
         runtime: to check against.
-        source: the path to name in a remedy.
+        facts: of the model that it is the graph of, for the remedy.
         severity: of what is refused.
 
     Raises:
         FormatError: more nodes than a walk may take, or functions that call themselves.
     """
     found = causes(model, runtime.release)
-    remedy = _remedy(model, runtime, source) if found else ""
-    told = [_finding(group, runtime, remedy, severity) for group in _grouped(found)]
-    return [*told, *_unproved(runtime)]
+    newer = _first_that_takes(model, runtime.release.version) if found else None
+    groups = [*_grouped(found)]
+    return [_finding(group, runtime, facts, severity, newer=newer) for group in groups]
 
 
 def _grouped(found: Sequence[Cause]) -> Iterator[list[Cause]]:
@@ -136,14 +151,27 @@ def _grouped(found: Sequence[Cause]) -> Iterator[list[Cause]]:
     yield from groups.values()
 
 
-def _finding(group: list[Cause], runtime: Runtime, remedy: str, severity: Severity) -> Finding:
+def _finding(
+    group: list[Cause], runtime: Runtime, facts: Facts, severity: Severity, *, newer: str | None
+) -> Finding:
     first = group[0]
-    there = f"{_PACKAGE} {runtime.release.version}"
     where = f"{first.node} ({first.operator})" if first.operator else first.node or "graph"
     more = f" (and {len(group) - 1} more)" if len(group) > 1 else ""
+    later = f"; {newer} and later take the graph" if newer else ""
     return finding(
-        _CODES[first.kind], f"{where}{more}", f"{there}: {first.reason}", remedy, severity
+        _CODES[first.kind],
+        f"{where}{more}",
+        f"{_PACKAGE} {runtime.release.version}: {first.reason}{later}",
+        _remedy(runtime, facts, newer),
+        severity,
     )
+
+
+def _remedy(runtime: Runtime, facts: Facts, newer: str | None) -> str:
+    """Return the command that mends it: here a newer release if one will do, else a conversion."""
+    if runtime.is_here and newer:
+        return f"pip install '{_PACKAGE}>={newer}'"
+    return converted(facts, _PACKAGE, runtime.wanted)
 
 
 def _unproved(runtime: Runtime) -> Iterator[Finding]:
@@ -159,13 +187,6 @@ def _unproved(runtime: Runtime) -> Iterator[Finding]:
     if platform.machine() not in _MACHINES:
         reason = "the table is of x86-64; here a few kernels more may be there"
         yield finding(Code.RUNTIME_UNKNOWN, platform.machine(), reason, "", Severity.NOTE)
-
-
-def _remedy(model: onnx.ModelProto, runtime: Runtime, source: str) -> str:
-    """Return the command that mends it: a newer release that takes the model, or a conversion."""
-    convert = f"persistlib convert {source} model.onnx --target {_PACKAGE}=={runtime.wanted}"
-    newer = _first_that_takes(model, runtime.release.version)
-    return f"pip install '{_PACKAGE}>={newer}', or {convert}" if newer else convert
 
 
 def _first_that_takes(model: onnx.ModelProto, version: str) -> str | None:

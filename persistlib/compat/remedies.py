@@ -1,0 +1,35 @@
+"""Commands that mend what a verdict refuses, each one to be pasted as it is."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from persistlib.compat.facts import Facts
+
+
+def converted(facts: Facts, package: str, version: str) -> str:
+    """Return the command that makes a graph of a model for a release of a runtime.
+
+    An ONNX file becomes a bundle first, whose module is written anew.
+
+    Args:
+        facts: of the model.
+        package: the runtime, such as "onnxruntime".
+        version: its release.
+    """
+    wanted = f"{package}=={version}"
+    base = os.path.splitext(facts.source)[0] if facts.manifest is None else facts.source.rstrip("/")
+    graph = f"{base}-{package}-{version}.onnx"
+    if facts.manifest is not None:
+        return _command("convert", facts.source, graph, "--target", wanted)
+    bundle = _command("identify", facts.source, "--bundle", base)
+    if facts.format == "onnx":
+        bundle = _command("convert", facts.source, base)
+    return f"{bundle} && {_command('convert', base, graph, '--target', wanted)}"
+
+
+def _command(*words: str) -> str:
+    return shlex.join(("persistlib", *words))

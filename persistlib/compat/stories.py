@@ -1,0 +1,161 @@
+"""The long story of each code that a verdict may hold: `persistlib check --explain CODE`.
+
+One row a code; docs/compatibility.md has the same rows. Every code of a rule in `table.RULES`, and
+every other code of `CompatibilityError`, has one: a test holds it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from persistlib.errors import Code
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class Story(NamedTuple):
+    """What there is to know of a code.
+
+    Attributes:
+        means: what was seen, and why it matters.
+        grade: what it does to the verdict, and when.
+        mends: what to do.
+        known: where the fact comes from.
+    """
+
+    means: str
+    grade: str
+    mends: str
+    known: str
+
+
+STORIES: Mapping[Code, Story] = {
+    Code.PYTHON_VERSION: Story(
+        "The bundle says which versions of Python it was made for, and the target's is none.",
+        "refused",
+        "Install a Python within the range. Where only the weights are wanted, any Python that"
+        " persistlib runs on reads them: persistlib convert BUNDLE OUT.safetensors.",
+        "`requires` in the manifest, compared by PEP 440.",
+    ),
+    Code.PACKAGE_VERSION: Story(
+        "A package that rebuilds or runs the model is there in a version outside the range that"
+        " the bundle requires.",
+        "refused",
+        "Install a version within the range. A bundle with a graph also runs without torch, in ONNX"
+        " Runtime alone.",
+        "`requires` in the manifest, compared by PEP 440.",
+    ),
+    Code.PACKAGE_ABSENT: Story(
+        "A package that the bundle requires is not installed, or a target that names all it has"
+        " does not name it.",
+        "refused; a note where the bundle holds a graph, which ONNX Runtime runs without it",
+        "Install it, or run the graph: persistlib.load(BUNDLE, runtime='onnxruntime').",
+        "`requires` in the manifest; metadata of what is installed, without importing it. Lock"
+        " files, `persistlib environment --json` and `pip list --format json` name all there is, a"
+        " requirements.txt does not.",
+    ),
+    Code.PACKAGE_DRIFT: Story(
+        "The model was saved with another release of a package. Nothing is known to be wrong; the"
+        " same weights may give outputs that differ in their last bits, and a builder's defaults"
+        " may have changed.",
+        "a note: the verdict stays as it is",
+        "Compare: persistlib verify --behaviour BUNDLE computes the stored examples again.",
+        "`environment` in the manifest.",
+    ),
+    Code.STRUCTURE_DRIFT: Story(
+        "What the recipe builds here is configured otherwise than what was saved: another eps,"
+        " another activation, a buffer with other values. The tensors fit; the outputs may not.",
+        "an error of `load` under the very versions that saved it, for then it is another model; a"
+        " warning under others, whose modules may hold attributes that older ones lacked",
+        "Load it with the versions it was saved with, or compare the outputs: persistlib verify"
+        " --behaviour BUNDLE. load(..., strict=False) takes it as it is.",
+        "The structure digest: path, class, plain configuration and tensors of every submodule.",
+    ),
+    Code.SOURCE_DRIFT: Story(
+        "The source of the builder, a class of your own or of a package, is not what it was when"
+        " the model was saved. It may build the same module, or one of the same shapes that"
+        " computes something else.",
+        "degraded",
+        "Take the source of then, or compare the outputs: persistlib verify --behaviour BUNDLE."
+        " Saving the model again records the new source.",
+        "`architecture.source` in the manifest: a digest of the class's source.",
+    ),
+    Code.GRAPH_VERSION: Story(
+        "The graph says that it is of a newer file format (IR) or operator set than the target's"
+        " ONNX Runtime reads. It refuses such a file before it looks at a single node.",
+        "refused; degraded where the target has torch, which runs the bundle instead, and for every"
+        " graph of a bundle but the first",
+        "Install a newer ONNX Runtime, or write the graph for this one: persistlib convert BUNDLE"
+        " OUT.onnx --target onnxruntime==VERSION, which is proved to compute the same.",
+        "Sessions made in every release since 1.15, at every version (`make runtimes`).",
+    ),
+    Code.STATUS: Story(
+        "Whoever published the model has withdrawn it, or has named a successor.",
+        "refused when withdrawn, degraded when superseded",
+        "Use the successor, or ask who published it.",
+        "`status` in the manifest.",
+    ),
+    Code.RUNTIME_OPERATOR: Story(
+        "A node's operator is none that the target's ONNX Runtime knows: it came with a later"
+        " operator set, or its domain is another vendor's.",
+        "refused; degraded where the target has torch, and for every graph but the first",
+        "Install the release that the finding names, or write the graph anew for this one. An"
+        " operator of a domain that no release knows needs its library: export without it.",
+        "The operators' schemas of each release, as its wheel lists them.",
+    ),
+    Code.RUNTIME_KERNEL: Story(
+        "The operator exists, and the CPU provider cannot compute it for these element types, in"
+        " this version, or with these attributes. Such a graph passes onnx's checker, and fails"
+        " where the session is made.",
+        "refused; degraded where the target has torch, and for every graph but the first",
+        "Install the release that the finding names, or write the graph anew, perhaps in other"
+        " types: persistlib convert BUNDLE OUT.onnx --target onnxruntime==VERSION.",
+        "The kernel table of each release's wheel from 1.16 on; of 1.15, every row tried. The"
+        " running release is asked for its own. Casts of half precision and definitions put in a"
+        " node's place are followed.",
+    ),
+    Code.RUNTIME_TYPES: Story(
+        "The graph breaks the rules of an operator as that release has them: a type that its schema"
+        " does not allow, shapes at odds, an element type that the release does not know.",
+        "refused; degraded where the target has torch, and for every graph but the first",
+        "Write the graph anew for that release, or look at the node that is named.",
+        "Schemas of each release, and ONNX's own inference of types, node by node.",
+    ),
+    Code.RUNTIME_UNKNOWN: Story(
+        "The release of ONNX Runtime is not in the table, so it was judged as the nearest older"
+        " one; or the machine is none of those whose kernels the table holds.",
+        "degraded: not proved; a note where only the machine differs",
+        "Take a newer persistlib, or add the release: make runtimes.",
+        "`compat/runtimes.xz`, which `make runtimes` extends from the release's own wheel.",
+    ),
+    Code.TARGET_CHOICE: Story(
+        "The target says a range and no release, such as onnxruntime>=1.17, or a lock file has"
+        " several versions of a package. It is read as the newest known release that it admits, as"
+        " pip would install it; of Python, as the one that runs here. The oldest is judged too.",
+        "a note how it was read; degraded where the newest takes the model and the oldest does not",
+        "Pin the release that is deployed, or raise the range's lower end to the one named.",
+        "The releases that the tables know; versions are compared by PEP 440.",
+    ),
+    Code.TARGET_SILENT: Story(
+        "The target names neither torch nor ONNX Runtime, and does not claim to be complete: what"
+        " would run the model there was not judged.",
+        "degraded",
+        "Add what runs it: --target requirements.txt onnxruntime==1.17.3; or describe the machine"
+        " whole: persistlib environment --json > machine.json, run there.",
+        "The description of the target.",
+    ),
+    Code.GRAPH_ABSENT: Story(
+        "The target has ONNX Runtime and no torch, and the model has no graph for it to run.",
+        "refused",
+        "Make the graph: persistlib convert BUNDLE OUT.onnx --target onnxruntime==VERSION; or name"
+        " the torch that is there too.",
+        "`graphs` in the manifest.",
+    ),
+}
+
+
+def code_of(word: str) -> Code | None:
+    """Return the code that a word names, by its identifier or its name, in any case; or None."""
+    wanted = word.strip().upper().replace("-", "_")
+    return next((code for code in Code if wanted in {code.identifier, code.name}), None)

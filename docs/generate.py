@@ -17,7 +17,8 @@ from persistlib.dtypes import DType
 from persistlib.errors import Code
 from persistlib.formats import FORMATS, PROMISES
 from persistlib.manifest import schema
-from persistlib.manifest.schema import VERSION, Manifest, Section
+from persistlib.manifest.schema import Manifest, Section
+from persistlib.manifest.version import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

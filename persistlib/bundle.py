@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from persistlib.checkpoint import CheckpointReader
     from persistlib.converters.safetensors_file import Header
+    from persistlib.errors import PersistlibError
     from persistlib.files import StrPath
     from persistlib.manifest.schema import FileEntry, Manifest, TensorRecord, UnsavedTensor
 
@@ -284,14 +285,15 @@ def _read_manifest(folder: Folder) -> Manifest:
     if document.NAME not in folder.names():
         if not folder.is_current():
             raise _ReplacedError
-        raise error(
-            Code.NOT_A_BUNDLE,
-            folder.path,
-            f"no {document.NAME} in it",
-            "name the folder that persistlib.save made",
-        )
+        raise not_a_bundle(folder.path)
     data = folder.read(document.NAME, limit=SIZE_LIMIT)
     return document.read(data, location=os.path.join(folder.path, document.NAME))
+
+
+def not_a_bundle(path: StrPath) -> PersistlibError:
+    """Return the error for a folder that has no manifest."""
+    remedy = "name the folder that persistlib.save made"
+    return error(Code.NOT_A_BUNDLE, path, f"no {document.NAME} in it", remedy)
 
 
 def reading(path: StrPath, work: Callable[[Bundle], _T]) -> _T:

@@ -35,12 +35,14 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 __all__ = [
+    "WRITE_FLAGS",
     "NewFolder",
     "OutFile",
-    "amended",
     "exchange",
     "file",
     "folder",
+    "held",
+    "make_durable",
     "open_folder",
     "write_fault",
 ]
@@ -59,7 +61,7 @@ _REMEDIES = {
 }
 # One write call moves at most about 2 GiB on Linux; smaller pieces let hashing keep up.
 _PIECE = 64 << 20
-_WRITE_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+WRITE_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 class OutFile:
@@ -134,7 +136,7 @@ class NewFolder:
         """
         if fault := name_fault(name):
             raise error(Code.NAME_UNSAFE, name, fault, "give the file a plain name")
-        fd = os.open(name, _WRITE_FLAGS, 0o666, dir_fd=self.fd)
+        fd = os.open(name, WRITE_FLAGS, 0o666, dir_fd=self.fd)
         try:
             yield OutFile(fd, name, name)
             sync(fd)
@@ -174,7 +176,7 @@ def folder(
         LockedError: another writer is at work there.
         DurabilityError: the new version is in place, but the last fsync failed.
     """
-    with _held(path) as place:
+    with held(path) as place:
         place.undo_gap()
         _check_folder(place, overwrite=overwrite, foreign=foreign)
         place.sweep_leftovers()
@@ -195,7 +197,7 @@ def folder(
             raise
         finally:
             close(fd)
-        _make_durable(place.fd, place.path)
+        make_durable(place.fd, place.path)
         place.sweep(replaced)
 
 
@@ -211,13 +213,13 @@ def file(path: StrPath, *, overwrite: bool = True) -> Generator[OutFile]:
         LockedError: another writer is at work there.
         DurabilityError: the new file is in place, but the last fsync failed.
     """
-    with _held(path) as place:
+    with held(path) as place:
         _check_file(place, overwrite=overwrite)
         place.sweep_leftovers()
         staged = place.fresh()
         fd = -1
         try:
-            fd = os.open(staged, _WRITE_FLAGS, 0o666, dir_fd=place.fd)
+            fd = os.open(staged, WRITE_FLAGS, 0o666, dir_fd=place.fd)
             yield OutFile(fd, os.path.join(place.parent, staged), place.name)
             keep_mode(fd, _check_file(place, overwrite=overwrite))
             sync(fd)
@@ -228,43 +230,11 @@ def file(path: StrPath, *, overwrite: bool = True) -> Generator[OutFile]:
             raise
         finally:
             close(fd)
-        _make_durable(place.fd, place.path)
+        make_durable(place.fd, place.path)
 
 
 @contextlib.contextmanager
-def amended(path: StrPath, name: str) -> Generator[tuple[Folder, OutFile]]:
-    """Yield the folder at `path` and a new version of one of its files, published on leaving.
-
-    No other writer replaces the folder meanwhile. The new version is written beside the folder, so
-    that a crash leaves no strange file in it. A link to a folder is followed.
-
-    Raises:
-        TargetError: no folder stands there, or writing fails; the file stands unchanged.
-        LockedError: another writer is at work there.
-        DurabilityError: the new file is in place, but the last fsync failed.
-    """
-    with _held(os.path.realpath(path)) as place:
-        place.undo_gap()
-        place.sweep_leftovers()
-        staged = place.fresh()
-        fd = -1
-        with open_folder(place.path) as folder:
-            try:
-                fd = os.open(staged, _WRITE_FLAGS, 0o666, dir_fd=place.fd)
-                yield folder, OutFile(fd, os.path.join(place.parent, staged), name)
-                keep_mode(fd, os.stat(name, dir_fd=folder.fd).st_mode)
-                sync(fd)
-                os.rename(staged, name, src_dir_fd=place.fd, dst_dir_fd=folder.fd)
-            except BaseException:
-                place.sweep(staged)
-                raise
-            finally:
-                close(fd)
-            _make_durable(folder.fd, place.path)
-
-
-@contextlib.contextmanager
-def _held(path: StrPath) -> Generator[Place]:
+def held(path: StrPath) -> Generator[Place]:
     """Yield the place of a target with its lock held; a fault of the system becomes ours."""
     place = Place(path)
     try:
@@ -368,7 +338,7 @@ def _libc() -> ctypes.CDLL | None:
     return ctypes.CDLL(None, use_errno=True) if sys.platform.startswith("linux") else None
 
 
-def _make_durable(folder_fd: int, path: str) -> None:
+def make_durable(folder_fd: int, path: str) -> None:
     """Return when the names in a target's folder are on the medium."""
     try:
         sync_folder(folder_fd)

@@ -11,7 +11,6 @@ import contextlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -30,6 +29,7 @@ from persistlib.architecture.module_state import (
 )
 from persistlib.bundle import CARD, EXAMPLES, GRAPH, SHARD_BYTES, STATE, WEIGHTS
 from persistlib.canonical import SIZE_LIMIT
+from persistlib.clock import timestamp
 from persistlib.digests import digest
 from persistlib.errors import Code, PersistlibError, Severity, error, finding, tell
 from persistlib.graph_wishes import GraphWishes
@@ -47,6 +47,7 @@ from persistlib.manifest.schema import (
     Weights,
 )
 from persistlib.model_notes import ModelNote, noted_lineage, render
+from persistlib.upkeep import is_left_copy
 from persistlib.writing import write_file, write_tensors
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ if TYPE_CHECKING:
     from persistlib.files import Folder, StrPath
     from persistlib.manifest.schema import Architecture, Lineage, Training
     from persistlib.publish import NewFolder
-    from persistlib.writing import Written
+from persistlib.writing import Written
 
 _PACKAGES = ("torch", "torchvision", "numpy", "safetensors")
 _GRAPH_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -322,7 +323,7 @@ def foreign_files(folder: Folder) -> list[str]:
         data = folder.read(document.NAME, limit=SIZE_LIMIT)
         manifest = document.read(data)
         own |= {entry.path for entry in manifest.verified_files()} | set(manifest.documents)
-        return sorted(names - own)
+        return sorted(name for name in names - own if not is_left_copy(folder, name))
     ours = names - own
     return sorted(
         n for n in ours if not n.startswith(f"{WEIGHTS}-") and n != f"{WEIGHTS}.safetensors"
@@ -346,7 +347,7 @@ def _write(folder: NewFolder, prepared: _Prepared, plan: Plan, written: Written)
         writer=installed.writer(),
         bundle_id=document.UNSEALED,
         digest=document.UNSEALED,
-        created=_now(),
+        created=timestamp(),
         name=plan.name,
         license=plan.license,
         status=plan.status,
@@ -467,14 +468,6 @@ def _accelerator(devices: Iterable[torch.device]) -> str | None:
     if not kinds:
         return None
     return torch.cuda.get_device_name(kinds[0]) if kinds[0].type == "cuda" else kinds[0].type
-
-
-def _now() -> str:
-    epoch = os.environ.get("SOURCE_DATE_EPOCH")
-    moment = (
-        datetime.fromtimestamp(int(epoch), timezone.utc) if epoch else datetime.now(timezone.utc)
-    )
-    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 _NO_LIMIT = 1 << 62

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from persistlib.digests import digest_all
 from persistlib.errors import Code, Finding, PersistlibError, Severity, finding
 from persistlib.manifest import document
+from persistlib.upkeep import is_left_copy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,12 +66,13 @@ def _listing_findings(bundle: Bundle) -> Iterator[Finding]:
             severity=Severity.WARNING,
         )
     for name in sorted(present - files - set(manifest.documents)):
-        yield finding(
-            Code.FILE_UNLISTED,
-            os.path.join(bundle.path, name),
-            "the manifest does not list it",
-            "move it out of the bundle",
-        )
+        place, reason = os.path.join(bundle.path, name), "the manifest does not list it"
+        if is_left_copy(bundle.folder, name):
+            reason = "a copy of the manifest that an interrupted upgrade left"
+            remedy = f"persistlib upgrade {bundle.path}"
+            yield finding(Code.FILE_UNLISTED, place, reason, remedy, Severity.WARNING)
+        else:
+            yield finding(Code.FILE_UNLISTED, place, reason, "move it out of the bundle")
 
 
 def _file_findings(bundle: Bundle, entry: FileEntry) -> Iterator[Finding]:

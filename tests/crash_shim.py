@@ -25,10 +25,11 @@ import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from persistlib import lock, place, publish
+from persistlib import amendment, lock, place, publish
 from persistlib.errors import PersistlibError
 
 if TYPE_CHECKING:
+    import random
     from collections.abc import Callable, Generator
 
     from persistlib.files import Folder
@@ -185,6 +186,7 @@ class Tape:
             operation["size"] = args[1]
         elif name == "rename":
             operation |= {"dir": self.identify(folder), "from": args[0], "to": args[1]}
+            operation |= self._move(folder, kwargs.get("dst_dir_fd", folder), args[1])
         elif name == "exchange":
             operation |= {"dir": self.identify(args[0]), "from": args[1], "to": args[2]}
         elif name in {"open", "mkdir", "unlink", "rmdir"}:
@@ -193,6 +195,13 @@ class Tape:
                 operation["id"] = self.identify(args[0], folder, new=True)
         self.operations.append(operation)
         return result
+
+    def _move(self, folder: int, other: int, name: str) -> Operation:
+        """Return what makes a renaming one into another folder."""
+        if folder == other:
+            return {}
+        away, number = self.identify(folder), self.identify(name, other)
+        return {"op": "move", "away": away, "dir": self.identify(other), "id": number}
 
     def _entry(self, path: str, folder: int | None) -> Operation:
         parent, name = os.path.split(path)
@@ -241,6 +250,7 @@ def recorded(tape: Tape) -> Generator[Tape]:
     stands = [
         (publish, "os", stand),
         (place, "os", stand),
+        (amendment, "os", stand),
         (lock, "os", stand),
         (lock, "fcntl", Stand(fcntl, frozenset({"flock"}), tape)),
         (publish, "exchange", tape.exchange),
@@ -253,6 +263,16 @@ def recorded(tape: Tape) -> Generator[Tape]:
     finally:
         for module, name, value in before:
             setattr(module, name, value)
+
+
+@contextlib.contextmanager
+def descriptors_closed() -> Generator[None]:
+    """Close what a process that died would have had closed for it."""
+    before = set(os.listdir("/proc/self/fd"))
+    yield
+    for fd in set(os.listdir("/proc/self/fd")) - before:
+        with contextlib.suppress(OSError):
+            os.close(int(fd))
 
 
 # -- power loss --------------------------------------------------------------------------------
@@ -298,6 +318,9 @@ class Disk:
             self.folders.setdefault(operation["dir"], {})[operation["name"]] = operation["id"]
         elif name in {"unlink", "rmdir"}:
             self.folders.get(operation["dir"], {}).pop(operation["name"], None)
+        elif name == "move":  # the new folder's entry leads to the file, whatever its old name was
+            self.folders.get(operation["away"], {}).pop(operation["from"], None)
+            self.folders.setdefault(operation["dir"], {})[operation["to"]] = operation["id"]
         elif name in {"rename", "exchange"}:
             names = self.folders.get(operation["dir"], {})
             one, other = operation["from"], operation["to"]
@@ -352,6 +375,18 @@ def power_loss(
             part = operation["data"][: int(len(operation["data"]) * kept)]
             after.apply(operation | {"data": part})
     return after
+
+
+def lost(disk: Disk, tape: Tape, upto: int, chance: random.Random) -> Disk:
+    """Return a disk after a power cut: each unsynced operation kept or dropped by chance."""
+    bias = chance.choice([0.0, 0.2, 0.5, 0.8, 1.0])
+
+    def keep(operation: Operation) -> bool | float:
+        if operation["op"] == "write" and chance.random() < 0.3:
+            return chance.random()
+        return chance.random() < bias
+
+    return power_loss(disk, tape.operations[:upto], keep)
 
 
 def kinds(operations: list[Operation]) -> dict[int, bool]:

@@ -21,7 +21,18 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import crash_shim
-from crash_shim import Disk, Killed, Server, Tape, power_loss, recorded, save, whole
+from crash_shim import (
+    Disk,
+    Killed,
+    Server,
+    Tape,
+    descriptors_closed,
+    lost,
+    power_loss,
+    recorded,
+    save,
+    whole,
+)
 from persistlib import gap, publish
 from persistlib.errors import DurabilityError, PersistlibError, TargetError
 
@@ -283,28 +294,6 @@ def run_until(target: Path, tape: Tape, version: int, at: int = 0) -> int:
         save(str(target), version)
     tape.at = 0
     return len(tape.calls) - before
-
-
-@contextlib.contextmanager
-def descriptors_closed() -> Generator[None]:
-    """Close what a process that died would have had closed for it."""
-    before = set(os.listdir("/proc/self/fd"))
-    yield
-    for fd in set(os.listdir("/proc/self/fd")) - before:
-        with contextlib.suppress(OSError):
-            os.close(int(fd))
-
-
-def lost(disk: Disk, tape: Tape, upto: int, chance: random.Random) -> Disk:
-    """Return a disk after a power cut: each unsynced operation kept or dropped by chance."""
-    bias = chance.choice([0.0, 0.2, 0.5, 0.8, 1.0])
-
-    def keep(operation: crash_shim.Operation) -> bool | float:
-        if operation["op"] == "write" and chance.random() < 0.3:
-            return chance.random()
-        return chance.random() < bias
-
-    return power_loss(disk, tape.operations[:upto], keep)
 
 
 def check_disk(disk: Disk, tape: Tape, where: Path, allowed: Collection[int | None]) -> None:

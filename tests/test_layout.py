@@ -29,23 +29,32 @@ ROOT = Path(__file__).parents[1]
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     (
-        *("canonical", "digests", "dtypes", "files", "gap", "graph_notes", "graph_tensors"),
-        *("images", "lock", "patterns", "place", "publish", "wire"),
+        *("amendment", "canonical", "clock", "digests", "dtypes", "files", "gap"),
+        *("graph_notes", "graph_tensors", "images", "lock", "patterns", "place", "publish", "wire"),
     ),
     ("checkpoint", "manifest"),
     ("formats", "installed"),
     (
-        *("architecture", "blocks", "bundle", "card", "casting", "compat", "conversion"),
+        *(
+            "adaptation",
+            "architecture",
+            "blocks",
+            "bundle",
+            "card",
+            "casting",
+            "compat",
+            "conversion",
+        ),
         *("deviation", "difference", "examples", "graph_wishes"),
         *("model_notes", "noted_models"),
         *("identification", "keras_models"),
-        *("keras_reading", "preprocessing", "selection", "sources", "summary", "verification"),
-        "writing",
+        *("keras_reading", "preprocessing", "selection", "sources", "standing", "summary"),
+        *("upgrading", "upkeep", "verification", "writing"),
     ),
     ("export", "runtime", "training"),
     ("evaluation", "quantization"),
     (
-        *("alignment", "behaviour", "graph_bundles", "graph_modules", "graphs"),
+        *("alignment", "behaviour", "calls", "graph_bundles", "graph_modules", "graphs"),
         *("keras_conversion", "loading", "measurement", "saving"),
     ),
     ("api",),
@@ -59,6 +68,10 @@ ROOT_IMPORTS = {"errors"}
 HEAVY = {"torch", "torchvision", "onnx", "onnxruntime", "onnxscript", "sklearn", "PIL", "rich"}
 # What comes with extras; what can do nothing without torch imports it at once.
 NEED_TORCH = (
+    "adaptation.channels",
+    "adaptation.classes",
+    "adaptation.image_size",
+    "adaptation.trial",
     "alignment",
     "architecture",
     "examples",

@@ -1,4 +1,4 @@
-"""Rules on a manifest: its status, what it requires, and which versions saved it."""
+"""Rules on a manifest: what it requires, and which versions saved it."""
 
 from __future__ import annotations
 
@@ -15,22 +15,6 @@ if TYPE_CHECKING:
     from persistlib.compat.facts import Facts
     from persistlib.compat.targets import Target
     from persistlib.errors import Finding
-
-
-def status(facts: Facts, target: Target) -> Iterator[Finding]:  # noqa: ARG001 - a rule's signature
-    """Yield that a bundle was withdrawn or superseded."""
-    if facts.manifest is None or facts.manifest.status.state == "active":
-        return
-    said = facts.manifest.status
-    withdrawn = said.state == "withdrawn"
-    reason = f": {said.reason}" if said.reason else ""
-    yield finding(
-        Code.STATUS,
-        facts.manifest.name or "model",
-        f"{said.state}{reason}",
-        f"use {said.successor}" if said.successor else "ask who published it",
-        Severity.ERROR if withdrawn else Severity.WARNING,
-    )
 
 
 def requirements(facts: Facts, target: Target) -> Iterator[Finding]:

@@ -51,7 +51,8 @@ def _resolved(name: str) -> Judge:
 
 
 RULES: tuple[Rule, ...] = (
-    Rule("manifests:status", (Code.STATUS,)),
+    Rule("standing:schema", (Code.MANIFEST_OLDER, Code.MANIFEST_NEWER)),
+    Rule("standing:status", (Code.STATUS,)),
     Rule(
         "manifests:requirements",
         (Code.PYTHON_VERSION, Code.PACKAGE_VERSION, Code.PACKAGE_ABSENT),

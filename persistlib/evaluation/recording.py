@@ -6,13 +6,10 @@ crash at any moment the manifest is the whole old one or the whole new one.
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
-from persistlib import publish
-from persistlib.canonical import SIZE_LIMIT
+from persistlib import upkeep
 from persistlib.errors import Code, error
-from persistlib.manifest import document
 
 if TYPE_CHECKING:
     from pydantic import JsonValue
@@ -34,17 +31,13 @@ def keep(path: StrPath, bundle_id: str, record: dict[str, JsonValue]) -> Manifes
         LockedError: another writer is at work there.
         PersistlibError: the manifest cannot be read.
     """
-    with publish.amended(path, document.NAME) as (folder, out):
-        where = os.path.join(folder.path, document.NAME)
-        old = document.read(folder.read(document.NAME, limit=SIZE_LIMIT), location=where)
-        if old.bundle_id != bundle_id:
-            reason = f"{old.bundle_id} stands there by now; {bundle_id} was judged"
+
+    def change(manifest: Manifest) -> Manifest:
+        if manifest.bundle_id != bundle_id:
+            reason = f"{manifest.bundle_id} stands there by now; {bundle_id} was judged"
             raise error(Code.TARGET_WRITE, path, reason, "evaluate it again")
-        evaluations = old.evaluations
-        if record not in evaluations:
-            evaluations = (*evaluations, record)
-        new = document.seal(old.model_copy(update={"evaluations": evaluations}))
-        data = document.write(new)
-        document.read(data, location=where)  # what no reader would accept is not published
-        out.write(data)
-    return new
+        if record in manifest.evaluations:
+            return manifest
+        return manifest.model_copy(update={"evaluations": (*manifest.evaluations, record)})
+
+    return upkeep.amend(path, change).manifest

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     from pydantic import JsonValue
 
@@ -34,7 +34,7 @@ def compare_manifests(before: Manifest, after: Manifest) -> tuple[ManifestRow, .
     rows = [
         row
         for part in ("architecture", "interface", "state", "training", "license", "status")
-        for row in _rows(part, _matter(before)[part], _matter(after)[part])
+        for row in json_rows(part, _matter(before)[part], _matter(after)[part], skip=_WHERE)
     ]
     recipe = [row for row in rows if row.field.startswith("architecture.")]
     if any(row.field != _STRUCTURE for row in recipe):
@@ -43,6 +43,7 @@ def compare_manifests(before: Manifest, after: Manifest) -> tuple[ManifestRow, .
 
 
 _STRUCTURE = "architecture.structure"
+_WHERE = ("file",)  # where the bytes lie, not what they are
 
 
 def _matter(manifest: Manifest) -> dict[str, JsonValue]:
@@ -61,15 +62,25 @@ def _matter(manifest: Manifest) -> dict[str, JsonValue]:
     return found
 
 
-def _rows(path: str, before: JsonValue, after: JsonValue) -> Iterator[ManifestRow]:
-    """Yield what differs under a path, each the least value that does."""
+def json_rows(
+    path: str, before: JsonValue, after: JsonValue, *, skip: Collection[str] = ()
+) -> Iterator[ManifestRow]:
+    """Yield what differs between two JSON values, each the least value that does.
+
+    Args:
+        path: of the two, which begins every row's field; "" for whole documents.
+        before: the first.
+        after: the second.
+        skip: names of members that do not count.
+    """
     if isinstance(before, dict) and isinstance(after, dict):
         for name in dict.fromkeys((*before, *after)):
-            if name != "file":  # where the bytes lie, not what they are
-                yield from _rows(f"{path}.{name}", before.get(name), after.get(name))
+            if name not in skip:
+                below = f"{path}.{name}" if path else name
+                yield from json_rows(below, before.get(name), after.get(name), skip=skip)
     elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
         for index, pair in enumerate(zip(before, after, strict=True)):
-            yield from _rows(f"{path}.{index}", *pair)
+            yield from json_rows(f"{path}.{index}", *pair, skip=skip)
     elif before != after:
         yield ManifestRow(path, before, after)
 

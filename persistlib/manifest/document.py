@@ -21,7 +21,8 @@ from persistlib.errors import Code, Finding, error, error_of, finding
 from persistlib.manifest import upgrades
 from persistlib.manifest.consistency import NAME, REFETCH, contradictions
 from persistlib.manifest.identity import bundle_id, identity_of_weights
-from persistlib.manifest.schema import MAJOR, VERSION, Manifest
+from persistlib.manifest.schema import Manifest
+from persistlib.manifest.version import MAJOR, MINOR
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -99,7 +100,7 @@ def _gate(raw: JSONObject, location: object, steps: Mapping[str, upgrades.Step])
             Code.MANIFEST_FIELD, f"{location}: manifest_version", "missing or malformed", REFETCH
         )
     version = parts[0]
-    newer_minor = int(parts[1]) == MAJOR and int(parts[2]) >= int(VERSION.split(".")[1])
+    newer_minor = int(parts[1]) == MAJOR and int(parts[2]) >= MINOR
     if not newer_minor and not upgrades.leads_here(version, steps):
         raise error(
             Code.MANIFEST_MAJOR,

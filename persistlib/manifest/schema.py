@@ -1,4 +1,4 @@
-"""Schema 1.0 of the manifest, and the only place that says what a field may hold.
+"""The schema of the manifest, and the only place that says what a field may hold.
 
 `docs/manifest.md` explains every field and publishes the JSON Schema made from these classes.
 """
@@ -12,9 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, Pr
 
 from persistlib.dtypes import DType
 from persistlib.files import name_fault
-
-VERSION = "1.0"
-MAJOR = 1
+from persistlib.manifest.version import VERSION
 
 
 def _dtype_name(name: str) -> str:

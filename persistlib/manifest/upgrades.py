@@ -1,7 +1,11 @@
 """Upgrade steps: pure functions from one version's JSON to the next.
 
 A step is never edited after its release. `STEPS` maps a version to the step that leaves it and the
-version it leads to; a file is upgraded step by step until it is of this release's version.
+version it leads to; a file is upgraded step by step until it is of this release's version. How the
+version is raised is told in `docs/manifest.md`.
+
+Law: an upgrade never changes the `bundle_id`. No step has a say in it: the one that was written is
+put back, and reading refuses a manifest whose other fields make another.
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ import copy
 from typing import TYPE_CHECKING, NamedTuple
 
 from persistlib.errors import Code, error
-from persistlib.manifest.schema import VERSION
+from persistlib.manifest.version import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -49,10 +53,11 @@ def upgrade(raw: JSONObject, steps: Mapping[str, Step], location: object) -> JSO
     Raises:
         ManifestError: it is not what its version says, so that a step cannot be taken.
     """
+    written = {name: raw[name] for name in ("bundle_id",) if name in raw}
     while (version := raw["manifest_version"]) != VERSION and version in steps:
         step = steps[version]
         try:
-            raw = step.upgrade(copy.deepcopy(raw)) | {"manifest_version": step.to}
+            raw = step.upgrade(copy.deepcopy(raw)) | written | {"manifest_version": step.to}
         except (LookupError, TypeError, ValueError, AttributeError) as fault:
             raise error(
                 Code.MANIFEST_FIELD,

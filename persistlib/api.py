@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from persistlib.architecture.freezing import Frozen
+    from persistlib.compat.targets import Target
     from persistlib.evaluation.judging import Evaluation
     from persistlib.files import StrPath
     from persistlib.graph_wishes import GraphOptions
@@ -372,7 +373,17 @@ def verify(path: StrPath, *, behaviour: bool = False, trust: Collection[str] = (
         return VerifyReport((), fault.findings)
 
 
-def check(source: StrPath, target: str | None = None) -> Report:
+def environment() -> Target:
+    """Return this environment as a target for `check`: versions, machine, memory, providers.
+
+    Torch is not imported. `persistlib environment --json` writes it for another machine.
+    """
+    from persistlib.compat.environments import environment as found
+
+    return found()
+
+
+def check(source: StrPath, target: StrPath | Target | None = None) -> Report:
     """Say, before the weights are read, whether a model loads and runs here or on a target.
 
     Of a bundle the manifest decides, and its graphs, node by node; of a bare file its header, or
@@ -380,12 +391,13 @@ def check(source: StrPath, target: str | None = None) -> Report:
 
     Args:
         source: the folder that `save` made, an ONNX file or a weights file.
-        target: pinned versions such as "onnxruntime==1.17.3" or "torch==2.6,python==3.10"; None
-            for this environment.
+        target: versions such as "onnxruntime==1.17.3" or "torch==2.6,python==3.10"; the path of a
+            requirements file, a lock file or what `persistlib environment --json` wrote elsewhere;
+            or an environment. None for this one.
 
     Raises:
-        TargetError: nothing stands at `source`, or no bundle.
-        UsageError: the target is no list of pinned versions.
+        TargetError: nothing stands at `source`, or no bundle; or the target's file is not there.
+        UsageError: the target cannot be read.
     """
     from persistlib.compat.checking import check_source
     from persistlib.compat.describing import parse_target

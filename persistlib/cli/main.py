@@ -41,6 +41,7 @@ VERBS = {
     "formats": Entry("Look", "List the file formats, and what each keeps."),
     "run": Entry("Look", "Name what is on images, or compute outputs from arrays."),
     "providers": Entry("Look", "Show what ONNX Runtime can compute with here, and why not more."),
+    "environment": Entry("Look", "Describe this machine, so that another can check for it."),
     "evaluate": Entry("Look", "Measure how often a model is right, and how fast it is."),
     "verify": Entry("Trust", "Compare every byte with what was saved."),
     "check": Entry("Trust", "Say whether a model will work here, or elsewhere."),
@@ -109,7 +110,7 @@ class Verbs(click.Group):
             with formatter.section(group):
                 formatter.write_dl(
                     [
-                        (f"{verb:9}", entry.summary)
+                        (f"{verb:11}", entry.summary)
                         for verb, entry in VERBS.items()
                         if entry.group == group
                     ]

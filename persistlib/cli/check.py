@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import TYPE_CHECKING
 
 import click
 
 import persistlib
-from persistlib.cli.answer import Answer, Exit, Findings, verdict
+from persistlib.cli.answer import Answer, Exit, Fields, Findings, Line, Span, Style, verdict
 from persistlib.cli.command import Spread, Verb
 from persistlib.cli.text import command as words
 from persistlib.cli.text import counted
-from persistlib.errors import Severity
+from persistlib.errors import Code, Severity, error
 
 if TYPE_CHECKING:
+    from persistlib.compat.verdicts import Report
     from persistlib.errors import Finding
 
 _EXIT = {
@@ -25,20 +27,30 @@ _EXIT = {
 
 
 @click.command("check", cls=Verb)
-@click.argument("source", metavar="BUNDLE|FILE")
+@click.argument("source", metavar="BUNDLE|FILE", required=False)
 @click.option(
     "--target",
     cls=Spread,
-    metavar="REQUIREMENT...",
-    help='Check for other versions, such as "onnxruntime==1.20.1", instead of those here.',
+    metavar="REQUIREMENT|FILE...",
+    help='Check for other versions, such as "onnxruntime==1.20.1", instead of those here; or for'
+    " those in a requirements file, a lock file, or what `environment --json` wrote.",
 )
-def command(source: str, *, target: tuple[str, ...]) -> Answer:
+@click.option("--explain", metavar="CODE", help="Tell the long story of a code, such as PL207.")
+def command(source: str | None, *, target: tuple[str, ...], explain: str | None) -> Answer:
     """Say whether a model will work here, or with other versions, without reading its weights.
 
     The graphs of a bundle, and a bare ONNX file, are held node by node against what ONNX Runtime
     can compute. Exits with 0 when it will work, 3 with less than everything, 1 when it will not.
     """
+    if explain is not None:
+        return _explained(explain)
+    if source is None:
+        raise click.UsageError("Missing argument 'BUNDLE|FILE'.", click.get_current_context())
     report = persistlib.check(source, ",".join(target) or None)
+    return _judged(source, target, report)
+
+
+def _judged(source: str, target: tuple[str, ...], report: Report) -> Answer:
     outcome = _EXIT[report.verdict]
     where = f"with {', '.join(target)}" if target else "here"
     findings = tuple(report.findings)
@@ -50,7 +62,7 @@ def command(source: str, *, target: tuple[str, ...]) -> Answer:
         ),
         brief=(report.verdict,),
         findings=findings,
-        hints=(words("persistlib", "inspect", source),) if outcome is Exit.FAILED else (),
+        hints=_hints(source, findings, outcome),
         exit=outcome,
     )
 
@@ -60,3 +72,47 @@ def _counts(findings: tuple[Finding, ...]) -> str:
     counts = [(severities.count(kind.value), kind.value) for kind in reversed(tuple(Severity))]
     shown = ", ".join(counted(count, noun) for count, noun in counts if count)
     return f": {shown}" if shown else ""
+
+
+def _hints(source: str, findings: tuple[Finding, ...], outcome: Exit) -> tuple[str, ...]:
+    """Return the story of what decided, and for what is refused a look at the model."""
+    if outcome is Exit.OK:
+        return ()
+    kinds = [kind.value for kind in reversed(tuple(Severity))]
+    worst = min(findings, key=lambda found: kinds.index(found.severity), default=None)
+    story = [words("persistlib", "check", "--explain", worst.code)] if worst is not None else []
+    look = [words("persistlib", "inspect", source)] if outcome is Exit.FAILED else []
+    return (*story, *look)
+
+
+def _explained(word: str) -> Answer:
+    """Return the long story of a code.
+
+    Raises:
+        UsageError: there is no such code.
+    """
+    from persistlib.compat.stories import STORIES, code_of
+
+    if (code := code_of(word)) is None:
+        known = [name for code in Code for name in (code.identifier, code.name)]
+        close = difflib.get_close_matches(word.upper(), known, n=1)
+        remedy = f"did you mean {close[0]}?" if close else "codes stand in docs/errors.md"
+        raise error(Code.USAGE, f"--explain {word}", "no such code", remedy)
+    story = STORIES.get(code)
+    told = {
+        "means": story.means if story else f"{code.title}.",
+        "grade": story.grade if story else "",
+        "mends": story.mends if story else "what the finding itself says behind the bar",
+        "known": story.known if story else "",
+    }
+    head = (Span(code.identifier, Style.STRONG), Span(f"  {code.title}"))
+    rows = (*((name, text) for name, text in told.items() if text), ("raised as", _class(code)))
+    return Answer(
+        data={"code": code.identifier, "name": code.name, "title": code.title, **told},
+        report=(Line(head), Fields(rows)),
+        brief=(code.title,),
+    )
+
+
+def _class(code: Code) -> str:
+    return f"persistlib.errors.{code.family.__name__}, {code.name}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from persistlib.cli.answer import Fields, Line, Span, Style, Table
-from persistlib.cli.text import clip, pad, width, wrap
+from persistlib.cli.text import clip, pad, width, wrap, wrap_command
 from persistlib.errors import Severity, printable
 
 if TYPE_CHECKING:
@@ -138,5 +138,5 @@ def _finding(found: Finding, columns: int) -> Iterator[tuple[Span, ...]]:
     for index, text in enumerate(wrap(body, rest)):
         yield Span(_INDENT), Span(f"{mark} " if index == 0 else "  ", style), Span(text)
     if found.remedy:
-        for text in wrap(f"→ {found.remedy}", rest):
+        for text in wrap_command(f"→ {found.remedy}", rest):
             yield Span(_INDENT + "  "), Span(text, Style.FAINT)

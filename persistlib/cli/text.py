@@ -111,6 +111,19 @@ def wrap(text: str, columns: int) -> list[str]:
     return lines
 
 
+# How a remedy that is a command begins.
+_COMMANDS = ("→ persistlib ", "→ pip ", "→ make ")
+
+
+def wrap_command(text: str, columns: int) -> list[str]:
+    """Return a remedy in lines; those of a command end as a shell continues them, to be pasted."""
+    lines = wrap(text, columns - 2) if text.startswith(_COMMANDS) else []
+    # Within a quoted word, or a word too long for a line, a shell would read something else.
+    if len(lines) < 2 or " ".join(lines) != printable(text) or any(q in text for q in "'\""):
+        return wrap(text, columns)
+    return [*(f"{line} \\" for line in lines[:-1]), lines[-1]]
+
+
 def _take(text: str, columns: int) -> str:
     """Return the longest beginning that fits."""
     used = 0

@@ -58,6 +58,8 @@ RULES: tuple[Rule, ...] = (
         (Code.PYTHON_VERSION, Code.PACKAGE_VERSION, Code.PACKAGE_ABSENT),
     ),
     Rule("manifests:drift", (Code.PACKAGE_DRIFT,)),
+    Rule("coverage:silent", (Code.TARGET_SILENT,)),
+    Rule("graphs:absent", (Code.GRAPH_ABSENT,)),
     Rule(
         "graphs:kernels",
         (

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
         inspect,
         load,
         save,
+        set_status,
         unfreeze,
+        upgrade,
         verify,
     )
 
@@ -48,7 +50,9 @@ __all__ = [
     "inspect",
     "load",
     "save",
+    "set_status",
     "unfreeze",
+    "upgrade",
     "verify",
 ]
 

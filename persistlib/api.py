@@ -64,6 +64,7 @@ if TYPE_CHECKING:
         require: str | None
         graph: str | None
         trust: Collection[str]
+        allow_withdrawn: bool
         progress: Callable[[str, int, int], None] | None
 
     class Opening(TypedDict, total=False):
@@ -75,6 +76,7 @@ if TYPE_CHECKING:
         verify: bool
         strict: bool
         trust: Collection[str]
+        allow_withdrawn: bool
         providers: Sequence[Any] | None
         require: str | None
         min_share: float | None
@@ -253,6 +255,7 @@ def load(
     verify: bool = True,
     strict: bool = True,
     trust: Collection[str] = (),
+    allow_withdrawn: bool = False,
     providers: Sequence[Any] | None = None,
     require: str | None = None,
     min_share: float | None = None,
@@ -273,6 +276,7 @@ def load(
         verify: whether digests are compared.
         strict: whether a module configured otherwise than the saved one is an error or a warning.
         trust: packages beyond torchvision.models and torch.nn that may be imported.
+        allow_withdrawn: whether a model that was withdrawn is opened all the same, with a warning.
         providers: ONNX Runtime execution providers in order, such as ["cuda", "cpu"], or
             [("cuda", {"device_id": 1}), "cpu"] with options; by default the CPU.
         require: the provider that must be given operators.
@@ -288,7 +292,7 @@ def load(
 
     Raises:
         ManifestError: the manifest cannot be read by this release.
-        CompatibilityError: this environment cannot hold the model.
+        CompatibilityError: this environment cannot hold the model, or it was withdrawn.
         IntegrityError: a byte differs from what was saved.
         ArchitectureError: the module cannot be rebuilt here.
         SessionError: the runtime refuses the graph or a provider.
@@ -311,7 +315,7 @@ def load(
         return loading.load_graph_file(path, how, **wishes)
 
     def work(bundle: Bundle) -> nn.Module | dict[str, torch.Tensor] | Session:
-        loading.require_compatible(bundle.manifest, runtime)
+        loading.require_compatible(bundle, runtime, allow_withdrawn=allow_withdrawn)
         if runtime == "onnxruntime":
             return loading.load_session(bundle, how, graph=graph, **wishes)
         if only is not None:
@@ -711,7 +715,8 @@ def evaluate(
             compared with the first. None takes all in which the model runs here.
         interface: classes and preprocessing where the model does not say them, or says others.
         save: whether the result joins the evaluations in the bundle's manifest.
-        **how: held_out, batch_size, calls, threads, providers, require, graph, trust, progress;
+        **how: held_out, batch_size, calls, threads, providers, require, graph, trust,
+            allow_withdrawn, progress;
             see `measurement.Wishes`.
 
     Returns:

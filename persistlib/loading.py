@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 from persistlib.compat import check_manifest, here
+from persistlib.compat.verdicts import verdict_of
 from persistlib.dtypes import DType
-from persistlib.errors import Code, PersistlibError, error, error_of, finding, tell, warn
+from persistlib.errors import Code, PersistlibError, Severity, error, error_of, finding, tell, warn
 from persistlib.formats import by_content
 from persistlib.patterns import select
 
@@ -63,19 +65,28 @@ class SessionWishes(TypedDict, total=False):
     profile: str | None
 
 
+_WARNING = Severity.WARNING.value
 _CHECKED = Reading(mapped=True, verify=True)
 
 
-def require_compatible(manifest: Manifest, runtime: str) -> None:
+def require_compatible(bundle: Bundle, runtime: str, *, allow_withdrawn: bool = False) -> None:
     """Refuse what cannot be used here; warn once of what is degraded.
+
+    Args:
+        bundle: that shall be used.
+        runtime: "torch" or "onnxruntime".
+        allow_withdrawn: whether a withdrawn model is warned of instead of refused.
 
     Raises:
         CompatibilityError: the verdict is "refused".
     """
-    report = check_manifest(manifest, here(), runtime=runtime)
-    if not report.ok:
-        raise error_of(report.findings)
-    tell(report.findings)
+    found = check_manifest(bundle.manifest, here(), source=bundle.path, runtime=runtime).findings
+    if allow_withdrawn:
+        status = Code.STATUS.identifier
+        found = tuple(f if f.code != status else replace(f, severity=_WARNING) for f in found)
+    if not verdict_of(found).ok:
+        raise error_of(found)
+    tell(found)
 
 
 def load_tensors(bundle: Bundle, patterns: Patterns, reading: Reading) -> dict[str, torch.Tensor]:

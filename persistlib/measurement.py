@@ -56,6 +56,7 @@ class Wishes:
         require: as `load`.
         graph: as `load`.
         trust: as `load`.
+        allow_withdrawn: as `load`.
         progress: called with what is being done, steps done, and all steps.
     """
 
@@ -69,6 +70,7 @@ class Wishes:
     require: str | None = None
     graph: str | None = None
     trust: Collection[str] = ()
+    allow_withdrawn: bool = False
     progress: Progress | None = None
 
     def __post_init__(self) -> None:
@@ -119,7 +121,7 @@ def evaluate_bundle(path: StrPath, data: Any, wishes: Wishes, *, save: bool) -> 
         manifest = bundle.manifest
         names = _chosen(bundle, wishes)
         for name in names:
-            require_compatible(manifest, name)
+            require_compatible(bundle, name, allow_withdrawn=wishes.allow_withdrawn)
         interface = wishes.interface or manifest.interface
         trained = manifest.training.data if manifest.training is not None else None
         samples = open_samples(data, interface, trained, held_out=wishes.held_out)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
+from persistlib.compat import Target, standing
+from persistlib.compat.facts import Facts
 from persistlib.digests import digest_all
 from persistlib.errors import Code, Finding, PersistlibError, Severity, finding
 from persistlib.manifest import document
@@ -51,7 +53,14 @@ def verify_files(bundle: Bundle) -> Verification:
         faults = tuple(_file_findings(bundle, entry))
         states.append(FileState(entry.path, entry.size, ok=not faults))
         findings.extend(faults)
-    return Verification(tuple(states), (*findings, *_listing_findings(bundle)))
+    findings += [*_listing_findings(bundle), *_status_notes(bundle)]
+    return Verification(tuple(states), tuple(findings))
+
+
+def _status_notes(bundle: Bundle) -> Iterator[Finding]:
+    """Yield the model's status: what was withdrawn may be intact, and is verified as ever."""
+    for found in standing.status(Facts(source=bundle.path, manifest=bundle.manifest), Target()):
+        yield replace(found, severity=Severity.NOTE.value)
 
 
 def _listing_findings(bundle: Bundle) -> Iterator[Finding]:

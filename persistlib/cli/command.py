@@ -72,6 +72,10 @@ trust_option = click.option(
     help="A package of your own whose code may be imported to rebuild the model.",
 )
 
+withdrawn_option = click.option(
+    "--allow-withdrawn", is_flag=True, help="Use a model that was withdrawn, with a warning."
+)
+
 
 def mode_of(args: Sequence[str]) -> Mode:
     """Return for whom to write, known before anything is parsed: usage errors are told alike."""

@@ -9,7 +9,7 @@ import click
 import persistlib
 from persistlib.cli import progress
 from persistlib.cli.answer import Answer, Exit, Fields, Line, Span, Style, Table, verdict
-from persistlib.cli.command import Verb, trust_option
+from persistlib.cli.command import Verb, trust_option, withdrawn_option
 from persistlib.cli.text import command as words
 from persistlib.cli.text import counted, number, percent
 
@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 # Above this many classes, rows and the matrix are folded to what matters most.
 _WHOLE = 12
 _UNDEFINED = "-"
-_OPTIONS = ("held_out", "batch_size", "calls", "threads", "require", "graph", "trust")
+_OPTIONS = (
+    *("held_out", "batch_size", "calls", "threads", "require", "graph", "trust"),
+    "allow_withdrawn",
+)
 
 
 def _names(_: click.Context, __: click.Parameter, value: str | None) -> tuple[str, ...] | None:
@@ -74,6 +77,7 @@ def _names(_: click.Context, __: click.Parameter, value: str | None) -> tuple[st
 @click.option("--save", is_flag=True, help="Add the result to the bundle's manifest.")
 @click.option("--all", "show_all", is_flag=True, help="Show every class and mistake.")
 @trust_option
+@withdrawn_option
 @click.pass_obj
 def command(output: Output, /, model: str, *, data: str, show_all: bool, **options: Any) -> Answer:
     """Measure how often the model is right on labelled data, and how fast.

@@ -45,6 +45,8 @@ VERBS = {
     "evaluate": Entry("Look", "Measure how often a model is right, and how fast it is."),
     "verify": Entry("Trust", "Compare every byte with what was saved."),
     "check": Entry("Trust", "Say whether a model will work here, or elsewhere."),
+    "status": Entry("Trust", "Show whether a model may be used, withdraw or supersede it."),
+    "upgrade": Entry("Trust", "Bring older bundles to this release's manifest, in place."),
 }
 
 # What other tools call it.
@@ -65,6 +67,8 @@ _OTHER_NAMES = {
     "benchmark": "evaluate",
     "doctor": "check",
     "devices": "providers",
+    "withdraw": "status",
+    "migrate": "upgrade",
 }
 
 _TOUR = (

@@ -9,7 +9,7 @@ import click
 import persistlib
 from persistlib.bundle import reading
 from persistlib.cli.answer import Answer, Line, Span, Style, Table
-from persistlib.cli.command import Verb, trust_option
+from persistlib.cli.command import Verb, trust_option, withdrawn_option
 from persistlib.cli.text import command as words
 from persistlib.cli.text import percent
 from persistlib.errors import Code, error, missing_extra
@@ -113,6 +113,7 @@ def _providers(
 )
 @click.option("--report", is_flag=True, help="Say what ran where, and for how long.")
 @trust_option
+@withdrawn_option
 def command(
     model: str,
     images: tuple[str, ...],
@@ -194,7 +195,9 @@ def _session(model: str, options: Mapping[str, Any], profile: str | None) -> Ses
         return loading.load_graph_file(model, how, **wishes)
 
     def work(bundle: Bundle) -> Session:
-        loading.require_compatible(bundle.manifest, "onnxruntime")
+        loading.require_compatible(
+            bundle, "onnxruntime", allow_withdrawn=options["allow_withdrawn"]
+        )
         return loading.load_session(bundle, how, **wishes)
 
     return reading(model, work)
@@ -226,7 +229,7 @@ def _with_torch(
         raise error(Code.USAGE, flag, "needs a graph and ONNX Runtime", f"{remedy}, and run that")
 
     def work(opened: Bundle) -> tuple[nn.Module, Interface]:
-        loading.require_compatible(opened.manifest, "torch")
+        loading.require_compatible(opened, "torch", allow_withdrawn=options["allow_withdrawn"])
         how = loading.Reading(mapped=True, verify=True)
         module = loading.load_module(opened, how, strict=True, trust=options["trust"])
         return module.eval(), opened.manifest.interface

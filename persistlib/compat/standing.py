@@ -39,14 +39,16 @@ def status(facts: Facts, target: Target) -> Iterator[Finding]:  # noqa: ARG001 -
         return
     said = facts.manifest.status
     withdrawn = said.state == "withdrawn"
-    word = "withdrawn" if withdrawn else f"superseded by {said.successor or 'another'}"
+    word = "withdrawn" if withdrawn else "superseded"
     since = f" on {said.date}" if said.date else ""
     reason = f": {said.reason}" if said.reason else ""
     remedy = f"use {said.successor}" if said.successor else "ask who published it"
+    if withdrawn:
+        remedy += "; --allow-withdrawn (allow_withdrawn=True) uses it all the same"
     yield finding(
         Code.STATUS,
         facts.manifest.name or facts.source,
         f"{word}{since}{reason}",
-        f"{remedy}; allow_withdrawn=True opens it all the same" if withdrawn else remedy,
+        remedy,
         Severity.ERROR if withdrawn else Severity.WARNING,
     )

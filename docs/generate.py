@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
+from persistlib.compat.stories import STORIES
+from persistlib.compat.table import RULES
 from persistlib.dtypes import DType
 from persistlib.errors import Code
 from persistlib.formats import FORMATS, PROMISES
@@ -30,6 +32,8 @@ HERE = Path(__file__).parent
 MARKS = ("<!-- fields: made by `make docs` from the schema -->\n", "<!-- end of fields -->\n")
 # And in README.md what `formats_table` returns.
 FORMAT_MARKS = ("<!-- formats: made by `make docs` -->\n", "<!-- end of formats -->\n")
+# And in compatibility.md what `codes_tables` returns.
+CODE_MARKS = ("<!-- codes: made by `make docs` -->\n", "<!-- end of codes -->\n")
 
 _PATTERNS = {
     TypeAdapter(kind).json_schema()["pattern"]: name
@@ -167,6 +171,29 @@ def readme_page() -> str:
     return f"{before}{FORMAT_MARKS[0]}\n{formats_table()}\n{FORMAT_MARKS[1]}{after}"
 
 
+def codes_tables() -> str:
+    """Return the rules in their order with the codes of each, and the long story of each code."""
+    head = "| rule | codes | reads |\n| --- | --- | --- |\n"
+    rows = [
+        f"| `compat.{rule.judge}` | {', '.join(code.identifier for code in rule.codes)} | "
+        f"{'the structure of the graphs' if rule.walks else 'manifest or header'} |\n"
+        for rule in RULES
+    ]
+    stories = [
+        f"### {code.identifier}: {code.title}\n\n{story.means}\n\n- verdict: {story.grade}\n"
+        f"- what helps: {story.mends}\n- known from: {story.known}\n"
+        for code, story in sorted(STORIES.items(), key=lambda item: item[0].identifier)
+    ]
+    return f"{head}{''.join(rows)}\n" + "\n".join(stories)
+
+
+def compatibility_page() -> str:
+    """Return `compatibility.md` with its tables of rules and codes renewed."""
+    before, _, rest = (HERE / "compatibility.md").read_text("utf-8").partition(CODE_MARKS[0])
+    _, _, after = rest.partition(CODE_MARKS[1])
+    return f"{before}{CODE_MARKS[0]}\n{codes_tables()}\n{CODE_MARKS[1]}{after}"
+
+
 def documented(section: type[Section]) -> tuple[str, dict[str, str]]:
     """Return a section's summary and what its docstring says of each field."""
     summary, _, attributes = cleandoc(section.__doc__ or "").partition("\n\nAttributes:\n")
@@ -238,6 +265,7 @@ PAGES = {
     "manifest.schema.json": manifest_schema,
     "manifest.md": manifest_page,
     "../README.md": readme_page,
+    "compatibility.md": compatibility_page,
     "../persistlib/manifest/schema.json": bare_schema,
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import shlex
 
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from persistlib.cli.answer import Fields, Findings, Line, Span, Style, Table
 from persistlib.cli.folding import Fold, depth_for, fold, truncate
 from persistlib.cli.layout import render
-from persistlib.cli.text import clip, percent, size, width, wrap
+from persistlib.cli.text import clip, percent, size, width, wrap, wrap_command
 from persistlib.errors import Code, error
 
 _COMPONENT = st.one_of(
@@ -90,6 +91,16 @@ def test_no_wrapped_or_clipped_line_is_wider_than_asked_for(text: str, columns: 
 def test_wrapping_loses_nothing_but_blanks(text: str, columns: int) -> None:
     printable = "".join(wrap(text, 10**6))
     assert "".join(wrap(text, columns)).replace(" ", "") == printable.replace(" ", "")
+
+
+@given(st.lists(st.text("abc/-=.", min_size=1, max_size=20), max_size=9), st.integers(40, 100))
+def test_a_command_in_several_lines_is_the_same_to_a_shell(words: list[str], columns: int) -> None:
+    remedy = shlex.join(("persistlib", "convert", *words))
+    lines = wrap_command(f"→ {remedy}", columns)
+    assert all(width(line) <= columns for line in lines)
+    if "'" not in remedy:
+        pasted = "\n".join(lines).removeprefix("→ ").replace("\\\n", "")
+        assert shlex.split(pasted) == ["persistlib", "convert", *words]
 
 
 @given(st.lists(_TEXT, min_size=3, max_size=3), st.integers(40, 100), st.booleans())

@@ -18,6 +18,7 @@ from persistlib import errors
 
 if TYPE_CHECKING:
     from persistlib.api import (
+        adaptation_of,
         build,
         check,
         convert,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "adaptation_of",
     "build",
     "check",
     "convert",

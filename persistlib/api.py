@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, overload
 
-from pydantic import ValidationError
-
+from persistlib.adaptation.record import Adaptation
+from persistlib.adaptation.record import adaptation_of as adaptation_of  # noqa: PLC0414 - public
 from persistlib.bundle import SHARD_BYTES, Bundle, reading
-from persistlib.canonical import encode
+from persistlib.calls import require_saving, require_torch, section
 from persistlib.casting import cast_target
 from persistlib.compat import Report
 from persistlib.conversion import ConversionReport, Wishes, convert_weights
@@ -22,12 +22,10 @@ from persistlib.errors import (
     TargetError,
     UsageError,
     error,
-    missing_extra,
 )
 from persistlib.formats import FORMATS, by_name, by_suffix, ending
 from persistlib.graph_wishes import GraphWishes, graph_wishes
-from persistlib.installed import is_importable
-from persistlib.manifest.schema import Interface, Lineage, Manifest, Section, Training
+from persistlib.manifest.schema import Interface, Lineage, Manifest, Training
 from persistlib.sources import BUNDLE, is_folder, open_file
 from persistlib.standing import set_status as set_status  # noqa: PLC0414 - public here
 from persistlib.summary import Summary, summarize
@@ -42,6 +40,7 @@ if TYPE_CHECKING:
     from torch import nn
     from typing_extensions import Unpack
 
+    from persistlib.adaptation.wishes import Adapt
     from persistlib.architecture.freezing import Frozen
     from persistlib.compat.targets import Target
     from persistlib.evaluation.judging import Evaluation
@@ -74,9 +73,9 @@ if TYPE_CHECKING:
         train: bool | None
         mmap: bool
         verify: bool
-        strict: bool
+        strict: bool | Literal["report"]
         trust: Collection[str]
-        allow_withdrawn: bool
+        adapt: Adapt | None
         providers: Sequence[Any] | None
         require: str | None
         min_share: float | None
@@ -84,8 +83,6 @@ if TYPE_CHECKING:
         timeout: float | None
         graph: str | None
 
-
-_Section = TypeVar("_Section", bound=Section)
 
 _RUNTIMES = ("torch", "onnxruntime")
 
@@ -96,6 +93,8 @@ def build(
     weights: str | os.PathLike[str] | None = None,
     edits: Sequence[Any] = (),
     trust: Collection[str] = (),
+    strict: bool | Literal["report"] = True,
+    adapt: Adapt | None = None,
     **arguments: Any,
 ) -> nn.Module:
     """Build a module by name and remember how, so that it can be saved and rebuilt.
@@ -106,12 +105,24 @@ def build(
             path of a checkpoint whose tensors fit by name, shape and dtype.
         edits: changes after building, as in the manifest.
         trust: packages beyond torchvision.models and torch.nn that may be imported.
+        strict: "report" takes the tensors of a checkpoint that fit, leaves the others at their
+            initial values, and warns; `adaptation_of` lists them.
+        adapt: changes such as `{"classes": 20}`; see docs/adaptation.md. Rules of `rename` are for
+            the names in a checkpoint.
         **arguments: the builder's own.
 
     Raises:
-        ArchitectureError: the builder is unknown, not trusted, or raised; or the weights differ.
+        ArchitectureError: the builder is unknown, not trusted, or raised; or the model cannot be
+            adapted as asked.
+        TrainingError: the weights do not fit.
     """
-    _require_torch("building a model")
+    require_torch("building a model")
+    if adapt is not None or strict != True:  # noqa: E712 - "report" is true, too
+        from persistlib.adaptation import building
+
+        return building.build(
+            *(builder, weights, adapt), strict=strict, edits=edits, trust=trust, arguments=arguments
+        )
     from persistlib.architecture import recipe
 
     return recipe.build(builder, weights=weights, edits=edits, trust=trust, **arguments)
@@ -144,9 +155,10 @@ def save(
         architecture: a builder's name or a recipe, when the module was built by other means.
         example_inputs: a tensor, a sequence of tensors in the order of forward's arguments, or a
             mapping by name; stored with the outputs, and compared by `verify(behaviour=True)`.
-        interface: inputs, outputs, preprocessing, labels, as far as known.
+        interface: inputs, outputs, preprocessing, labels, as far as known; without, those of an
+            adapted model.
         training: how the weights came about.
-        lineage: what it was made from.
+        lineage: what it was made from; that of an adapted model comes after it.
         name: the model's name.
         license: SPDX identifier.
         onnx: whether an ONNX graph is made too, proved to compute the same; or what is asked of
@@ -164,14 +176,16 @@ def save(
         ExportError: no graph could be made or proved; nothing was written.
         TargetError: `path` cannot be written; what stood there stands unchanged.
     """
-    _require_torch("saving a module")
+    require_torch("saving a module")
     from persistlib import examples, saving
     from persistlib.architecture.module_state import require_savable
 
-    _check_saving(model, name=name, license=license, shard_bytes=shard_bytes)
+    require_saving(model, name=name, license=license, shard_bytes=shard_bytes)
     wishes = graph_wishes(onnx)
     require_savable(model)
-    given = _as(Interface, interface) or Interface()
+    done = adaptation_of(model) or Adaptation()
+    given = section(Interface, interface) or done.interface
+    ancestors = [made for item in lineage if (made := section(Lineage, item)) is not None]
     shown = None
     if example_inputs is not None:
         inputs = examples.name_inputs(model, example_inputs)
@@ -180,8 +194,8 @@ def save(
     plan = saving.Plan(
         interface=given,
         examples=shown,
-        training=_as(Training, training),
-        lineage=tuple(made for item in lineage if (made := _as(Lineage, item)) is not None),
+        training=section(Training, training),
+        lineage=tuple(dict.fromkeys((*ancestors, *done.lineage))),
         name=name,
         license=license,
         sha256=sha256,
@@ -190,28 +204,6 @@ def save(
     return saving.save_module(
         model, path, plan, architecture=architecture, onnx=wishes, overwrite=overwrite
     )
-
-
-def _check_saving(model: object, *, name: object, license: object, shard_bytes: int) -> None:
-    """Refuse arguments of `save` that cannot mean anything.
-
-    Raises:
-        UsageError: one of them is of the wrong kind.
-    """
-    from torch import nn
-
-    if not isinstance(model, nn.Module):
-        raise error(
-            Code.USAGE,
-            "model",
-            f"a {type(model).__name__} is no torch.nn.Module",
-            "save the module that the weights belong to",
-        )
-    for argument, value in (("name", name), ("license", license)):
-        if not isinstance(value, (str, type(None))):
-            raise error(Code.USAGE, argument, f"a {type(value).__name__}", "give a text or None")
-    if shard_bytes < 1:
-        raise error(Code.USAGE, "shard_bytes", f"{shard_bytes} bytes hold nothing", "give more")
 
 
 @overload
@@ -253,9 +245,10 @@ def load(
     only: Patterns | None = None,
     mmap: bool = True,
     verify: bool = True,
-    strict: bool = True,
+    strict: bool | Literal["report"] = True,
     trust: Collection[str] = (),
     allow_withdrawn: bool = False,
+    adapt: Adapt | None = None,
     providers: Sequence[Any] | None = None,
     require: str | None = None,
     min_share: float | None = None,
@@ -274,9 +267,12 @@ def load(
         mmap: whether tensors lie in a private mapping of the file, in which later changes made in
             place by others may show, or in a private copy (always so on remote file systems).
         verify: whether digests are compared.
-        strict: whether a module configured otherwise than the saved one is an error or a warning.
+        strict: whether a module configured otherwise than the saved one is an error or a warning;
+            "report" also takes the tensors that fit, leaves the others at their initial values, and
+            warns; `adaptation_of` lists them.
         trust: packages beyond torchvision.models and torch.nn that may be imported.
         allow_withdrawn: whether a model that was withdrawn is opened all the same, with a warning.
+        adapt: changes such as `{"classes": 20}`; see docs/adaptation.md.
         providers: ONNX Runtime execution providers in order, such as ["cuda", "cpu"], or
             [("cuda", {"device_id": 1}), "cpu"] with options; by default the CPU.
         require: the provider that must be given operators.
@@ -299,6 +295,9 @@ def load(
     """
     if runtime not in _RUNTIMES:
         raise error(Code.USAGE, f"runtime={runtime!r}", "is no runtime", "use torch or onnxruntime")
+    if (only is not None or runtime != "torch") and not (adapt is None and strict != "report"):
+        reason = "only a module is adapted, not tensors or a session"
+        raise error(Code.USAGE, "adapt", reason, "load it as a module")
     from persistlib import loading
 
     how = loading.Reading(mmap, verify)
@@ -321,11 +320,12 @@ def load(
         if only is not None:
             tensors = loading.load_tensors(bundle, only, how)
             return {name: tensor.to(device) for name, tensor in tensors.items()}
-        model = loading.load_module(bundle, how, strict=strict, trust=trust).to(device)
+        model = loading.load_module(bundle, how, strict=strict, trust=trust, adapt=adapt)
+        model = model.to(device)
         return model if train is None else model.train(train)
 
     if runtime == "torch":
-        _require_torch("loading a module")
+        require_torch("loading a module")
     return reading(path, work)
 
 
@@ -585,12 +585,12 @@ def _convert_whole(
         raise error(Code.USAGE, source, "a bundle is not converted into one", "copy the folder")
     with open_file(source) as file:
         if file.format == "keras":
-            _require_torch("a whole Keras model")
+            require_torch("a whole Keras model")
             from persistlib.keras_conversion import convert_keras
 
             return convert_keras(source, file, destination, to=to, trust=trust, overwrite=overwrite)
         if file.format == "onnx" and to == BUNDLE:
-            _require_torch("a module from an ONNX file")
+            require_torch("a module from an ONNX file")
             from persistlib.graph_bundles import convert_onnx
 
             return convert_onnx(
@@ -639,6 +639,8 @@ def finetune(
     lr: float,
     freeze: Patterns = (),
     seed: int = 0,
+    run: StrPath | None = None,
+    resume: bool | StrPath = False,
     out: StrPath | None = None,
     name: str | None = None,
     license: str | None = None,
@@ -656,27 +658,35 @@ def finetune(
         lr: learning rate at the start.
         freeze: globs over dotted names; `["*", "!fc.*"]` trains `fc` alone. What is frozen stays
             bit for bit, BatchNorm statistics included.
-        seed: of the order of samples and of dropout; the same seed gives the same weights.
+        seed: of the order of samples, their augmentation and dropout; the same seed gives the same
+            weights.
+        run: the folder that keeps the run's checkpoints, history and plots; None for none.
+        resume: whether a run that stands there is gone on with; or the folder of that run. Where
+            none stands yet, it begins.
         out: the bundle to save.
         name: as `save`.
         license: as `save`.
         onnx: as `save`.
-        overwrite: as `save`.
-        **settings: as `persistlib.training.loop.finetune`: keep, batch_size, optimizer, loss,
-            metrics, device, interface, progress and more.
+        overwrite: as `save`; and whether a run that stands at `run` is removed.
+        **settings: as `persistlib.training.loop.finetune`: strategy, keep, batch_size, optimizer,
+            loss, metrics, device, interface, progress and more (docs/fine-tuning.md).
 
     Returns:
         The model, its history and metrics, and what the manifest says of the run.
 
     Raises:
-        TrainingError: the samples, patterns or numbers cannot be trained with, or the loss is not
-            finite.
+        TrainingError: the samples, patterns or numbers cannot be trained with, the loss is not
+            finite, or a run cannot be gone on with.
+        TargetError: a run stands at `run` and is neither to be resumed nor removed.
         PersistlibError: saving failed, as `save`.
     """
-    _require_torch("fine-tuning")
+    require_torch("fine-tuning")
     from persistlib.training import loop
 
     lineage = origin(model)
+    place = run if isinstance(resume, bool) else resume
+    folder = loop.Folder(path=place, resume=resume is not False, overwrite=overwrite)
+    settings = {"folder": folder, **settings}
     result = loop.finetune(
         model, train, valid, freeze=freeze, epochs=epochs, lr=lr, seed=seed, **settings
     )
@@ -731,7 +741,7 @@ def evaluate(
     """
     from persistlib import measurement
 
-    given = _as(Interface, interface)
+    given = section(Interface, interface)
     names = measurement.runtimes(runtime)
     wishes = measurement.Wishes(runtimes=names, interface=given, **how)
     if isinstance(model, (str, os.PathLike)):
@@ -750,14 +760,16 @@ def evaluate(
 
 
 def origin(model: nn.Module) -> tuple[Lineage, ...]:
-    """Return where a model's weights came from, when `build` or `load` made it."""
+    """Return where a model's weights came from, when `build` made it or `load` adapted it."""
+    if (done := adaptation_of(model)) is not None:
+        return done.lineage
     lineage = vars(model).get("_persistlib_origin")
     return (lineage,) if isinstance(lineage, Lineage) else ()
 
 
 def freeze(model: nn.Module, patterns: Patterns) -> Frozen:
     """Freeze parameters and the statistics of their modules; see `architecture.freezing.freeze`."""
-    _require_torch("freezing a model")
+    require_torch("freezing a model")
     from persistlib.architecture import freezing
 
     return freezing.freeze(model, patterns)
@@ -765,28 +777,7 @@ def freeze(model: nn.Module, patterns: Patterns) -> Frozen:
 
 def unfreeze(model: nn.Module, patterns: Patterns) -> tuple[str, ...]:
     """Let parameters train again; see `architecture.freezing.unfreeze`."""
-    _require_torch("unfreezing a model")
+    require_torch("unfreezing a model")
     from persistlib.architecture import freezing
 
     return freezing.unfreeze(model, patterns)
-
-
-def _as(kind: type[_Section], value: _Section | Mapping[str, Any] | None) -> _Section | None:
-    """Return a manifest section given as itself or as plain JSON.
-
-    Raises:
-        UsageError: the value does not fit the section.
-    """
-    if value is None or isinstance(value, kind):
-        return value
-    try:
-        return kind.model_validate_json(encode(value))
-    except ValidationError as fault:
-        first = fault.errors(include_url=False, include_context=False)[0]
-        where = ".".join(str(part) for part in (kind.__name__.lower(), *first["loc"]))
-        raise error(Code.USAGE, where, first["msg"], "see docs/manifest.md") from fault
-
-
-def _require_torch(purpose: str) -> None:
-    if not is_importable("torch"):
-        raise missing_extra("torch", "torch", purpose)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
 
 from persistlib.compat import check_manifest, here
 from persistlib.compat.verdicts import verdict_of
 from persistlib.dtypes import DType
-from persistlib.errors import Code, PersistlibError, Severity, error, error_of, finding, tell, warn
+from persistlib.errors import Code, PersistlibError, Severity, error, error_of, tell, warn
 from persistlib.formats import by_content
 from persistlib.patterns import select
 
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 # say how long it runs; elsewhere no run is endless, and a large one may take a slow machine long.
 _LOOP_SECONDS = 60.0
 _RUN_SECONDS = 600.0
-_SAME_VERSIONS = "load it with the versions it was saved with, or pass strict=False"
 
 
 class Reading(NamedTuple):
@@ -114,17 +113,25 @@ def load_tensors(bundle: Bundle, patterns: Patterns, reading: Reading) -> dict[s
 
 
 def load_module(
-    bundle: Bundle, reading: Reading, *, strict: bool, trust: Collection[str]
+    bundle: Bundle,
+    reading: Reading,
+    *,
+    strict: bool | Literal["report"],
+    trust: Collection[str],
+    adapt: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """Return the module that was saved, on the CPU, every tensor compared with its digest.
 
     Raises:
-        PersistlibError: it cannot be rebuilt here, or its bytes differ from the manifest.
+        PersistlibError: it cannot be rebuilt here, its bytes differ from the manifest, or it cannot
+            be adapted as asked.
     """
+    from persistlib.adaptation.wishes import parse
     from persistlib.architecture.module_state import assign, restore_training
+    from persistlib.architecture.restoring import refuse_meta, restore_unsaved
     from persistlib.architecture.skeleton import skeleton
 
-    manifest = bundle.manifest
+    manifest, wishes = bundle.manifest, parse(adapt)
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(bundle.tensors, mapped=reading.mapped, verify=reading.verify)
         unsaved = pool.submit(bundle.unsaved, mapped=reading.mapped, verify=reading.verify)
@@ -132,10 +139,16 @@ def load_module(
         has_drifted = _has_drifted(model, manifest)
         views = future.result()
     if has_drifted:
-        _tell_drift(manifest, strict=strict)
-    assign(model, _state_tensors(manifest, views))
-    _restore_unsaved(model, manifest, unsaved.result(), strict=strict)
-    _refuse_meta(model)
+        _tell_drift(manifest, strict=strict is True)
+    tensors = _state_tensors(manifest, views)
+    if adapt is not None or strict == "report":
+        from persistlib.adaptation.bundles import Stored, adapted
+
+        stored = Stored(tensors, unsaved.result(), bundle.path)
+        return adapted(model, manifest, stored, wishes, partly=strict == "report", trust=trust)
+    assign(model, tensors)
+    restore_unsaved(model, manifest.state, unsaved.result(), strict=strict is True)
+    refuse_meta(model)
     restore_training(model, manifest.state.training, manifest.state.frozen_modules_in_eval)
     return model
 
@@ -171,6 +184,7 @@ def _tell_drift(manifest: Manifest, *, strict: bool) -> None:
     Under the very versions that saved it this is another model, and an error; under others, whose
     modules may hold attributes that older ones lacked, it is a warning.
     """
+    from persistlib.architecture.restoring import SAME_VERSIONS
     from persistlib.installed import package_version
 
     saved = manifest.environment.packages
@@ -178,65 +192,13 @@ def _tell_drift(manifest: Manifest, *, strict: bool) -> None:
     builder = manifest.architecture.builder
     reason = "what the recipe builds here is configured otherwise than what was saved"
     if strict and same:
-        raise error(Code.STRUCTURE_DRIFT, builder, reason, _SAME_VERSIONS)
+        raise error(Code.STRUCTURE_DRIFT, builder, reason, SAME_VERSIONS)
     warn(
         Code.STRUCTURE_DRIFT,
         builder,
         f"{reason} (with torch {saved.get('torch')})",
         "persistlib verify --behaviour BUNDLE compares the outputs",
     )
-
-
-def _restore_unsaved(
-    model: nn.Module, manifest: Manifest, views: Mapping[str, memoryview], *, strict: bool
-) -> None:
-    """Put back the tensors outside the state_dict; compare those that building makes."""
-    from persistlib.architecture.module_state import (
-        set_unsaved,
-        tensor_bytes,
-        tensor_of,
-        unsaved_tensors,
-        with_strides,
-    )
-    from persistlib.digests import digest
-
-    records = manifest.state.unsaved_buffers
-    made = dict(unsaved_tensors(model)) if records else {}
-    set_unsaved(
-        model,
-        {
-            name: with_strides(
-                tensor_of(views[name], DType[record.dtype], record.shape),
-                manifest.state.strides.get(name),
-            )
-            for name, record in records.items()
-            if record.file is not None
-        },
-    )
-    for name, record in records.items():
-        if record.file is not None:
-            continue
-        tensor = made.get(name)
-        if (
-            tensor is not None
-            and not tensor.is_meta
-            and digest(tensor_bytes(tensor)) == record.blake3
-        ):
-            continue
-        reason = "this buffer is no part of the weights, and is rebuilt with other values"
-        if strict:
-            raise error(Code.STRUCTURE_DRIFT, name, reason, _SAME_VERSIONS)
-        warn(Code.STRUCTURE_DRIFT, name, reason, _SAME_VERSIONS)
-
-
-def _refuse_meta(model: nn.Module) -> None:
-    from persistlib.architecture.module_state import left_on_meta
-
-    if empty := left_on_meta(model):
-        raise error_of(
-            finding(Code.LEFT_ON_META, name, "nothing gave it values", "report the architecture")
-            for name in empty
-        )
 
 
 def load_session(

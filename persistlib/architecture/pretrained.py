@@ -24,7 +24,7 @@ from persistlib.selection import without_wrappers
 from persistlib.sources import open_file
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from torch import nn
 
@@ -35,6 +35,13 @@ if TYPE_CHECKING:
 _FINE_TUNED = "fine-tuned-from"
 # torch fills it with 0 for checkpoints older than 2018, which lack it.
 _COUNTER = "num_batches_tracked"
+
+
+class Opened(NamedTuple):
+    """A checkpoint that is open, and the path that it was opened by."""
+
+    reader: CheckpointReader
+    path: str
 
 
 class Unfit(NamedTuple):
@@ -100,14 +107,31 @@ def load(module: nn.Module, reader: CheckpointReader, path: str) -> Lineage | Un
     names = {entry.name: entry.name for entry in reader.entries} | dict(reader.aliases)
     if found := tuple(_mismatches(state, names, reader)):
         return Unfit(found)
+    take(module, reader, names)
     with torch.no_grad():
-        for name, tensor in state.items():
-            if name in names:
-                tensor.copy_(_tensor(reader, names[name], tensor.dtype))
-            else:
-                tensor.zero_()
+        for name in state.keys() - names.keys():
+            state[name].zero_()
+    return loaded_from(reader, path)
+
+
+def take(module: nn.Module, reader: CheckpointReader, names: Iterable[str]) -> None:
+    """Copy tensors of a checkpoint into a module that has them in the same shapes and dtypes."""
+    state: Mapping[str, torch.Tensor] = module.state_dict(keep_vars=True)
+    with torch.no_grad():
+        for name in names:
+            owner = reader.aliases.get(name, name)
+            state[name].copy_(_tensor(reader, owner, state[name].dtype))
+
+
+def loaded_from(reader: CheckpointReader, path: str) -> Lineage:
+    """Return the lineage of a module with a checkpoint's values."""
     source = os.path.basename(path)
     return Lineage(relation=_FINE_TUNED, id=checkpoint.identity(reader), source=source)
+
+
+def is_counter(name: str) -> bool:
+    """Return whether a tensor is one that old checkpoints lack, and that is 0 then."""
+    return name.rpartition(".")[2] == _COUNTER
 
 
 def _mismatches(
@@ -115,7 +139,7 @@ def _mismatches(
 ) -> Iterator[Finding]:
     for name, tensor in state.items():
         if name not in names:
-            if name.rpartition(".")[2] != _COUNTER:
+            if not is_counter(name):
                 yield _unfit(name, "the checkpoint lacks this tensor")
             continue
         entry = reader.tensors[names[name]]

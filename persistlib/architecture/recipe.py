@@ -74,6 +74,11 @@ def recorded(module: nn.Module) -> Recipe | None:
     return found if isinstance(found, Recipe) else None
 
 
+def remember(module: nn.Module, recipe: Recipe) -> None:
+    """Record on a module what builds it, so that a save tries that first."""
+    vars(module)[_RECIPE] = recipe
+
+
 def origin(module: nn.Module) -> Lineage | None:
     """Return where `build` took a module's weights from."""
     found = vars(module).get(_ORIGIN)
@@ -93,8 +98,8 @@ def build(
     Args:
         builder: `package.module:callable`, such as `torchvision.models:resnet50`.
         weights: a name that torchvision knows ("DEFAULT"), or a checkpoint file (.pth, .pt,
-            .safetensors) whose names, shapes and dtypes must be the model's; None leaves the
-            initial values.
+            .safetensors) whose names, shapes and dtypes must be the model's, or one that is open;
+            None leaves the initial values.
         edits: changes after building, as in a manifest.
         trust: packages, or dotted prefixes, that may be imported beyond torch and torchvision.
         **arguments: the builder's own keyword arguments.
@@ -105,15 +110,18 @@ def build(
         TrainingError: the weights do not fit.
     """
     recipe = Recipe(builder, _encoded(arguments), _edits(edits))
-    path = _checkpoint_path(weights)
-    if path is not None:
-        module = _from_file(recipe, path, trust)
+    path = checkpoint_path(weights)
+    if isinstance(weights, pretrained.Opened):
+        module = _from_file(recipe, weights, trust)
+    elif path is not None:
+        with pretrained.open_checkpoint(path) as reader:
+            module = _from_file(recipe, pretrained.Opened(reader, path), trust)
     elif weights is not None:
         module, recipe = _pretrained(recipe, weights, trust)
     else:
         module = _plain(recipe, trust)
         editing.apply(module, recipe.edits, trust)
-    vars(module)[_RECIPE] = recipe
+    remember(module, recipe)
     return module
 
 
@@ -122,19 +130,23 @@ def _plain(recipe: Recipe, trust: Collection[str]) -> nn.Module:
     return editing.call(recipe.builder, arguments, trust)
 
 
-def _from_file(recipe: Recipe, path: str, trust: Collection[str]) -> nn.Module:
+def _from_file(recipe: Recipe, opened: pretrained.Opened, trust: Collection[str]) -> nn.Module:
     """Return the module with a file's values, which fit it before its edits or after them."""
-    with pretrained.open_checkpoint(path) as reader:
-        module = _plain(recipe, trust)
-        found = pretrained.load(module, reader, path)
-        editing.apply(module, recipe.edits, trust)
-        if isinstance(found, pretrained.Unfit) and recipe.edits:
-            again = pretrained.load(module, reader, path)
-            found = found if isinstance(again, pretrained.Unfit) else again
+    module = _plain(recipe, trust)
+    found = pretrained.load(module, *opened)
+    editing.apply(module, recipe.edits, trust)
+    if isinstance(found, pretrained.Unfit) and recipe.edits:
+        again = pretrained.load(module, *opened)
+        found = found if isinstance(again, pretrained.Unfit) else again
     if isinstance(found, pretrained.Unfit):
         raise TrainingError(found.findings)
-    vars(module)[_ORIGIN] = found
+    descend(module, found)
     return module
+
+
+def descend(module: nn.Module, parent: Lineage) -> None:
+    """Record on a module where its weights came from."""
+    vars(module)[_ORIGIN] = parent
 
 
 def _pretrained(
@@ -143,12 +155,13 @@ def _pretrained(
     """Return a module with torchvision's weights, and the recipe with what they configured."""
     module = pretrained.fetch(recipe, weights, trust)
     plain = pretrained.resolved(Recipe(recipe.builder, recipe.arguments), module, trust)
-    vars(module)[_ORIGIN] = pretrained.fetched_from(recipe, weights, module)
+    descend(module, pretrained.fetched_from(recipe, weights, module))
     editing.apply(module, recipe.edits, trust)
     return module, plain.changed(recipe.edits)
 
 
-def _checkpoint_path(weights: object) -> str | None:
+def checkpoint_path(weights: object) -> str | None:
+    """Return the path of a weights file; None where `weights=` is none."""
     if isinstance(weights, os.PathLike):
         return os.fsdecode(weights)
     if isinstance(weights, str) and (weights.endswith(_FILES) or os.sep in weights):

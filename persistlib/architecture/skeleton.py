@@ -86,6 +86,16 @@ def rebuild(
     return module
 
 
+def with_values(architecture: Architecture, *, trust: Collection[str] = ()) -> nn.Module:
+    """Return the module that a recipe describes, with the initial values of a fresh process.
+
+    Raises:
+        ArchitectureError: as for `skeleton`.
+    """
+    with isolated():
+        return _build(architecture.builder, architecture.arguments, architecture.edits, trust)
+
+
 def _build(
     builder: str, arguments: Any, changes: tuple[Edit, ...], trust: Collection[str]
 ) -> nn.Module:

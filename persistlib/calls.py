@@ -1,0 +1,65 @@
+"""What the public functions ask of their arguments, said once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import ValidationError
+
+from persistlib.canonical import encode
+from persistlib.errors import Code, error, missing_extra
+from persistlib.installed import is_importable
+from persistlib.manifest.schema import Section
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_Section = TypeVar("_Section", bound=Section)
+
+
+def section(kind: type[_Section], value: _Section | Mapping[str, Any] | None) -> _Section | None:
+    """Return a manifest section given as itself or as plain JSON.
+
+    Raises:
+        UsageError: the value does not fit the section.
+    """
+    if value is None or isinstance(value, kind):
+        return value
+    try:
+        return kind.model_validate_json(encode(value))
+    except ValidationError as fault:
+        first = fault.errors(include_url=False, include_context=False)[0]
+        where = ".".join(str(part) for part in (kind.__name__.lower(), *first["loc"]))
+        raise error(Code.USAGE, where, first["msg"], "see docs/manifest.md") from fault
+
+
+def require_torch(purpose: str) -> None:
+    """Refuse what needs torch where it is not installed.
+
+    Raises:
+        MissingExtra: it is not.
+    """
+    if not is_importable("torch"):
+        raise missing_extra("torch", "torch", purpose)
+
+
+def require_saving(model: object, *, name: object, license: object, shard_bytes: int) -> None:  # noqa: A002 - a promised name, and the field's word for it
+    """Refuse arguments of `save` that cannot mean anything.
+
+    Raises:
+        UsageError: one of them is of the wrong kind.
+    """
+    from torch import nn
+
+    if not isinstance(model, nn.Module):
+        raise error(
+            Code.USAGE,
+            "model",
+            f"a {type(model).__name__} is no torch.nn.Module",
+            "save the module that the weights belong to",
+        )
+    for argument, value in (("name", name), ("license", license)):
+        if not isinstance(value, (str, type(None))):
+            raise error(Code.USAGE, argument, f"a {type(value).__name__}", "give a text or None")
+    if shard_bytes < 1:
+        raise error(Code.USAGE, "shard_bytes", f"{shard_bytes} bytes hold nothing", "give more")

@@ -387,7 +387,12 @@ def environment() -> Target:
     return found()
 
 
-def check(source: StrPath, target: StrPath | Target | None = None) -> Report:
+def check(
+    source: StrPath,
+    target: StrPath | Target | None = None,
+    *,
+    forbid_licenses: Collection[str] = (),
+) -> Report:
     """Say, before the weights are read, whether a model loads and runs here or on a target.
 
     Of a bundle the manifest decides, and its graphs, node by node; of a bare file its header, or
@@ -398,17 +403,20 @@ def check(source: StrPath, target: StrPath | Target | None = None) -> Report:
         target: versions such as "onnxruntime==1.17.3" or "torch==2.6,python==3.10"; the path of a
             requirements file, a lock file or what `persistlib environment --json` wrote elsewhere;
             or an environment. None for this one.
+        forbid_licenses: SPDX identifiers, such as "CC-BY-NC-4.0" or "CC-BY-NC-*", under which
+            neither the model nor what it was made from may stand.
 
     Raises:
         TargetError: nothing stands at `source`, or no bundle; or the target's file is not there.
-        UsageError: the target cannot be read.
+        UsageError: the target cannot be read, or a licence is no name of one.
     """
+    from persistlib.compat import licensing
     from persistlib.compat.checking import check_source
     from persistlib.compat.describing import parse_target
 
-    described = parse_target(target)
+    described, forbidden = parse_target(target), licensing.forbidden(forbid_licenses)
     try:
-        return check_source(source, described)
+        return check_source(source, described, forbidden=forbidden)
     except (TargetError, UsageError):
         raise
     except PersistlibError as fault:

@@ -176,6 +176,7 @@ class Code(Enum):
     RUNTIME_UNKNOWN = ("PL212", CompatibilityError, "what the runtime can load is not known")
     TARGET_CHOICE = ("PL213", CompatibilityError, "the target leaves a choice of releases")
     TARGET_SILENT = ("PL214", CompatibilityError, "the target does not say what decides")
+    LICENSE = ("PL226", CompatibilityError, "a licence is forbidden, or cannot be told")
 
     NO_ARCHITECTURE = ("PL301", ArchitectureError, "no recipe rebuilds this module")
     LOOKALIKE = ("PL302", ArchitectureError, "the module differs from what its recipe builds")

@@ -30,7 +30,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     (
         *("amendment", "canonical", "clock", "digests", "dtypes", "files", "gap"),
-        *("graph_notes", "graph_tensors", "images", "lock", "patterns", "place", "publish", "wire"),
+        *("graph_notes", "graph_tensors", "images", "licenses", "lock", "patterns", "place"),
+        *("publish", "wire"),
     ),
     ("checkpoint", "manifest"),
     ("formats", "installed"),

@@ -35,8 +35,20 @@ _EXIT = {
     help='Check for other versions, such as "onnxruntime==1.20.1", instead of those here; or for'
     " those in a requirements file, a lock file, or what `environment --json` wrote.",
 )
+@click.option(
+    "--forbid-license",
+    cls=Spread,
+    metavar="LICENSE...",
+    help="Refuse what stands, or was made from what stands, under these: CC-BY-NC-4.0, 'GPL-*'.",
+)
 @click.option("--explain", metavar="CODE", help="Tell the long story of a code, such as PL207.")
-def command(source: str | None, *, target: tuple[str, ...], explain: str | None) -> Answer:
+def command(
+    source: str | None,
+    *,
+    target: tuple[str, ...],
+    forbid_license: tuple[str, ...],
+    explain: str | None,
+) -> Answer:
     """Say whether a model will work here, or with other versions, without reading its weights.
 
     The graphs of a bundle, and a bare ONNX file, are held node by node against what ONNX Runtime
@@ -46,7 +58,7 @@ def command(source: str | None, *, target: tuple[str, ...], explain: str | None)
         return _explained(explain)
     if source is None:
         raise click.UsageError("Missing argument 'BUNDLE|FILE'.", click.get_current_context())
-    report = persistlib.check(source, ",".join(target) or None)
+    report = persistlib.check(source, ",".join(target) or None, forbid_licenses=forbid_license)
     return _judged(source, target, report)
 
 

@@ -7,6 +7,7 @@ structure; of a bare file its header, or its structure.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from persistlib.bundle import reading
@@ -26,13 +27,19 @@ if TYPE_CHECKING:
     from persistlib.compat.targets import Target
     from persistlib.compat.verdicts import Report
     from persistlib.files import StrPath
+    from persistlib.licenses import Pattern
 
 # A graph up to this size is compared with its digest before it is walked: some milliseconds.
 _COMPARED = 64 << 20
 
 
-def check_source(source: StrPath, target: Target) -> Report:
+def check_source(source: StrPath, target: Target, *, forbidden: tuple[Pattern, ...] = ()) -> Report:
     """Return the verdict on a bundle, an ONNX file or a weights file.
+
+    Args:
+        source: its path.
+        target: where it shall load.
+        forbidden: licences that are not to be used.
 
     Raises:
         TargetError: nothing stands there, or no bundle.
@@ -40,8 +47,9 @@ def check_source(source: StrPath, target: Target) -> Report:
         PersistlibError: the file is not well-formed.
     """
     if is_folder(source) or not os.path.isfile(source):
-        return reading(source, lambda bundle: check_bundle(bundle, target))
-    return verdict_of(findings_of(_file_facts(source), target))
+        return reading(source, lambda bundle: check_bundle(bundle, target, forbidden))
+    facts = replace(_file_facts(source), forbidden=forbidden)
+    return verdict_of(findings_of(facts, target))
 
 
 def _file_facts(source: StrPath) -> Facts:
@@ -52,7 +60,7 @@ def _file_facts(source: StrPath) -> Facts:
         return Facts(source=path, format=name, entries=file.entries)
 
 
-def check_bundle(bundle: Bundle, target: Target) -> Report:
+def check_bundle(bundle: Bundle, target: Target, forbidden: tuple[Pattern, ...] = ()) -> Report:
     """Return the verdict on an open bundle: its manifest and each of its graphs.
 
     Raises:
@@ -60,7 +68,12 @@ def check_bundle(bundle: Bundle, target: Target) -> Report:
         FormatError: a graph is not well-formed.
     """
     manifest = bundle.manifest
-    facts = Facts(source=bundle.path, manifest=manifest, structures=lambda: _structures(bundle))
+    facts = Facts(
+        source=bundle.path,
+        manifest=manifest,
+        structures=lambda: _structures(bundle),
+        forbidden=forbidden,
+    )
     return verdict_of(findings_of(facts, target), upgraded=bool(manifest.upgraded_from))
 
 

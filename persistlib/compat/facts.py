@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import onnx
 
     from persistlib.checkpoint import Entry
+    from persistlib.licenses import Pattern
     from persistlib.manifest.schema import Manifest
 
 
@@ -36,6 +37,7 @@ class Facts:
         structures: opens and yields the graphs, large tensors without values: of a bundle in the
             order of its manifest, of an ONNX file the one that it is.
         runtime: "torch" or "onnxruntime" where that one is meant; None for either.
+        forbidden: licences that are not to be used.
     """
 
     source: str
@@ -44,6 +46,7 @@ class Facts:
     entries: tuple[Entry, ...] = ()
     structures: Callable[[], Iterable[onnx.ModelProto]] = _none
     runtime: str | None = None
+    forbidden: tuple[Pattern, ...] = ()
 
     @cached_property
     def dtypes(self) -> frozenset[DType]:

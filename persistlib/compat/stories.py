@@ -90,11 +90,38 @@ STORIES: Mapping[Code, Story] = {
         " OUT.onnx --target onnxruntime==VERSION, which is proved to compute the same.",
         "Sessions made in every release since 1.15, at every version (`make runtimes`).",
     ),
+    Code.MANIFEST_OLDER: Story(
+        "The manifest was written by an older release, in an older version of its schema. It is"
+        " read by the steps that lead from there to this release's version; the model is the same.",
+        "ok-after-upgrade",
+        "Nothing needs to be done. persistlib upgrade BUNDLE writes the manifest in this version,"
+        " and keeps the old one beside it.",
+        "`manifest_version` in the manifest.",
+    ),
+    Code.MANIFEST_NEWER: Story(
+        "The manifest was written by a newer release, in a later minor version of its schema. What"
+        " this release does not know in it says of itself that it need not be understood: what the"
+        " model computes does not hang on it. A field that does is refused by its name (PL105).",
+        "a note; the verdict is ok",
+        "Nothing needs to be done. A newer persistlib shows those fields too; this one keeps them.",
+        "`manifest_version` in the manifest.",
+    ),
     Code.STATUS: Story(
         "Whoever published the model has withdrawn it, or has named a successor.",
-        "refused when withdrawn, degraded when superseded",
-        "Use the successor, or ask who published it.",
+        "refused when withdrawn, degraded when superseded; verify notes it and compares as ever",
+        "Use the successor, or ask who published it. A withdrawn model is used all the same with"
+        " --allow-withdrawn (allow_withdrawn=True). persistlib status shows and sets it.",
         "`status` in the manifest.",
+    ),
+    Code.LICENSE: Story(
+        "A licence that was forbidden (--forbid-license) is that of the model, or of what it was"
+        " made from; or none is recorded, or one by a name that SPDX does not list, so that it"
+        " cannot be told. Of A OR B one may be chosen; of A AND B both count; A WITH an exception"
+        " counts as A.",
+        "refused when forbidden, degraded when it cannot be told, a note where a choice is left",
+        "Use a model under another licence, or have the licence recorded: save(license=...). No law"
+        " is interpreted: names are compared.",
+        "`license` and `lineage` in the manifest; the list of SPDX that comes with packaging.",
     ),
     Code.RUNTIME_OPERATOR: Story(
         "A node's operator is none that the target's ONNX Runtime knows: it came with a later"

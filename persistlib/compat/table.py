@@ -53,6 +53,7 @@ def _resolved(name: str) -> Judge:
 RULES: tuple[Rule, ...] = (
     Rule("standing:schema", (Code.MANIFEST_OLDER, Code.MANIFEST_NEWER)),
     Rule("standing:status", (Code.STATUS,)),
+    Rule("licensing:terms", (Code.LICENSE,)),
     Rule(
         "manifests:requirements",
         (Code.PYTHON_VERSION, Code.PACKAGE_VERSION, Code.PACKAGE_ABSENT),

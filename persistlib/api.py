@@ -692,6 +692,8 @@ def finetune(
     from persistlib.training import loop
 
     lineage = origin(model)
+    if (done := adaptation_of(model)) is not None:
+        settings.setdefault("interface", done.interface)
     place = run if isinstance(resume, bool) else resume
     folder = loop.Folder(path=place, resume=resume is not False, overwrite=overwrite)
     settings = {"folder": folder, **settings}

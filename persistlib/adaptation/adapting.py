@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from persistlib.adaptation import interfaces
 from persistlib.adaptation.channels import replace_stems
-from persistlib.adaptation.classes import find_heads, replace_head
+from persistlib.adaptation.classes import find_heads, replace_head, untried
 from persistlib.adaptation.image_size import resize
 from persistlib.adaptation.record import Adaptation, Change, descended, remember
 from persistlib.adaptation.trial import trial_of
@@ -151,6 +151,8 @@ def _channels(work: _Adapted, channels: int) -> None:
 def _classes(work: _Adapted, asked: Mapping[str, Classes], seed: int) -> None:
     trial = work.trial()
     heads = find_heads(trial, [path for path in asked if path])
+    if left := untried(trial, heads):
+        work.notes += (f"left as they were, since no run went through them: {', '.join(left)}",)
     main, outputs, labels = trial.main(), tuple(trial.outputs), work.interface.labels
     for head in heads:
         classes = asked[head.path] if head.path in asked else asked[""]

@@ -79,7 +79,8 @@ def find_stems(trial: Trial, image: Image, channels: int) -> tuple[str, ...]:
     """Return the paths of the convolutions that an image goes into, in the order they are run.
 
     They are the fewest, from the first on, with which the model takes the other number of channels
-    and gives outputs of the same shapes.
+    and gives outputs of the same shapes. None are needed where the model itself repeats a single
+    channel (by subtracting a mean of three); one that only overlooks further channels is refused.
 
     Raises:
         ArchitectureError: no such convolutions are found.
@@ -88,7 +89,8 @@ def find_stems(trial: Trial, image: Image, channels: int) -> tuple[str, ...]:
     inputs = trial.resized(image, (channels, *shape[2:]))
     entered = _entered(trial, image.channels)
     reason = "no convolution takes the input's channels"
-    for count in range(min(len(entered), _MOST_TRIED) + 1):
+    counts = range(1, min(len(entered), _MOST_TRIED) + 1)
+    for count in (*counts, 0) if channels == 1 else counts:
         stems = entered[:count]
         layers = {path: trial.model.get_submodule(path) for path in stems}
         try:
@@ -138,10 +140,10 @@ def replace_stems(model: nn.Module, trial: Trial, image: Image, channels: int) -
             _put(model, model.get_submodule(path), layer)
         reason = "the same picture in every channel would give other outputs"
         raise _refused(trial, image, reason)
-    how = "summed" if channels == 1 else "shared out"
+    how = "weights summed" if channels == 1 else "weights shared out"
     for path in stems or ("",):
         _recount(model, path, image.channels, channels)
-        detail = f"weights {how}, a picture alike in every channel gives the same outputs"
+        detail = f"{how if path else 'repeated by the model'}: the same picture, the same outputs"
         yield Change("channels", path, str(image.channels), str(channels), detail)
 
 

@@ -14,6 +14,7 @@ distribution between -1/sqrt(n) and 1/sqrt(n), n being the numbers that go into 
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from persistlib.adaptation.wishes import Classes
     from persistlib.errors import PersistlibError
 
+# Edges of images that are tried in training, where smaller ones fail.
+_EDGES = (224, 320)
+_MOST_TOGETHER = 6
 _KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # Plain attributes that say how many classes there are.
 _COUNTS = ("num_classes", "n_classes", "nb_classes", "classes", "num_labels", "n_labels")
@@ -53,8 +57,24 @@ class Head(NamedTuple):
     size: int
 
 
+class _Way(NamedTuple):
+    """One way to run a model, and the shapes that it gives so.
+
+    Attributes:
+        inputs: what goes in.
+        training: the mode.
+        outputs: shapes by name.
+    """
+
+    inputs: Sequence[torch.Tensor]
+    training: bool
+    outputs: Shapes
+
+
 def find_heads(trial: Trial, chosen: Sequence[str] = ()) -> tuple[Head, ...]:
     """Return the last layers of a model, the one that answers first.
+
+    Several layers answer together where the output's width follows them only if all change.
 
     Args:
         trial: the model, to be tried.
@@ -63,25 +83,40 @@ def find_heads(trial: Trial, chosen: Sequence[str] = ()) -> tuple[Head, ...]:
     Raises:
         ArchitectureError: there is none; a chosen one is none; or several could be meant.
     """
-    found = tuple(_tried(trial, chosen))
+    ways = (_Way(trial.inputs, training=False, outputs=trial.outputs), *_in_training(trial))
+    layers = [path for path in _layers(trial.model) if not chosen or path in chosen]
+    found = [head for path in layers for head in _followed(trial, [path], ways)]
     if chosen:
+        if {head.path for head in found} != set(chosen):
+            found = found or [*_followed(trial, chosen, ways)]
         if strange := [path for path in chosen if path not in {head.path for head in found}]:
             raise _no_head(trial, f"{strange[0]} is no last layer", found)
-        return found
+        return tuple(found)
     main = _main(trial)
-    answering = [head for head in found if head.output == main]
-    if not answering:
+    answer = [head for head in found if head.output == main][:1] or _together(trial, main, ways)
+    if not answer:
         raise _no_head(trial, "no linear layer or convolution gives the outputs their width", ())
-    answer = answering[0]
-    others = [head for head in found if head is not answer and head.size == answer.size]
+    others = [head for head in found if head not in answer and head.size == answer[0].size]
     if any(not _is_auxiliary(head.path) for head in others):
         raise error(
             Code.ADAPTATION_CHOICE,
             "adapt.classes",
-            f"{', '.join(head.path for head in (answer, *others))} each give {answer.size} numbers",
-            f'name those that are meant: {{"classes": {{"{answer.path}": N}}}}',
+            f"{', '.join(h.path for h in (*answer, *others))} each give {answer[0].size} numbers",
+            f'name those that are meant: {{"classes": {{"{answer[0].path}": N}}}}',
         )
-    return (answer, *others)
+    return (*answer, *others)
+
+
+def untried(trial: Trial, heads: Sequence[Head]) -> tuple[str, ...]:
+    """Return auxiliary layers of as many classes that no way to run the model went through."""
+    known = {head.path for head in heads}
+    size = heads[0].size
+    layers = _layers(trial.model).items()
+    return tuple(
+        path
+        for path, layer in layers
+        if path not in known and _is_auxiliary(path) and _outputs(layer) == size
+    )
 
 
 def _main(trial: Trial) -> str:
@@ -91,43 +126,64 @@ def _main(trial: Trial) -> str:
         raise _no_head(trial, str(fault), ()) from fault
 
 
-def _tried(trial: Trial, chosen: Sequence[str]) -> Iterator[Head]:
-    """Yield the layers that an output's width follows, in evaluation or else in training."""
-    try:
-        in_training = trial.run(training=True)
-    except FailedError:
-        in_training = {}
-    layers = [
-        (path, module)
-        for path, module in trial.model.named_modules()
-        if type(module) in _KINDS and (not chosen or path in chosen)
-    ]
-    for path, layer in layers:
-        size = _outputs(layer)
-        for before, training in ((trial.outputs, False), (in_training, True)):
-            if not any(size in shape for shape in before.values()):
-                continue
-            if place := _followed(trial, path, before, training=training):
-                yield Head(path, *place, size)
-                break
+def _layers(model: nn.Module) -> dict[str, nn.Module]:
+    return {path: module for path, module in model.named_modules() if type(module) in _KINDS}
 
 
-def _followed(trial: Trial, path: str, before: Shapes, *, training: bool) -> tuple[str, int] | None:
-    """Return output and axis whose extent follows a layer's, where nothing else changes."""
-    layer: Any = trial.model.get_submodule(path)
-    size = _outputs(layer)
-    counted = _counts(trial.model, path, size)
-    try:
-        wider = _like(layer, size + 1, layer.weight.device)
-        with trial.swapped({path: wider}), _counting(counted, size + 1):
-            after = trial.run(training=training)
-    except (FailedError, ValueError):
-        return None
-    changed = [name for name in before if after.get(name) != before[name]]
-    if len(changed) != 1 or before.keys() != after.keys():
-        return None
-    name = changed[0]
-    return next(((name, axis) for axis in _grown(before[name], after[name], size)), None)
+def _in_training(trial: Trial) -> Iterator[_Way]:
+    """Yield how the model runs in training, where it does; small images do not reach every head."""
+    image = trial.image()
+    tried = [trial.inputs]
+    if image is not None and len(shape := trial.inputs[image.place].shape) == 4:
+        edges = (edge for edge in _EDGES if edge > min(shape[2:]))
+        tried += [trial.resized(image, (shape[1], edge, edge)) for edge in edges]
+    for inputs in tried:
+        try:
+            yield _Way(inputs, training=True, outputs=trial.run(inputs, training=True))
+        except FailedError:
+            continue
+        return
+
+
+def _together(trial: Trial, main: str, ways: Sequence[_Way]) -> list[Head]:
+    """Return the fewest layers of one width that the answer's width follows together."""
+    groups: dict[int, list[str]] = {}
+    for path, layer in _layers(trial.model).items():
+        if _outputs(layer) in trial.outputs[main]:
+            groups.setdefault(_outputs(layer), []).append(path)
+    for paths in groups.values():
+        last = paths[-_MOST_TOGETHER:]
+        for count in range(2, len(last) + 1):
+            for some in itertools.combinations(last, count):
+                found = [h for h in _followed(trial, some, ways[:1]) if h.output == main]
+                if found:
+                    return found
+    return []
+
+
+def _followed(trial: Trial, paths: Sequence[str], ways: Sequence[_Way]) -> Iterator[Head]:
+    """Yield the layers at some paths if an output follows their width and nothing else changes."""
+    layers: dict[str, Any] = {path: trial.model.get_submodule(path) for path in paths}
+    sizes = {_outputs(layer) for layer in layers.values()}
+    size = sizes.pop()
+    if sizes:
+        return
+    counted = [pair for path in paths for pair in _counts(trial.model, path, size)]
+    for inputs, training, before in ways:
+        if not any(size in shape for shape in before.values()):
+            continue
+        try:
+            wider = {p: _like(old, size + 1, old.weight.device) for p, old in layers.items()}
+            with trial.swapped(wider), _counting(counted, size + 1):
+                after = trial.run(inputs, training=training)
+        except (FailedError, ValueError):
+            continue
+        changed = [name for name in before if after.get(name) != before[name]]
+        if len(changed) != 1 or before.keys() != after.keys():
+            continue
+        if axes := [*_grown(before[changed[0]], after[changed[0]], size)]:
+            yield from (Head(path, changed[0], axes[0], size) for path in paths)
+            return
 
 
 def _grown(before: tuple[int, ...], after: tuple[int, ...], size: int) -> Iterator[int]:

@@ -19,9 +19,10 @@ import torch
 from torch import nn
 
 from persistlib.adaptation.record import Change
-from persistlib.adaptation.trial import SIZES, FailedError, Trial
+from persistlib.adaptation.trial import FailedError, Trial
 from persistlib.architecture import module_state
 from persistlib.architecture.arguments import signature, trace
+from persistlib.architecture.behaviour import SIZES
 from persistlib.architecture.candidates import from_recipe
 from persistlib.architecture.encoding import encode
 from persistlib.architecture.freezing import kept_in_eval

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 Shapes = dict[str, tuple[int, ...]]
 _BATCH = 2  # BatchNorm in training takes no single sample
 _FREE = 8  # of extents that the interface leaves free
-SIZES = ("image_size", "input_size", "img_size")
 
 
 class FailedError(Exception):
@@ -188,7 +187,7 @@ def _inputs(
         )
     if recipe is None or not (shapes := zoo.inputs_of(recipe.builder)):
         return ()
-    drawn = probe(model, shapes).positional
+    drawn = probe(model, shapes, recipe.arguments).positional
     if not all(isinstance(value, torch.Tensor) for value in drawn):
         raise error(
             Code.ADAPTATION,
@@ -197,16 +196,7 @@ def _inputs(
             f'persistlib.build("{recipe.builder}", num_classes=N, weights=FILE, strict="report")'
             " takes all tensors that fit",
         )
-    size = next((recipe.arguments[name] for name in SIZES if name in recipe.arguments), None)
-    return tuple(_batched(value, size) for value in drawn)
-
-
-def _batched(value: torch.Tensor, size: Any) -> torch.Tensor:
-    """Return an input of batch 2, with the extents that a recipe says."""
-    edges = size.get("$tuple", ()) if isinstance(size, dict) else [size, size]
-    known = len(edges) == 2 and all(isinstance(edge, int) for edge in edges)
-    spatial = edges if known else value.shape[-2:]
-    return value.new_zeros(_BATCH, *value.shape[1:-2], *spatial)
+    return tuple(value.new_zeros(_BATCH, *value.shape[1:]) for value in drawn)
 
 
 def _extent(extent: int | str, axis: int) -> int:

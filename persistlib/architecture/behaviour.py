@@ -75,29 +75,45 @@ def same_outputs(live: nn.Module, rebuilt: nn.Module, inputs: Inputs) -> bool:
     return False
 
 
-def probe(live: nn.Module, shapes: Sequence[Sequence[int]]) -> Inputs:
+# Arguments of builders that say the extents of an image.
+SIZES = ("image_size", "input_size", "img_size")
+
+
+def probe(
+    live: nn.Module,
+    shapes: Sequence[Sequence[int]],
+    arguments: Mapping[str, Any] = MappingProxyType({}),
+) -> Inputs:
     """Return seeded inputs of the given shapes, fitted to a module's dtype, device and channels.
 
     A shape of three extents stands for a list that holds one image, as detection models take it.
-    A first convolution that was replaced decides the channels, and an attribute `image_size` the
-    extents of an image.
+    A first convolution that was replaced decides the channels; an attribute `image_size`, or the
+    builder's argument, the extents of an image.
     """
     first = next(live.parameters(), None)
     dtype = first.dtype if first is not None and first.dtype.is_floating_point else torch.float32
     device = first.device if first is not None else torch.device("cpu")
     generator = torch.Generator().manual_seed(0)
     stem = next((m for m in live.modules() if isinstance(m, _CONVOLUTIONS)), None)
-    size = vars(live).get("image_size")
+    edges = _edges(vars(live).get("image_size"), *(arguments.get(name) for name in SIZES))
     inputs: list[Any] = []
     for shape in shapes:
         extents = list(shape)
         if stem is not None and len(extents) in {3, stem.weight.dim()}:
             extents[0 if len(extents) == 3 else 1] = stem.in_channels
-        if isinstance(size, int):
-            extents[-2:] = [size, size]
+        extents[-2:] = edges or extents[-2:]
         tensor = torch.rand(extents, generator=generator).to(device, dtype)
         inputs.append([tensor] if len(extents) == 3 else tensor)
     return Inputs(inputs)
+
+
+def _edges(*sizes: Any) -> list[int]:
+    """Return height and width from the first size that says them: a number, or an encoded pair."""
+    for size in sizes:
+        edges = size.get("$tuple", []) if isinstance(size, dict) else [size, size]
+        if len(edges) == 2 and all(type(edge) is int for edge in edges):
+            return list(edges)
+    return []
 
 
 def same_results(one: Any, other: Any) -> bool:

@@ -108,7 +108,7 @@ def _behaviour(model: nn.Module, recipe: Recipe, inputs: Any, copied: nn.Module)
     if inputs is not None:
         given = Inputs.of(inputs)
     elif shapes := zoo.inputs_of(recipe.builder):
-        given = probe(model, shapes)
+        given = probe(model, shapes, recipe.arguments)
     else:
         return [_untried(model, "no input is known to run it on", "give example_inputs=")]
     try:

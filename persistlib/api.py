@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, overload
 from persistlib.adaptation.record import Adaptation
 from persistlib.adaptation.record import adaptation_of as adaptation_of  # noqa: PLC0414 - public
 from persistlib.bundle import SHARD_BYTES, Bundle, reading
-from persistlib.calls import require_saving, require_torch, section
+from persistlib.calls import require_module, require_saving, require_torch, section
 from persistlib.casting import cast_target
 from persistlib.compat import Report
 from persistlib.conversion import ConversionReport, Wishes, convert_weights
@@ -295,9 +295,7 @@ def load(
     """
     if runtime not in _RUNTIMES:
         raise error(Code.USAGE, f"runtime={runtime!r}", "is no runtime", "use torch or onnxruntime")
-    if (only is not None or runtime != "torch") and not (adapt is None and strict != "report"):
-        reason = "only a module is adapted, not tensors or a session"
-        raise error(Code.USAGE, "adapt", reason, "load it as a module")
+    require_module(runtime, only, adapted=adapt is not None or strict == "report")
     from persistlib import loading
 
     how = loading.Reading(mmap, verify)

@@ -14,6 +14,8 @@ from persistlib.manifest.schema import Section
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from persistlib.patterns import Patterns
+
 _Section = TypeVar("_Section", bound=Section)
 
 
@@ -41,6 +43,17 @@ def require_torch(purpose: str) -> None:
     """
     if not is_importable("torch"):
         raise missing_extra("torch", "torch", purpose)
+
+
+def require_module(runtime: str, only: Patterns | None, *, adapted: bool) -> None:
+    """Refuse to adapt what is no module.
+
+    Raises:
+        UsageError: tensors or a session were asked for.
+    """
+    if adapted and (only is not None or runtime != "torch"):
+        reason = "only a module is adapted, not tensors or a session"
+        raise error(Code.USAGE, "adapt", reason, "load it as a module")
 
 
 def require_saving(model: object, *, name: object, license: object, shard_bytes: int) -> None:  # noqa: A002 - a promised name, and the field's word for it

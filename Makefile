@@ -9,6 +9,7 @@
 #   make bare      the wheel without extras, tried where there is no torch
 #   make bench     loads, saves, conversions and graphs side by side; the tables are docs/benchmarks*.md
 #   make runtimes  add releases of ONNX Runtime that have appeared to the table that `check` reads
+#   make frameworks  the same for releases of torch and torchvision
 #   make docs      write the generated pages: docs/errors.md, docs/manifest.schema.json
 #   make clean     remove both environments and everything that was built
 
@@ -23,7 +24,7 @@ WORK := build/bare
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help install demo bench runtimes test test-all third-party lint unit bare docs clean
+.PHONY: help install demo bench runtimes frameworks test test-all third-party lint unit bare docs clean
 
 # $(call timed,what,budget in seconds,command): says how long a step took beside its budget. A
 # budget is what to look at when a run grows slow; a machine's load never fails a test.
@@ -104,6 +105,9 @@ test-all: lint bare third-party
 
 runtimes: .venv/installed
 	$(BIN)/python fixtures/make_runtimes.py
+
+frameworks: .venv/installed
+	$(BIN)/python fixtures/make_frameworks.py
 
 docs: .venv/installed
 	$(BIN)/python docs/generate.py

@@ -12,127 +12,60 @@ from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from persistlib.families import (
+    ArchitectureError,
+    CompatibilityError,
+    DurabilityError,
+    ExportError,
+    FormatError,
+    IntegrityError,
+    LockedError,
+    LossError,
+    ManifestError,
+    MissingExtra,
+    ModelError,
+    PersistlibError,
+    PersistlibWarning,
+    SessionError,
+    TargetError,
+    TrainingError,
+    UsageError,
+)
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
-class PersistlibError(Exception):
-    """Some finding of severity "error" stands in the way.
-
-    Attributes:
-        findings: every finding collected before giving up; the first is the reason for the class.
-    """
-
-    def __init__(self, findings: tuple[Finding, ...]) -> None:
-        super().__init__(findings)
-        self.findings = findings
-
-    @property
-    def finding(self) -> Finding:
-        """The finding that decided."""
-        return self.findings[0]
-
-    @property
-    def code(self) -> str:
-        """The stable code of the deciding finding, such as "PL120"."""
-        return self.finding.code
-
-    @property
-    def location(self) -> str:
-        """Where the fault lies: a path, a tensor, a manifest field."""
-        return self.finding.location
-
-    @property
-    def reason(self) -> str:
-        """What was seen and what was expected."""
-        return self.finding.message
-
-    @property
-    def remedy(self) -> str:
-        """What to do about it."""
-        return self.finding.remedy
-
-    def __str__(self) -> str:
-        more = len(self.findings) - 1
-        return f"{self.finding}" + (f" (and {more} more)" if more else "")
-
-    def __reduce__(self) -> tuple[type[PersistlibError], tuple[tuple[Finding, ...]]]:
-        return type(self), (self.findings,)
-
-
-class ManifestError(PersistlibError):
-    """The manifest is not one that this release can read."""
-
-
-class IntegrityError(PersistlibError):
-    """Bytes differ from the digest, size or list that was recorded for them."""
-
-
-class CompatibilityError(PersistlibError):
-    """This environment, or the asked-for target, cannot hold the model."""
-
-
-class ArchitectureError(PersistlibError):
-    """The module cannot be rebuilt from a recipe, or is not what the recipe builds."""
-
-
-class ModelError(PersistlibError):
-    """The module given to `save` is in a state that a file cannot hold."""
-
-
-class TargetError(PersistlibError):
-    """The place to write to, or to read from, cannot be used; what stood there stands unchanged."""
-
-
-class LockedError(TargetError):
-    """Another writer holds the target, or a dead one left its lock."""
-
-
-class DurabilityError(TargetError):
-    """The new version is in place, but whether it survives a power cut is unknown."""
-
-
-class FormatError(PersistlibError):
-    """A file is not a well-formed member of its format, or uses what is never read."""
-
-
-class LossError(PersistlibError):
-    """A conversion would lose something that the caller did not allow to be lost."""
-
-
-class ExportError(PersistlibError):
-    """No graph could be made from the module, or it could not be proved to be the same function."""
-
-
-class SessionError(PersistlibError):
-    """A runtime session could not be made, or cannot run what it was given."""
-
-
-class TrainingError(PersistlibError):
-    """Fine-tuning, or evaluating, cannot start or go on."""
-
-
-class MissingExtra(PersistlibError):  # noqa: N818 - names the cure, as `pip install` spells it
-    """A package of an optional extra is not installed."""
-
-
-class UsageError(PersistlibError):
-    """The call itself cannot mean anything: an argument is unknown, contradictory or missing."""
-
-
-class PersistlibWarning(UserWarning):
-    """A finding that does not stop the work.
-
-    Attributes:
-        finding: the finding as data.
-    """
-
-    def __init__(self, finding: Finding) -> None:
-        super().__init__(finding)
-        self.finding = finding
-
-    def __str__(self) -> str:
-        return str(self.finding)
+__all__ = [
+    "ArchitectureError",
+    "Code",
+    "CompatibilityError",
+    "DurabilityError",
+    "ExportError",
+    "Finding",
+    "FormatError",
+    "IntegrityError",
+    "LockedError",
+    "LossError",
+    "ManifestError",
+    "MissingExtra",
+    "ModelError",
+    "PersistlibError",
+    "PersistlibWarning",
+    "SessionError",
+    "Severity",
+    "TargetError",
+    "TrainingError",
+    "UsageError",
+    "error",
+    "error_of",
+    "family_of",
+    "finding",
+    "missing_extra",
+    "printable",
+    "tell",
+    "warn",
+]
 
 
 class Code(Enum):
@@ -176,6 +109,17 @@ class Code(Enum):
     RUNTIME_UNKNOWN = ("PL212", CompatibilityError, "what the runtime can load is not known")
     TARGET_CHOICE = ("PL213", CompatibilityError, "the target leaves a choice of releases")
     TARGET_SILENT = ("PL214", CompatibilityError, "the target does not say what decides")
+    BUILDER_ABSENT = ("PL215", CompatibilityError, "the recipe names what is not there")
+    ARGUMENT_ABSENT = ("PL216", CompatibilityError, "a builder there takes other arguments")
+    DEFAULT_DRIFT = ("PL217", CompatibilityError, "a default that the recipe leaves has changed")
+    FRAMEWORK_UNKNOWN = ("PL218", CompatibilityError, "what that release offers is not known")
+    PARTNERS = ("PL219", CompatibilityError, "packages there do not go together")
+    NO_BUILD = ("PL220", CompatibilityError, "no build of a package for that Python or machine")
+    DTYPE_ABSENT = ("PL221", CompatibilityError, "torch there lacks a dtype")
+    DEVICE_DTYPE = ("PL222", CompatibilityError, "an accelerator there lacks a dtype")
+    MEMORY = ("PL223", CompatibilityError, "the weights are more than the memory there")
+    BYTE_ORDER = ("PL224", CompatibilityError, "the machine has the other order of bytes")
+    TORCH_LOAD = ("PL225", CompatibilityError, "torch.load there does otherwise")
     LICENSE = ("PL226", CompatibilityError, "a licence is forbidden, or cannot be told")
 
     NO_ARCHITECTURE = ("PL301", ArchitectureError, "no recipe rebuilds this module")

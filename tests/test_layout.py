@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 
 # Who may import whom: a part imports its own layer and those before it.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors",),
+    ("errors", "families"),
     (
         *("amendment", "canonical", "clock", "digests", "dtypes", "files", "gap"),
         *("graph_notes", "graph_tensors", "images", "licenses", "lock", "patterns", "place"),

@@ -127,6 +127,7 @@ def load_module(
             be adapted as asked.
     """
     from persistlib.adaptation.wishes import parse
+    from persistlib.architecture.fitting import fitted
     from persistlib.architecture.module_state import assign, restore_training
     from persistlib.architecture.restoring import refuse_meta, restore_unsaved
     from persistlib.architecture.skeleton import skeleton
@@ -135,7 +136,8 @@ def load_module(
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(bundle.tensors, mapped=reading.mapped, verify=reading.verify)
         unsaved = pool.submit(bundle.unsaved, mapped=reading.mapped, verify=reading.verify)
-        model = skeleton(manifest.architecture, trust=trust)
+        recipe = fitted(manifest.architecture, manifest.environment.packages)
+        model = skeleton(recipe, trust=trust)
         has_drifted = _has_drifted(model, manifest)
         views = future.result()
     if has_drifted:

@@ -8,7 +8,11 @@ import importlib
 _PYTHONS = ("3.9", "3.10", "3.11", "3.12", "3.13", "3.14")
 
 # `module:function` of persistlib.compat, which returns the releases oldest first.
-_TABLES = {"onnxruntime": "releases:versions"}
+_TABLES = {
+    "onnxruntime": "releases:versions",
+    "torch": "frameworks:torch_versions",
+    "torchvision": "frameworks:torchvision_versions",
+}
 
 
 def known(package: str) -> tuple[str, ...]:

@@ -76,10 +76,12 @@ STORIES: Mapping[Code, Story] = {
         "The source of the builder, a class of your own or of a package, is not what it was when"
         " the model was saved. It may build the same module, or one of the same shapes that"
         " computes something else.",
-        "degraded",
+        "degraded for your own; a note for torchvision's, whose changes are mostly of form",
         "Take the source of then, or compare the outputs: persistlib verify --behaviour BUNDLE."
         " Saving the model again records the new source.",
-        "`architecture.source` in the manifest: a digest of the class's source.",
+        "`architecture.source` in the manifest: a digest of the class's source, which is found and"
+        " read here without being imported. Of torchvision: a digest, in each release, of the"
+        " builder's code and of all that it uses.",
     ),
     Code.GRAPH_VERSION: Story(
         "The graph says that it is of a newer file format (IR) or operator set than the target's"
@@ -171,6 +173,97 @@ STORIES: Mapping[Code, Story] = {
         "Add what runs it: --target requirements.txt onnxruntime==1.17.3; or describe the machine"
         " whole: persistlib environment --json > machine.json, run there.",
         "The description of the target.",
+    ),
+    Code.BUILDER_ABSENT: Story(
+        "The recipe names a builder, a layer of one of its edits, or a function in an argument that"
+        " the target's torch or torchvision does not have; or the module of your own builder is"
+        " not to be found here.",
+        "refused; degraded where a graph of the bundle runs in ONNX Runtime there, and where the"
+        " target is newer than the table",
+        "Install the release that the finding names; put your own code on PYTHONPATH; or run the"
+        " graph, which needs no builder.",
+        "Every release's wheel since torch 2.0 and torchvision 0.15, its sources read without"
+        " importing them (`make frameworks`).",
+    ),
+    Code.ARGUMENT_ABSENT: Story(
+        "A builder or layer there does not take an argument of the recipe, or needs one that the"
+        " recipe does not give. An argument that only has the default of the release that saved it"
+        " is left out when the model is loaded.",
+        "refused; a note where the argument is left out, degraded where it would be ignored",
+        "Install the release that the finding names.",
+        "Parameters of each callable in each release's sources, `**kwargs` followed to where they"
+        " end.",
+    ),
+    Code.DEFAULT_DRIFT: Story(
+        "The recipe leaves an argument to its default, which is another there than in the release"
+        " that saved the model: the module may compute something else.",
+        "degraded",
+        "Install the release that saved it, or compare the outputs: persistlib verify --behaviour"
+        " BUNDLE. Models saved with the argument itself have no such question.",
+        "The defaults in each release's sources.",
+    ),
+    Code.FRAMEWORK_UNKNOWN: Story(
+        "The release of torch or torchvision is not in the table; it was judged as the nearest"
+        " older one, or the oldest.",
+        "a note; what is missing from a newer one is then only degraded",
+        "Take a newer persistlib, or add the release: make frameworks.",
+        "`compat/frameworks.xz`, which `make frameworks` extends from the release's own wheel.",
+    ),
+    Code.PARTNERS: Story(
+        "The target's torchvision is built for another torch, and fails when it is imported; or its"
+        " torch is built for numpy 1 and numpy 2 is there, so that no array becomes a tensor.",
+        "refused for torchvision, degraded for numpy, and for torchvision of the running"
+        " environment, which may be another build than the index has",
+        "Install the partner that the finding names.",
+        "What each wheel of torchvision says that it needs; torch's notes on its release 2.3.",
+    ),
+    Code.NO_BUILD: Story(
+        "The target's torch or torchvision is not for its Python, or the package index has no build"
+        " of it for that Python, system and machine.",
+        "refused where the package excludes that Python; degraded where only no build is listed,"
+        " since another index may have one",
+        "Install the release that the finding names, or another Python.",
+        "`Requires-Python` of each wheel, and the index's own list of wheels.",
+    ),
+    Code.DTYPE_ABSENT: Story(
+        "The weights, or the recipe, have a dtype that torch there does not have, such as a float8"
+        " kind or uint16.",
+        "refused; degraded where a graph of the bundle runs in ONNX Runtime there",
+        "Install the release that the finding names, or convert: persistlib convert MODEL"
+        " OUT.safetensors --dtype f32.",
+        "The stubs in each release's wheel.",
+    ),
+    Code.DEVICE_DTYPE: Story(
+        "An accelerator of the target has no numbers of a dtype of the weights: Apple's has no"
+        " float64, for one. The model loads, on the CPU.",
+        "degraded",
+        "Convert: persistlib convert MODEL OUT.safetensors --dtype f32; or leave it on the CPU.",
+        "What torch refuses when a tensor is moved there (its sources).",
+    ),
+    Code.MEMORY: Story(
+        "The weights are larger than the memory that processes may use there. They are mapped and"
+        " not read, so the model loads; while it runs they are read from the disk again and again.",
+        "degraded",
+        "Convert to a narrower dtype: persistlib convert MODEL OUT --dtype bf16; or take a larger"
+        " machine.",
+        "Sizes in the manifest or header; physical memory, less what a control group allows.",
+    ),
+    Code.BYTE_ORDER: Story(
+        "The machine is big-endian. Weights are stored little-endian and used as they lie, so every"
+        " number would be wrong.",
+        "refused",
+        "Use a little-endian machine.",
+        "`sys.byteorder` there.",
+    ),
+    Code.TORCH_LOAD: Story(
+        "The file is one of torch's own, and torch.load of that release treats it otherwise than"
+        " today's: without weights_only it runs what the pickle says, weights_only can be got"
+        " around by a hostile file or refuses a dtype, or a file cannot be mapped. persistlib reads"
+        " the file itself, and never unpickles.",
+        "degraded where weights_only refuses the file, otherwise a note",
+        "Convert it: persistlib convert FILE.pt OUT.safetensors.",
+        "`torch/serialization.py` and `torch/_weights_only_unpickler.py` of each wheel; the named"
+        " advisories.",
     ),
     Code.GRAPH_ABSENT: Story(
         "The target has ONNX Runtime and no torch, and the model has no graph for it to run.",

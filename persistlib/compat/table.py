@@ -29,8 +29,8 @@ class Rule(NamedTuple):
     Attributes:
         judge: `module:function`, the module one of `persistlib.compat`.
         codes: of the findings that it may give.
-        walks: whether it reads the graphs' structure; `load` leaves that to the runtime, which is
-            then asked itself.
+        walks: whether it reads more than the manifest: the graphs' structure, or a table of
+            releases; `load` leaves that to what runs here, which is then asked itself.
     """
 
     judge: str
@@ -59,6 +59,20 @@ RULES: tuple[Rule, ...] = (
         (Code.PYTHON_VERSION, Code.PACKAGE_VERSION, Code.PACKAGE_ABSENT),
     ),
     Rule("manifests:drift", (Code.PACKAGE_DRIFT,)),
+    Rule("machines:room", (Code.MEMORY, Code.BYTE_ORDER)),
+    Rule("machines:partners", (Code.PARTNERS,), walks=True),
+    Rule("machines:builds", (Code.NO_BUILD,), walks=True),
+    Rule("tensors:numbers", (Code.DTYPE_ABSENT, Code.DEVICE_DTYPE), walks=True),
+    Rule("tensors:loading", (Code.TORCH_LOAD,), walks=True),
+    Rule(
+        "offers:recipe",
+        (
+            *(Code.BUILDER_ABSENT, Code.ARGUMENT_ABSENT, Code.DEFAULT_DRIFT),
+            *(Code.SOURCE_DRIFT, Code.FRAMEWORK_UNKNOWN),
+        ),
+        walks=True,
+    ),
+    Rule("own_sources:drift", (Code.BUILDER_ABSENT, Code.SOURCE_DRIFT), walks=True),
     Rule("coverage:silent", (Code.TARGET_SILENT,)),
     Rule("graphs:absent", (Code.GRAPH_ABSENT,)),
     Rule(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from click.testing import CliRunner
 
 import persistlib
 from crash_shim import (
@@ -28,6 +29,7 @@ from crash_shim import (
     recorded,
 )
 from older_schemas import STEPS, make_older, sealed
+from persistlib.cli.main import cli
 from persistlib.errors import LockedError, PersistlibError
 from persistlib.evaluation import recording
 from persistlib.lock import locked
@@ -439,3 +441,55 @@ def test_what_an_interrupted_upgrade_left_does_not_stop_a_save(bundle: Path) -> 
     (bundle / "manifest-0.9.json").write_bytes(old[:-1])
     assert strange() == ["manifest-0.9.json"]
     assert not persistlib.verify(bundle).ok
+
+
+# -- the command line --------------------------------------------------------------------------
+
+
+def told(*words: object) -> tuple[dict[str, Any], int]:
+    result = CliRunner().invoke(cli, ["upgrade", *map(str, words), "--json"])
+    envelope: dict[str, Any] = json.loads(result.stdout)
+    return envelope, result.exit_code
+
+
+def test_the_verb_promises_checks_and_does_it(bundle: Path) -> None:
+    assert told(bundle, "--check")[1] == 0
+    make_older(bundle)
+    before = files(bundle)
+    dry, code = told(bundle, "--dry-run")
+    assert (dry["ok"], dry["data"]["dry_run"], code) == (True, True, 0)
+    assert told(bundle, "--check")[1] == 1
+    assert files(bundle) == before
+    done, code = told(bundle)
+    assert (done["ok"], code) == (True, 0)
+    assert done["data"] == dry["data"] | {"dry_run": False}
+    (told_of,) = done["data"]["bundles"]
+    assert (told_of["before"], told_of["after"], told_of["kept"]) == (
+        "0.9",
+        "1.0",
+        "manifest-0.9.json",
+    )
+    assert {"field": "manifest_version", "before": "0.9", "after": "1.0"} in told_of["changes"]
+    assert told(bundle, "--check")[1] == 0
+
+
+def test_the_verb_shows_old_and_new_and_quietly_the_paths_alone(bundle: Path) -> None:
+    make_older(bundle)
+    runner = CliRunner()
+    shown = runner.invoke(cli, ["upgrade", str(bundle), "--dry-run"]).stdout
+    for text in ("1 bundle to upgrade", "0.9 → 1.0", "architecture.builder", '"torch.nn"'):
+        assert text in shown
+    assert "manifest-0.9.json" in shown
+    assert runner.invoke(cli, ["upgrade", str(bundle), "-q"]).stdout == f"{bundle}\n"
+    assert "up to date" in runner.invoke(cli, ["upgrade", str(bundle)]).stdout
+
+
+def test_the_verb_goes_on_after_a_bundle_that_it_cannot_read(tmp_path: Path) -> None:
+    for name in ("perceptron", "tied"):
+        make_older(copied(name, tmp_path / name))
+    (tmp_path / "perceptron" / "manifest.json").write_bytes(sealed({"manifest_version": "2.0"}))
+    envelope, code = told(tmp_path)
+    assert (envelope["ok"], code) == (False, 1)
+    assert [found["code"] for found in envelope["findings"]] == ["PL104"]
+    assert [Path(b["path"]).name for b in envelope["data"]["bundles"]] == ["tied"]
+    assert raw(tmp_path / "tied")["manifest_version"] == "1.0"

@@ -5,8 +5,8 @@ what it does not name is absent there. Where it has several versions of a packag
 environments, those whose marker holds are alternatives.
 
 - pylock.toml: https://packaging.python.org/en/latest/specifications/pylock-toml/
-- uv.lock, poetry.lock, pdm.lock, Pipfile.lock: as uv 0.9, Poetry 2.2, PDM 2.26 and pipenv 2026
-  write them; their forms are documented by their sources alone.
+- uv.lock, Pipfile.lock, poetry.lock, pdm.lock: no specification; read as uv 0.13 and pipenv 2026.10
+  write them, and as Poetry 1.8 and PDM 2 wrote those of their own repositories.
 """
 
 from __future__ import annotations
@@ -43,15 +43,22 @@ def toml_description(path: str, document: Mapping[str, Any]) -> Description:
         case {"lock-version": _, "packages": list(packages)}:
             python = document.get("requires-python")
         case {"package": list(packages)}:
-            metadata = document.get("metadata")
-            older = metadata.get("python-versions") if isinstance(metadata, dict) else None
-            python = document.get("requires-python", older)
+            python = document.get("requires-python", _older_python(document.get("metadata")))
         case {"project": dict(project)}:
             return _project(path, project)
         case _:
             raise refused(path, "no lock file of a known form", _NO_LOCK)
     found = (*_locked(path, packages), *_python(path, python))
     return Description(mentions=found, is_lock=True, target=_COMPLETE)
+
+
+def _older_python(metadata: object) -> object:
+    """Return the range of Python's versions as Poetry and PDM write it, or None."""
+    match metadata:
+        case {"python-versions": python} | {"targets": [{"requires_python": python}, *_]}:
+            return python
+        case _:
+            return None
 
 
 def _locked(path: str, packages: Iterable[Any]) -> Iterator[Mention]:

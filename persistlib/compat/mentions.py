@@ -110,9 +110,8 @@ def described(descriptions: Sequence[Description]) -> Target:
 
 def _joined(target: Target, other: Target) -> Target:
     """Return a target with what another knows besides."""
-    known_there = {
-        name: value for name, value in vars(other).items() if value not in (None, (), {}, False)
-    }
+    nothing = vars(Target())
+    known_there = {name: value for name, value in vars(other).items() if value != nothing[name]}
     return replace(target, **known_there)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from typing import TYPE_CHECKING, NamedTuple
-from urllib.parse import unquote, urlparse
+from urllib.parse import unquote
 
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 
@@ -71,12 +71,12 @@ class _Files:
         for line in _lines(path, text):
             if (include := _INCLUDE.match(line.text)) is not None:
                 self._include(path, include, line.where, into)
-            elif not line.text.startswith("-"):
+            else:
                 into += mentions(line.text, line.where)
 
     def _include(self, path: str, include: re.Match[str], where: str, into: list[Mention]) -> None:
         name = include[2].strip().strip("\"'")
-        if urlparse(name).scheme:
+        if re.match(r"[A-Za-z][\w+.-]+:", name):
             raise _refused(where, f"{name} lies elsewhere", "fetch it, and name it beside")
         other = os.path.realpath(os.path.join(os.path.dirname(path), name))
         if os.path.commonpath([self.root, other]) != self.root:
@@ -107,7 +107,7 @@ def _lines(path: str, text: str) -> Iterator[_Line]:
 
 
 def mentions(text: str, where: str) -> Iterator[Mention]:
-    """Yield the package of one requirement; none where it is a path or an address without version.
+    """Yield the package of one requirement; none of an option, or an address without a version.
 
     Raises:
         UsageError: it is no requirement.
@@ -115,6 +115,8 @@ def mentions(text: str, where: str) -> Iterator[Mention]:
     # Its parser takes as long to load as all else that `inspect` needs of packaging.
     from packaging.requirements import InvalidRequirement, Requirement
 
+    if text.startswith("-"):
+        return
     if (conda := _CONDA.match(text) or _CONDA_FILE.match(text)) is not None:
         yield conda_mention(conda[1], conda[2], where, is_exact=conda.lastindex == 3)
         return
@@ -148,7 +150,7 @@ def conda_mention(name: str, version: str, where: str, *, is_exact: bool) -> Men
 
 def _of_file(address: str, where: str) -> Iterator[Mention]:
     """Yield the package of a wheel; of anything else the version is not known."""
-    name = unquote(urlparse(address).path).rpartition("/")[2]
+    name = unquote(re.split("[?#]", address, maxsplit=1)[0]).rpartition("/")[2]
     try:
         package, version, *_ = parse_wheel_filename(name)
     except InvalidWheelFilename:

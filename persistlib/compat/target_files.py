@@ -57,6 +57,8 @@ def _read(path: str) -> bytes:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as fault:
         raise read_fault(fault, path) from fault
+    except ValueError as fault:  # a NUL in its name
+        raise refused(path, str(fault), "check the path") from fault
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise refused(path, "not a regular file", "write what it gives to a file")

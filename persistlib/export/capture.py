@@ -24,6 +24,7 @@ from persistlib.errors import Code, PersistlibError, error
 from persistlib.examples import named_outputs
 from persistlib.export.calling import call, device_of, evaluation, silence
 from persistlib.export.recurrence import TRANSLATIONS, KeptWhole
+from persistlib.export.scalars import keep_doubles, near_misses_hidden
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -282,11 +283,13 @@ def _optimised(
     if translated is None or translated.exported_program is None:
         raise RuntimeError("torch returned no program")
     graph: Any = translated.model.graph
+    keep_doubles(graph, translated.exported_program)
     for name in [name for name in graph.initializers if name.removeprefix(PREFIX) in state]:
         value = graph.initializers.pop(name)
         value.const_value = None
         graph.inputs.append(value)
-    translated.optimize()
+    with near_misses_hidden(graph):
+        translated.optimize()
     proto: onnx.ModelProto = translated.model_proto
     return proto, translated.exported_program
 

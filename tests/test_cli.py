@@ -277,8 +277,8 @@ def test_check_exits_by_its_verdict(
 ) -> None:
     asked: list[Any] = []
 
-    def fake(source: str, target: Any = None) -> Report:
-        asked.append((source, target))
+    def fake(source: str, target: Any = None, *, forbid_licenses: Any = ()) -> Report:
+        asked.append((source, target, *forbid_licenses))
         return Report(verdict=verdict)
 
     monkeypatch.setattr(persistlib, "check", fake, raising=False)
@@ -286,6 +286,8 @@ def test_check_exits_by_its_verdict(
     assert (shown.ok, result.exit_code, shown.data["verdict"]) == (ok, exit_code, verdict)
     assert shown.data["target"] == ["torch==2.6", "onnx==1.17"]
     assert asked == [("x", "torch==2.6,onnx==1.17")]
+    invoke("check", "--forbid-license", "MIT", "GPL-*", "x")
+    assert asked[-1] == ("x", None, "MIT", "GPL-*")
     assert invoke("check", "x", "-q").stdout == f"{verdict}\n"
 
 

@@ -250,7 +250,7 @@ def _require_untied(model: nn.Module, path: str) -> None:
 
 def _change(head: Head, classes: Classes, *, kept: int, seed: int) -> Change:
     drawn = classes.number - kept
-    detail = f"rows kept for {kept} labels, {drawn} drawn with seed {seed}"
+    detail = f"{kept} rows kept by their labels, {drawn} drawn with seed {seed}"
     return Change("classes", head.path, str(head.size), str(classes.number), detail)
 
 

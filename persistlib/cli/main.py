@@ -34,6 +34,7 @@ class Entry(NamedTuple):
 
 VERBS = {
     "finetune": Entry("Make", "Train a model's last layers on your images and save it."),
+    "adapt": Entry("Make", "Change a model for other classes, channels or image sizes."),
     "convert": Entry("Make", "Write a model in another format and say what would be lost."),
     "inspect": Entry("Look", "Show what a bundle holds, on one screen."),
     "identify": Entry("Look", "Say what a weights file is, and which model it belongs to."),

@@ -85,7 +85,7 @@ def unfreeze(model: nn.Module, patterns: Patterns) -> tuple[str, ...]:
     for path in dict.fromkeys(name.rpartition(".")[0] for name in chosen if name in buffers):
         module = model.get_submodule(path)
         if is_kept_in_eval(module):
-            del module.__dict__["train"]
+            let_go(module)
             module.train(model.training)
     return trained
 
@@ -96,6 +96,11 @@ def keep_in_eval(module: nn.Module) -> None:
     # An attribute of the instance, found before the class's method; a partial of a module-level
     # function survives deepcopy and pickling, and refers to the copy afterwards.
     module.__dict__["train"] = functools.partial(_train_children_only, module)
+
+
+def let_go(module: nn.Module) -> None:
+    """Let a module that `keep_in_eval` holds follow `train()` again."""
+    del module.__dict__["train"]
 
 
 def is_kept_in_eval(module: nn.Module) -> bool:

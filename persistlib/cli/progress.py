@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from persistlib.training.events import BatchDone, EpochDone
+from persistlib.training.events import BatchDone, EpochDone, WentOn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -14,7 +16,9 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from persistlib.cli.output import Output
-    from persistlib.training.events import Progress
+    from persistlib.training.events import Event, Progress
+
+_WINDOW = 20  # batches over which the speed is told
 
 
 @contextmanager
@@ -29,7 +33,8 @@ def shown(output: Output) -> Generator[Progress]:
     columns = (
         TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
         BarColumn(),
-        TextColumn("loss {task.fields[loss]:.4f}"),
+        TextColumn("loss {task.fields[loss]:.4f}{task.fields[score]}"),
+        TextColumn("{task.fields[speed]:,.0f} images/s"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
@@ -61,9 +66,9 @@ class _Lines:
     def __init__(self, output: Output) -> None:
         self._output = output
 
-    def __call__(self, event: BatchDone | EpochDone) -> None:
-        if isinstance(event, EpochDone):
-            self._output.note(epoch_line(event))
+    def __call__(self, event: Event) -> None:
+        if not isinstance(event, BatchDone):
+            self._output.note(line(event))
 
 
 class _Live:
@@ -73,21 +78,51 @@ class _Live:
         self._output = output
         self._bar = bar
         self._task: TaskID | None = None
+        self._done = 0  # batches before this process
+        self._score = ""
+        self._seen: deque[tuple[float, int]] = deque(maxlen=_WINDOW)
 
-    def __call__(self, event: BatchDone | EpochDone) -> None:
-        if isinstance(event, EpochDone):
-            self._bar.console.print(epoch_line(event), markup=False, highlight=False)
+    def __call__(self, event: Event) -> None:
+        if not isinstance(event, BatchDone):
+            self._bar.console.print(line(event), markup=False, highlight=False)
+            if isinstance(event, WentOn) and event.batches:
+                self._done = event.epoch * event.batches + event.batch
+            elif isinstance(event, EpochDone):
+                self._score = _score(event)
+                self._seen.clear()  # judging took its time too
             return
+        self._seen.append((time.monotonic(), event.samples))
+        shown: dict[str, Any] = {
+            "epoch": event.epoch,
+            "epochs": event.epochs,
+            "loss": event.loss,
+            "score": self._score,
+            "speed": self._speed(),
+        }
         if self._task is None:
             total = event.epochs * event.batches if event.batches else None
-            self._task = self._bar.add_task(
-                "", total=total, epoch=event.epoch, epochs=event.epochs, loss=event.loss
-            )
-        self._bar.update(self._task, advance=1, epoch=event.epoch, loss=event.loss)
+            self._task = self._bar.add_task("", total=total, completed=self._done, **shown)
+        self._bar.update(self._task, advance=1, **shown)
+
+    def _speed(self) -> float:
+        """Return the samples a second over the last batches."""
+        (start, first), (end, _) = self._seen[0], self._seen[-1]
+        return (sum(n for _, n in self._seen) - first) / (end - start) if end > start else 0.0
 
 
-def epoch_line(event: EpochDone) -> str:
-    """Return an epoch's row of the history as one line."""
+def _score(event: EpochDone) -> str:
+    """Return the held-out metric that the bar goes on showing."""
+    for name in ("valid_accuracy", "valid_loss"):
+        if name in event.row:
+            return f"  {name.replace('_', ' ')} {event.row[name]:.4f}"
+    return ""
+
+
+def line(event: EpochDone | WentOn) -> str:
+    """Return what happened as one line."""
+    if isinstance(event, WentOn):
+        where = f", batch {event.batch}" if event.batch else ""
+        return f"goes on after epoch {event.epoch}/{event.epochs}{where} ({event.path})"
     facts = (
         f"{name.replace('_', ' ')} {value:.4f}"
         for name, value in event.row.items()

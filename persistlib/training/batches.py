@@ -1,25 +1,31 @@
 """Samples as batches, whatever the caller has: arrays, a data set, or batches already.
 
-Law: one (seed, epoch) gives one order; sizes of batches differ by at most one, so that no lone
-last sample breaks BatchNorm.
+Laws: one (seed, epoch) gives one order; a sample's own random numbers (augmentation) follow from
+(seed, epoch, index) alone, in this process and in any number of workers; going through an epoch
+from a batch on gives the batches that going through the whole gives from there on; sizes of
+batches differ by at most one, so that no lone last sample breaks BatchNorm.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
-from blake3 import blake3
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from persistlib.errors import Code, PersistlibError, error
+from persistlib.training import randomness
+from persistlib.training.sample_digests import digest_of
 
 # What `finetune` takes as training or held-out data: a pair (inputs, labels) of arrays or tensors,
 # a map-style data set of such pairs, or a DataLoader or other lasting iterable of their batches.
 Samples: TypeAlias = Any
 _PAIR = 2
+# Whose samples come about without a random number.
+_STILL = (TensorDataset, list, tuple)
 
 
 class Batch(NamedTuple):
@@ -37,15 +43,27 @@ class Batches:
         count: batches an epoch, or None where only going through them tells.
         size: samples, or None where the batches are the caller's own.
         batch_size: samples a batch, at most.
+        seed: of their order, and of what is drawn for a sample.
         fixed: whether a sample is known to be the same in every epoch.
     """
 
-    def __init__(self, samples: Samples, name: str, batch_size: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        samples: Samples,
+        name: str,
+        batch_size: int,
+        device: torch.device,
+        *,
+        seed: int = 0,
+        workers: int = 0,
+    ) -> None:
         if isinstance(samples, IterableDataset):
             samples = DataLoader(samples, batch_size=batch_size)
         self.name = name
         self.batch_size = batch_size
         self._device = device
+        self.seed = seed
+        self._workers = workers
         self._pair = _as_pair(samples, name)
         self._samples = samples
         self.fixed = self._pair is not None or getattr(samples, "fixed", False) is True
@@ -61,36 +79,84 @@ class Batches:
             raise _invalid(name, "holds no samples")
         self.count = _length(samples) if self.size is None else -(-self.size // batch_size)
 
+    @property
+    def generators(self) -> tuple[torch.Generator, ...]:
+        """The generators of their own that the caller's batches are drawn with."""
+        loader = self._samples if self.size is None else None
+        places = (loader, getattr(loader, "sampler", None))
+        found = (getattr(place, "generator", None) for place in places)
+        own = {id(item): item for item in found if isinstance(item, torch.Generator)}
+        return tuple(own.values())
+
     def in_order(self) -> Iterator[Batch]:
-        """Yield the batches once, in the order of the samples."""
-        return self._batches(None)
+        """Yield the batches once, in the order of the samples, each the same every time."""
+        return self._batches(self._samples if self.size is None else self._raw(None, 0, 0))
 
-    def shuffled(self, seed: int, epoch: int) -> Iterator[Batch]:
-        """Yield the batches once, in the epoch's order; batches made by the caller as they come."""
-        drawn = blake3(b"%d:%d" % (seed, epoch)).digest(length=7)
-        return self._batches(torch.Generator().manual_seed(int.from_bytes(drawn, "big")))
+    def shuffled(
+        self, epoch: int, start: int = 0, then: Callable[[], None] | None = None
+    ) -> Iterator[Batch]:
+        """Yield the batches of an epoch once, in its order; the caller's own as they come.
 
-    def _batches(self, order: torch.Generator | None) -> Iterator[Batch]:
-        empty = True
-        for batch in self._raw(order):
+        Args:
+            epoch: counts from 1.
+            start: how many batches are passed over; the caller's own are made all the same.
+            then: called when they are passed.
+        """
+        order = torch.Generator().manual_seed(randomness.draw(self.seed, epoch))
+        raw = self._own(start, then) if self.size is None else self._raw(order, epoch, start)
+        return self._batches(raw, may_be_empty=start > 0)
+
+    def digest(self) -> str:
+        """Return the identity of the samples as far as it can be told (`sample_digests`)."""
+        if self._pair is not None:
+            return digest_of(self._pair)
+        if isinstance(known := getattr(self._samples, "digest", None), str):
+            return known
+        if self.size is None:
+            return ""
+        return digest_of(_Drawn(self._samples, self.seed, 0), self.size)
+
+    def labels(self) -> torch.Tensor:
+        """Return the target of every sample; the samples are gone through where need be."""
+        if self._pair is not None:
+            return self._pair.targets
+        return torch.cat([batch.targets.cpu() for batch in self.in_order()])
+
+    def _batches(self, raw: Iterable[Any], *, may_be_empty: bool = False) -> Iterator[Batch]:
+        empty = not may_be_empty
+        for batch in raw:
             empty = False
             yield self._checked(batch)
         if empty:
             raise _invalid(self.name, "gave no batch")
 
-    def _raw(self, order: torch.Generator | None) -> Iterable[Any]:
-        if self.size is None or self.count is None:
-            batches: Iterable[Any] = self._samples
-            return batches
+    def _own(self, start: int, then: Callable[[], None] | None) -> Iterator[Any]:
+        """Yield the caller's own batches from one on."""
+        batches = iter(self._samples)
+        for _ in itertools.islice(batches, start):
+            pass
+        if then is not None:
+            then()
+        yield from batches
+
+    def _raw(self, order: torch.Generator | None, epoch: int, start: int) -> Iterable[Any]:
+        assert self.size is not None
+        assert self.count is not None
         indices = torch.arange(self.size)
         if order is not None:
             indices = torch.randperm(self.size, generator=order)
-        chunks = torch.tensor_split(indices, self.count)
+        chunks = torch.tensor_split(indices, self.count)[start:]
         if (pair := self._pair) is not None:
             return (Batch(pair.inputs[chunk], pair.targets[chunk]) for chunk in chunks)
-        batches = [chunk.tolist() for chunk in chunks]
+        still = self.fixed or type(self._samples) in _STILL
+        samples = self._samples if still else _Drawn(self._samples, self.seed, epoch)
         # A generator of its own: a loader draws a seed, which must not shift dropout's numbers.
-        return DataLoader(self._samples, batch_sampler=batches, generator=torch.Generator())
+        return DataLoader(
+            samples,
+            batch_sampler=[chunk.tolist() for chunk in chunks],
+            num_workers=min(self._workers, len(chunks)),
+            generator=torch.Generator(),
+        )
 
     def _checked(self, batch: Any) -> Batch:
         if not isinstance(batch, Sequence) or len(batch) != _PAIR:
@@ -99,6 +165,26 @@ class Batches:
         if not targets.is_floating_point():
             targets = targets.long()
         return Batch(_moved(batch[0], self._device), targets.to(self._device))
+
+
+class _Drawn(Dataset[Any]):
+    """Samples of an epoch, each drawn with numbers that follow from seed, epoch and index."""
+
+    def __init__(self, samples: Any, seed: int, epoch: int) -> None:
+        self._samples = samples
+        self._seed = seed
+        self._epoch = epoch
+
+    def __getitem__(self, index: int) -> Any:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[Any]:
+        with randomness.apart():
+            return [self._drawn(index) for index in indices]
+
+    def _drawn(self, index: int) -> Any:
+        randomness.seed_all(randomness.draw(self._seed, self._epoch, index))
+        return self._samples[index]
 
 
 def call(model: torch.nn.Module, inputs: Any) -> Any:

@@ -7,13 +7,25 @@ from typing import NamedTuple, TypeAlias
 
 
 class BatchDone(NamedTuple):
-    """A batch was trained on; epochs and batches count from 1, `batches` is None if unknown."""
+    """A batch was trained on; epochs and batches count from 1, `batches` is None if unknown.
+
+    Attributes:
+        epoch: which.
+        epochs: of the run.
+        batch: which.
+        batches: of the epoch.
+        loss: of the batch.
+        samples: in the batch.
+        lr: the learning rate of the last layers.
+    """
 
     epoch: int
     epochs: int
     batch: int
     batches: int | None
     loss: float
+    samples: int
+    lr: float
 
 
 class EpochDone(NamedTuple):
@@ -25,4 +37,23 @@ class EpochDone(NamedTuple):
     seconds: float
 
 
-Progress: TypeAlias = Callable[[BatchDone | EpochDone], None]
+class WentOn(NamedTuple):
+    """A run goes on from a checkpoint.
+
+    Attributes:
+        epoch: how many epochs were done.
+        epochs: of the run.
+        batch: how many batches of the next were done.
+        batches: of the epoch.
+        path: of the checkpoint.
+    """
+
+    epoch: int
+    epochs: int
+    batch: int
+    batches: int | None
+    path: str
+
+
+Event: TypeAlias = BatchDone | EpochDone | WentOn
+Progress: TypeAlias = Callable[[Event], None]

@@ -48,19 +48,34 @@ class _Entry(NamedTuple):
     random: torch.Tensor
 
 
-def stage(model: torch.nn.Module, train: Batches, valid: Batches | None) -> Stage:
-    """Return the smallest part of a frozen model that need be run in each epoch."""
+def stage(
+    model: torch.nn.Module, train: Batches, valid: Batches | None, *, known: str | None = None
+) -> Stage:
+    """Return the smallest part of a frozen model that need be run in each epoch.
+
+    Args:
+        model: left in evaluation; its tensors are untouched.
+        train: training batches.
+        valid: held-out batches.
+        known: the part's path where an earlier trial found it, empty for the whole model.
+    """
     whole = Stage("", model, train, valid)
+    if known is not None:
+        return _staged(model, known, train, valid) if known else whole
     if not train.fixed or not (valid is None or valid.fixed):
         return whole
     for path in _parts(model):
-        part = model.get_submodule(path)
         size = _feature_bytes(model, path, train)
         count = (train.size or 0) + (valid.size or 0 if valid else 0)
         if size is not None and size * count <= _MEMORY:
-            held_out = valid and _features(model, part, valid)
-            return Stage(path, part, _features(model, part, train), held_out)
+            return _staged(model, path, train, valid)
     return whole
+
+
+def _staged(model: torch.nn.Module, path: str, train: Batches, valid: Batches | None) -> Stage:
+    part = model.get_submodule(path)
+    held_out = valid and _features(model, part, valid)
+    return Stage(path, part, _features(model, part, train), held_out)
 
 
 def _parts(model: torch.nn.Module) -> Iterator[str]:
@@ -97,7 +112,11 @@ def _feature_bytes(model: torch.nn.Module, path: str, samples: Batches) -> int |
     again = part(entries[0].features.clone()) if len(entries) == 1 else None
     model.train()
     before = _random_state(batch.targets.device)
+    # The part may have statistics, which a trial must not move.
+    buffers = [(buffer, buffer.clone()) for buffer in part.buffers()]
     trained, _ = _watched(model, part, batch.inputs)
+    for buffer, value in buffers:
+        buffer.copy_(value)
     model.eval()
     if len(entries) != 1 or len(trained) != 1 or not isinstance(outputs, torch.Tensor):
         return None
@@ -144,7 +163,8 @@ def _features(model: torch.nn.Module, part: torch.nn.Module, samples: Batches) -
         features.append(entry.features)
         targets.append(batch.targets)
     pair = (torch.cat(features), torch.cat(targets))
-    return Batches(pair, samples.name, samples.batch_size, pair[0].device)
+    place = pair[0].device
+    return Batches(pair, samples.name, samples.batch_size, place, seed=samples.seed)
 
 
 def _random_state(device: torch.device) -> torch.Tensor:

@@ -1,16 +1,13 @@
-"""The training loop: the smallest that is right.
+"""Fine-tuning: what is asked for, checked and made ready, then trained and recorded.
 
 Laws: frozen tensors and the buffers of frozen modules are bit-equal afterwards; the same model,
-samples and seed give the same weights bit for bit on one machine's CPU; the caller's random
-state and gradient mode are untouched.
-
-Plain torch on one device: `accelerate` would add seconds of import, and nothing that this uses.
+samples and seed give the same weights bit for bit on one machine's CPU; a run that was killed at
+any moment and goes on gives them too; the caller's random state and gradient mode are untouched.
 """
 
 from __future__ import annotations
 
 import contextlib
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,25 +16,28 @@ import torch
 from persistlib.architecture import freezing
 from persistlib.errors import Code, error
 from persistlib.manifest import schema
-from persistlib.patterns import select
+from persistlib.training import freezes, randomness, resuming, run_folder, strategies
 from persistlib.training.batches import Batches, Samples, first_samples
-from persistlib.training.events import BatchDone, EpochDone, Progress
-from persistlib.training.features import Stage, stage
-from persistlib.training.scoring import (
-    Loss,
-    Metric,
-    Tally,
-    apply_batch,
-    cross_entropy,
-    evaluate,
-)
-from persistlib.training.settings import Settings
+from persistlib.training.events import WentOn
+from persistlib.training.interruption import Interruption, deferred
+from persistlib.training.job import Job
+from persistlib.training.scoring import Loss, Metric, balanced_weights, cross_entropy
+from persistlib.training.settings import BALANCED, Numbers, Settings
+from persistlib.training.trainer import StoppedError, Trainer
+from persistlib.training.watching import Watch, together
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
 
+    from typing_extensions import Unpack
+
     from persistlib.architecture.freezing import Frozen
+    from persistlib.files import StrPath
     from persistlib.patterns import Patterns
+    from persistlib.training.events import Event, Progress
+    from persistlib.training.job import Kept
+    from persistlib.training.run_folder import RunFolder
+    from persistlib.training.strategies import StrategyLike
 
 _EXAMPLES = 2
 
@@ -53,7 +53,8 @@ class FinetuneResult:
         training: what the manifest says of the run.
         interface: what is known of inputs and outputs.
         example_inputs: two held-out (else training) samples, as the model takes them.
-        frozen: what `freeze` froze.
+        frozen: what is frozen at the end, besides what the caller had frozen.
+        resumed: the checkpoint that the run went on from.
     """
 
     model: torch.nn.Module
@@ -63,6 +64,35 @@ class FinetuneResult:
     interface: schema.Interface
     example_inputs: Any
     frozen: Frozen
+    resumed: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Folder:
+    """Where a run leaves what it needs to go on.
+
+    Attributes:
+        path: None for nowhere.
+        resume: whether a run that stands there is gone on with.
+        overwrite: whether it is removed otherwise.
+        command: what whoever started the run wants to know when it goes on.
+    """
+
+    path: StrPath | None = None
+    resume: bool = False
+    overwrite: bool = False
+    command: Mapping[str, Any] | None = None
+
+    @contextlib.contextmanager
+    def opened(self) -> Generator[tuple[RunFolder | None, Interruption]]:
+        """Yield the folder and whether the process was asked to stop, which waits meanwhile."""
+        if self.path is None:
+            yield None, Interruption()
+            return
+        how = {"resume": self.resume, "overwrite": self.overwrite}
+        with run_folder.opened(self.path, **how) as folder, deferred() as asked:
+            folder.note(self.command or {})
+            yield folder, asked
 
 
 def finetune(
@@ -71,15 +101,10 @@ def finetune(
     valid: Samples | None = None,
     *,
     freeze: Patterns = (),
+    strategy: StrategyLike = None,
     epochs: int,
     lr: float,
-    seed: int = 0,
-    keep: str = "best",
-    batch_size: int = 32,
-    optimizer: str = "adamw",
-    weight_decay: float = 0.01,
-    schedule: str = "cosine",
-    label_smoothing: float = 0.1,
+    folder: Folder | None = None,
     loss: Loss | None = None,
     metrics: Mapping[str, Metric] | None = None,
     device: str | torch.device | None = None,
@@ -87,6 +112,7 @@ def finetune(
     data: schema.Data | None = None,
     progress: Progress | None = None,
     cache: bool = True,
+    **numbers: Unpack[Numbers],
 ) -> FinetuneResult:
     """Train a model in place on labelled samples; return it with all that is to be recorded.
 
@@ -98,15 +124,10 @@ def finetune(
         freeze: globs over dotted names; `["*", "!fc.*"]` trains `fc` alone. What is frozen stays
             bit for bit, BatchNorm statistics included; so do the statistics of a module whose
             parameters the caller froze by hand.
-        epochs: as in `Settings`, and likewise the arguments up to `label_smoothing`.
+        strategy: what trains when, and how fast (`strategies`); None is what `freeze` says.
+        epochs: how often all training samples are gone through.
         lr: learning rate at the start.
-        seed: of order and dropout.
-        keep: "best" (on the held-out samples) or "last".
-        batch_size: at most; batches that the caller made stay as they are.
-        optimizer: "adamw" or "sgd".
-        weight_decay: of the parameters that train.
-        schedule: "cosine" or "constant".
-        label_smoothing: of the default loss.
+        folder: where checkpoints, history and plots go, and whether a run there is gone on with.
         loss: called with outputs and targets; cross-entropy when None.
         metrics: called with all held-out outputs and targets after each epoch.
         device: where to train; None stays where the model is.
@@ -114,209 +135,180 @@ def finetune(
         data: what the manifest says of the data.
         progress: called after each batch and each epoch.
         cache: run the frozen front of the model once a sample where that is the same (`features`).
+        **numbers: as in `Settings`.
 
     Raises:
         UsageError: an argument is out of range.
         TrainingError: a pattern matches nothing, nothing is left to train, samples do not fit the
-            model, or the loss is not finite. The model then holds what the last step left.
+            model, or the loss is not finite. The model then holds what the last step left. Or a
+            run cannot be gone on with.
+        TargetError: the folder cannot be used.
+        KeyboardInterrupt: the process was asked to stop; with a folder a checkpoint was written.
     """
-    settings = Settings(
-        epochs=epochs,
-        lr=lr,
-        seed=seed,
-        keep=keep,
-        batch_size=batch_size,
-        optimizer=optimizer,
-        weight_decay=weight_decay,
-        schedule=schedule,
-        label_smoothing=label_smoothing,
-    )
-    _require_trainable(model, freeze)
+    settings = Settings(epochs=epochs, lr=lr, **numbers)
+    _require_values(model, settings, valid)
     place = torch.device(device) if device is not None else next(model.parameters()).device
-    samples = Batches(train, "train", batch_size, place)
-    held_out = None if valid is None else Batches(valid, "valid", batch_size, place)
+    samples = _samples(train, "train", settings, place)
+    held_out = None if valid is None else _samples(valid, "valid", settings, place)
+    where = folder or Folder()
+    labels = tuple(interface.labels or ()) if interface else ()
     with torch.inference_mode(mode=False), torch.enable_grad():
-        with _own_randomness(seed, place):
+        with randomness.own(settings.seed, place):
             model.to(place)
-            first = next((held_out or samples).in_order())
-            frozen = _freeze(model, freeze)
-            whole = Stage("", model, samples, held_out)
-            work = stage(model, samples, held_out) if cache else whole
-        run = _Run(model, settings, loss, metrics or {}, progress or _silent)
+            first, plan = _strategy(model, samples, held_out, strategy, freeze, settings)
+            job = Job(
+                model=model,
+                settings=settings,
+                strategy=plan,
+                held=freezes.before(model),
+                train=samples,
+                valid=held_out,
+                loss=loss or _loss(settings, samples, place),
+                score=loss or cross_entropy(0.0),
+                metrics=metrics or {},
+                cache=cache,
+                device=place,
+                plan=_plan(settings, plan, samples, held_out, loss) if where.path else {},
+            )
         # Begun anew: what was drawn to prepare must not show in the weights.
-        with _own_randomness(seed, place):
-            kept = run.train(work)
+        with randomness.own(settings.seed, place):
+            trainer, kept, resumed = _run(job, where, progress or _silent, labels)
     model.eval()
     return FinetuneResult(
         model=model,
-        history=tuple(run.history),
+        history=tuple(trainer.history),
         metrics=kept.metrics,
-        training=_record(run, kept, freeze, data),
+        training=_record(trainer, kept, freeze, data, is_default=loss is None),
         interface=interface or schema.Interface(),
-        example_inputs=first_samples(first.inputs, _EXAMPLES),
-        frozen=frozen,
+        example_inputs=first_samples(first, _EXAMPLES),
+        frozen=trainer.frozen,
+        resumed=resumed,
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    """The weights of an epoch, and how they did."""
-
-    epoch: int
-    metrics: dict[str, float]
-    tensors: tuple[torch.Tensor, ...] = ()
-
-    def rank(self) -> tuple[float, float]:
-        """Return what the best epoch has most of: accuracy, and of equals the lower loss."""
-        return self.metrics.get("accuracy", 0.0), -self.metrics["loss"]
-
-
-class _Run:
-    """One training run of a model whose frozen parts are frozen already."""
-
-    def __init__(
-        self,
-        model: torch.nn.Module,
-        settings: Settings,
-        loss: Loss | None,
-        metrics: Mapping[str, Metric],
-        progress: Progress,
-    ) -> None:
-        self.model = model
-        self.settings = settings
-        self.history: list[dict[str, float]] = []
-        self.default_loss = loss is None
-        self.trained = [item for item in model.parameters() if item.requires_grad]
-        self._loss = loss or cross_entropy(settings.label_smoothing)
-        self._score = loss or cross_entropy(0.0)
-        self._metrics = metrics
-        self._progress = progress
-        self._optimizer = settings.optimizer_for(self.trained)
-
-    def train(self, work: Stage) -> _Kept:
-        """Train for all epochs and leave the weights that are to be kept in the model."""
-        self.stage = work
-        best: _Kept | None = None
-        now = _Kept(0, {})
-        for epoch in range(1, self.settings.epochs + 1):
-            started = time.monotonic()
-            row = self._epoch(epoch)
-            now = _Kept(epoch, {})
-            if work.valid is not None:
-                where = f"held-out samples, epoch {epoch}"
-                scores = evaluate(work.module, work.valid, self._score, self._metrics, where)
-                row |= {f"valid_{name}": value for name, value in scores.items()}
-                now = _Kept(epoch, scores)
-                if self.settings.keep == "best" and (best is None or now.rank() > best.rank()):
-                    best = _Kept(epoch, scores, tuple(item.clone() for item in self._moving()))
-            self.history.append(row)
-            seconds = time.monotonic() - started
-            self._progress(EpochDone(epoch, self.settings.epochs, row, seconds))
-        if best is None:
-            return now
-        with torch.no_grad():
-            for item, value in zip(self._moving(), best.tensors, strict=True):
-                item.copy_(value)
-        return best
-
-    def _moving(self) -> list[torch.Tensor]:
-        """Return all that training may change."""
-        return [*(item.detach() for item in self.trained), *self.model.buffers()]
-
-    def _epoch(self, epoch: int) -> dict[str, float]:
-        """Train on every batch once and return the row of the history."""
-        model, samples = self.stage.module, self.stage.train
-        self.model.train()
-        tally = Tally()
-        batches = samples.shuffled(self.settings.seed, epoch)
-        for number, batch in enumerate(batches, 1):
-            part = (number - 1) / samples.count if samples.count else 0.0
-            for group in self._optimizer.param_groups:
-                group["lr"] = self.settings.lr_at((epoch - 1 + part) / self.settings.epochs)
-            where = f"epoch {epoch}, batch {number}"
-            outputs, value = apply_batch(model, batch, self._loss, where)
-            self._optimizer.zero_grad()
-            torch.autograd.backward(value)
-            self._optimizer.step()
-            tally.add(value.item(), outputs, batch.targets)
-            event = BatchDone(epoch, self.settings.epochs, number, samples.count, value.item())
-            self._progress(event)
-        if not all(bool(item.isfinite().all()) for item in self.trained):
-            raise error(
-                Code.LOSS_NOT_FINITE,
-                f"epoch {epoch}",
-                "a parameter is no longer finite",
-                "lower lr",
-            )
-        means = tally.result()
-        return {"epoch": epoch} | {f"train_{name}": value for name, value in means.items()}
+def _run(
+    job: Job, where: Folder, progress: Progress, labels: tuple[str, ...]
+) -> tuple[Trainer, Kept, str | None]:
+    """Train, from a checkpoint where there is one; return what was kept, and that checkpoint."""
+    resumed: str | None = None
+    with where.opened() as (folder, asked):
+        watch = Watch(folder.path, labels) if folder else None
+        trainer = Trainer(job, folder, together(progress, watch), asked)
+        if folder and where.resume:
+            resumed = resuming.resume(trainer, folder)
+        if resumed is not None:
+            size = job.train.count
+            progress(WentOn(trainer.done, job.settings.epochs, trainer.batch, size, resumed))
+        watching = watch.watching(trainer) if watch else contextlib.nullcontext()
+        with watching, contextlib.suppress(StoppedError):
+            kept = trainer.train()
+            if watch:
+                watch.judge(trainer)
+            return trainer, kept, resumed
+    # Where the signal's own handler ended nothing.
+    raise KeyboardInterrupt
 
 
-def _require_trainable(model: Any, patterns: Patterns) -> None:
-    """Check, before anything changes, that something will train."""
+def _require_values(model: Any, settings: Settings, valid: Samples | None) -> None:
+    """Check, before anything changes, that there is a model with values, and what needs what."""
     if not isinstance(model, torch.nn.Module):
         raise error(Code.USAGE, "model", f"{type(model).__name__} is no torch.nn.Module")
     named = dict(model.named_parameters(remove_duplicate=False))
     if absent := [name for name, item in named.items() if item.is_meta]:
         remedy = "load weights into the model first"
         raise error(Code.MODEL_META, absent[0], "has no values (meta device)", remedy)
-    names = [*named, *(name for name, _ in model.named_buffers(remove_duplicate=False))]
-    frozen = set(select(patterns, names))
-    if not any(item.requires_grad and name not in frozen for name, item in named.items()):
+    if not any(item.requires_grad for item in named.values()):
         remedy = "take the last layer back, such as freeze=['*', '!fc.*']"
         raise error(Code.NOTHING_TO_TRAIN, "freeze", f"{len(named)} parameters frozen", remedy)
+    if settings.patience is not None and valid is None:
+        raise error(Code.USAGE, "patience", "needs held-out samples", "give valid=")
 
 
-def _freeze(model: torch.nn.Module, patterns: Patterns) -> Frozen:
-    """Freeze what the patterns select, and the statistics of what the caller froze by hand."""
-    frozen = freezing.freeze(model, patterns)
-    for module in model.modules():
-        own = list(module.parameters(recurse=False))
-        held = next(module.buffers(recurse=False), None) is not None
-        if own and held and not any(item.requires_grad for item in own):
-            freezing.keep_in_eval(module)
-    return frozen
+def _samples(samples: Samples, name: str, settings: Settings, place: torch.device) -> Batches:
+    how = {"seed": settings.seed, "workers": settings.workers}
+    return Batches(samples, name, settings.batch_size, place, **how)
+
+
+def _strategy(  # noqa: PLR0917 - what a strategy depends on
+    model: torch.nn.Module,
+    samples: Batches,
+    held_out: Batches | None,
+    strategy: StrategyLike,
+    freeze: Patterns,
+    settings: Settings,
+) -> tuple[Any, strategies.Strategy]:
+    """Return inputs of a batch, and what trains when; nothing has changed."""
+    first = next((held_out or samples).in_order()).inputs
+    plan = strategies.resolve(strategy, model, first, freeze=freeze, epochs=settings.epochs)
+    freezes.ever_trained(model, plan, freezes.before(model))
+    return first, plan
+
+
+def _loss(settings: Settings, samples: Batches, place: torch.device) -> Loss:
+    """Return the default loss, with the weights of classes that were asked for."""
+    given = settings.class_weights
+    if given is None:
+        return cross_entropy(settings.label_smoothing)
+    if given == BALANCED:
+        return cross_entropy(settings.label_smoothing, balanced_weights(samples.labels()).to(place))
+    weights = torch.tensor([float(item) for item in given], device=place)
+    return cross_entropy(settings.label_smoothing, weights)
+
+
+def _plan(
+    settings: Settings,
+    plan: strategies.Strategy,
+    samples: Batches,
+    held_out: Batches | None,
+    loss: Loss | None,
+) -> dict[str, Any]:
+    """Return what a run is known by when it goes on."""
+    data = {"train": samples, "valid": held_out}
+    return {
+        "settings": {**settings.to_dict(), "strategy": plan.to_dict()},
+        "context": {
+            "loss": "cross_entropy" if loss is None else "custom",
+            "held_out": held_out is not None,
+            "torch": str(torch.__version__),
+            "threads": torch.get_num_threads(),
+        },
+        "data": {name: some.digest() for name, some in data.items() if some is not None},
+    }
 
 
 def _record(
-    run: _Run, kept: _Kept, patterns: Patterns, data: schema.Data | None
+    trainer: Trainer,
+    kept: Kept,
+    patterns: Patterns,
+    data: schema.Data | None,
+    *,
+    is_default: bool,
 ) -> schema.Training:
     """Return what the manifest says of the run; nothing that differs between two equal runs."""
-    count = sum(item.numel() for item in run.model.parameters())
-    trained = sum(item.numel() for item in run.trained)
+    job, settings = trainer.job, trainer.job.settings
+    count = sum(item.numel() for item in job.model.parameters())
+    trained = sum(item.numel() for item in trainer.parameters.values())
     return schema.Training(
         strategy={
+            **job.strategy.to_dict(),
             "freeze": [patterns] if isinstance(patterns, str) else [*patterns],
             "trained_parameters": trained,
             "frozen_parameters": count - trained,
-            "kept_in_eval": len(freezing.kept_in_eval(run.model)),
-            "loss": "cross_entropy" if run.default_loss else "custom",
-            "keep": run.settings.keep,
+            "kept_in_eval": len(freezing.kept_in_eval(job.model)),
+            "loss": "cross_entropy" if is_default else "custom",
+            "keep": settings.keep,
             "kept_epoch": kept.epoch,
-            "cached_before": run.stage.path or None,
+            "stopped_early": trainer.stopped_early,
+            "cached_before": trainer.stage_path or None,
         },
-        seed=run.settings.seed,
-        epochs=run.settings.epochs,
-        optimizer=run.settings.optimizer_record(),
+        seed=settings.seed,
+        epochs=len(trainer.history),
+        optimizer=settings.optimizer_record(),
         data=data,
         metrics=kept.metrics,
-        history=tuple(dict(row) for row in run.history),
+        history=tuple(dict(row) for row in trainer.history),
     )
 
 
-@contextlib.contextmanager
-def _own_randomness(seed: int, place: torch.device) -> Generator[None, None, None]:
-    """Seed torch for the run and give the caller's random states back afterwards."""
-    if place.type == "cpu":
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            yield
-        return
-    devices = range(torch.get_device_module(place).device_count())
-    with torch.random.fork_rng(devices=devices, device_type=place.type):
-        torch.manual_seed(seed)
-        yield
-
-
-def _silent(event: BatchDone | EpochDone) -> None:
+def _silent(event: Event) -> None:
     """Show nothing."""

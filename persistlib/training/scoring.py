@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from persistlib.errors import Code, error
 from persistlib.training.batches import call
+from persistlib.training.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from persistlib.training.batches import Batch, Batches
@@ -38,8 +39,13 @@ def primary(outputs: Any) -> torch.Tensor:
     return outputs
 
 
-def cross_entropy(label_smoothing: float) -> Loss:
-    """Return the default loss: of class indices, or of class probabilities."""
+def cross_entropy(label_smoothing: float, weights: torch.Tensor | None = None) -> Loss:
+    """Return the default loss: of class indices, or of class probabilities.
+
+    Args:
+        label_smoothing: how much of each target goes to all classes alike.
+        weights: of the classes.
+    """
 
     def loss(outputs: Any, targets: torch.Tensor) -> torch.Tensor:
         scores = primary(outputs)
@@ -47,7 +53,9 @@ def cross_entropy(label_smoothing: float) -> Loss:
             low, high = int(targets.min()), int(targets.max())
             if low < 0 or high >= scores.shape[1]:
                 raise ValueError(f"labels {low} to {high} for {scores.shape[1]} classes")
-        return functional.cross_entropy(scores, targets, label_smoothing=label_smoothing)
+        return functional.cross_entropy(
+            scores, targets, weight=weights, label_smoothing=label_smoothing
+        )
 
     return loss
 
@@ -73,6 +81,23 @@ class Tally:
             self._right += int((scores.argmax(1) == targets).sum())
             self._answers += targets.numel()
 
+    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
+        """Return the sums as tensors, and the counts."""
+        tensors = {
+            "loss": torch.tensor(self._loss, dtype=torch.float64),
+            "weights": torch.tensor(self._weights, dtype=torch.int64),
+        }
+        return tensors, {"right": self._right, "answers": self._answers}
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, torch.Tensor], counts: Mapping[str, int]) -> Tally:
+        """Return a tally that goes on from what `state` gave."""
+        tally = cls()
+        tally._loss = tensors["loss"].tolist()
+        tally._weights = tensors["weights"].tolist()
+        tally._right, tally._answers = counts["right"], counts["answers"]
+        return tally
+
     def result(self) -> dict[str, float]:
         """Return the means: loss, and accuracy where targets are classes."""
         means = {"loss": math.fsum(self._loss) / sum(self._weights)}
@@ -95,12 +120,15 @@ def apply_batch(
 
     Raises:
         TrainingError: model, loss and batch do not fit each other, or the loss is not finite.
+        RuntimeError: memory ran out.
     """
     try:
         outputs = call(model, batch.inputs)
         value = loss(outputs, batch.targets)
         number = value.item()
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
+        if is_out_of_memory(e):
+            raise
         text = (str(e).strip().splitlines() or [type(e).__name__])[0]
         remedy = "compare the model's inputs and classes with the data's, or give loss="
         raise error(
@@ -110,6 +138,16 @@ def apply_batch(
         remedy = "lower lr, or look for samples that are not finite"
         raise error(Code.LOSS_NOT_FINITE, where, f"the loss is {number}", remedy)
     return outputs, value
+
+
+def balanced_weights(labels: torch.Tensor) -> torch.Tensor:
+    """Return a weight a class: samples by classes, over the samples of the class.
+
+    As scikit-learn's `class_weight="balanced"`; a class without samples weighs 0.
+    """
+    counts = torch.bincount(labels.flatten().long()).double()
+    weights = counts.sum() / (counts.count_nonzero() * counts)
+    return torch.where(counts > 0, weights, 0.0).float()
 
 
 @torch.no_grad()

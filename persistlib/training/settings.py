@@ -3,20 +3,42 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
-
-import torch
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from persistlib.errors import Code, Finding, error_of, finding
+from persistlib.training.optimizers import OPTIMIZERS, option_faults
+from persistlib.training.precision import PRECISIONS
+from persistlib.training.schedules import SCHEDULES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from pydantic import JsonValue
 
-MOMENTUM = 0.9
+BALANCED = "balanced"
 _SEED_LIMIT = 1 << 63
+
+
+class Numbers(TypedDict, total=False):
+    """The settings that have defaults, as `finetune` takes them; see `Settings`."""
+
+    seed: int
+    keep: str
+    batch_size: int
+    optimizer: str
+    optimizer_options: Mapping[str, Any]
+    weight_decay: float
+    schedule: str
+    schedule_options: Mapping[str, Any]
+    label_smoothing: float
+    class_weights: str | Sequence[float] | None
+    patience: int | None
+    accumulate: int
+    clip: float | None
+    precision: str
+    workers: int
+    checkpoint_every: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,13 +48,26 @@ class Settings:
     Attributes:
         epochs: how often all training samples are gone through.
         lr: learning rate at the start.
-        seed: of the order of samples and of dropout.
+        seed: of the order of samples, their augmentation, and dropout.
         keep: the weights kept: of the best epoch on the held-out samples, or of the last.
         batch_size: samples a batch, at most.
-        optimizer: adamw, or sgd with momentum 0.9.
-        weight_decay: decoupled (adamw) or added to the gradient (sgd).
-        schedule: how the learning rate goes from batch to batch: cosine to zero, or constant.
+        optimizer: one of torch's, such as adamw, or sgd with momentum 0.9.
+        optimizer_options: what else that optimizer takes, such as {"momentum": 0.8}.
+        weight_decay: decoupled (adamw) or added to the gradient (sgd); without meaning for an
+            optimizer that has none.
+        schedule: how the learning rate goes: cosine to zero or constant, from batch to batch; or
+            one of torch's schedulers, such as onecyclelr.
+        schedule_options: what that scheduler takes, such as {"step_size": 3}.
         label_smoothing: of the default loss while training; held-out loss is without.
+        class_weights: of the default loss while training: a number a class, or "balanced" for the
+            inverse of how often each occurs; held-out loss is without.
+        patience: after how many epochs that were not better than the best before the run ends;
+            None never.
+        accumulate: batches whose gradients make one step of the optimizer together.
+        clip: the most that the norm of all gradients may be; None for any.
+        precision: what the model computes in: f32, or bf16 or f16 where torch holds it to be safe.
+        workers: processes that load the samples of a data set; 0 for this one.
+        checkpoint_every: steps after which a checkpoint is written, besides each epoch's end.
     """
 
     epochs: int
@@ -41,60 +76,111 @@ class Settings:
     keep: str = "best"
     batch_size: int = 32
     optimizer: str = "adamw"
+    optimizer_options: Mapping[str, Any] = field(default_factory=dict)
     weight_decay: float = 0.01
     schedule: str = "cosine"
+    schedule_options: Mapping[str, Any] = field(default_factory=dict)
     label_smoothing: float = 0.1
+    class_weights: str | Sequence[float] | None = None
+    patience: int | None = None
+    accumulate: int = 1
+    clip: float | None = None
+    precision: str = "f32"
+    workers: int = 0
+    checkpoint_every: int | None = None
 
     def __post_init__(self) -> None:
         if faults := list(self._faults()):
             raise error_of(faults)
 
     def _faults(self) -> Iterator[Finding]:
-        rules: tuple[tuple[str, Callable[[float], bool], str], ...] = (
-            ("epochs", lambda value: value >= 1, "a whole number from 1 on"),
-            ("batch_size", lambda value: value >= 1, "a whole number from 1 on"),
-            ("seed", lambda value: 0 <= value < _SEED_LIMIT, "a whole number from 0 to 2**63 - 1"),
-            ("lr", lambda value: 0 < value < math.inf, "a number above 0"),
-            ("weight_decay", lambda value: 0 <= value < math.inf, "a number from 0 on"),
-            ("label_smoothing", lambda value: 0 <= value < 1, "a number from 0 to below 1"),
-        )
-        for name, holds, wanted in rules:
+        for name, (holds, wanted) in _RULES.items():
             value = getattr(self, name)
             kinds = int if wanted.startswith("a whole") else (int, float)
+            if value is None and name in _OPTIONAL:
+                continue
             if isinstance(value, bool) or not isinstance(value, kinds) or not holds(value):
                 yield finding(Code.USAGE, name, f"{value!r} is not {wanted}")
-        for name, words in (("keep", KEPT), ("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
-            if (value := getattr(self, name)) not in words:
+        for name, words in _WORDS.items():
+            if not isinstance(value := getattr(self, name), str) or value not in words:
                 yield finding(Code.USAGE, name, f"{value!r} is not one of {', '.join(words)}")
+        yield from self._option_faults()
+        yield from self._weight_faults()
 
-    def optimizer_for(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
-        """Return a new optimizer of the parameters."""
-        if self.optimizer == "sgd":
-            return torch.optim.SGD(
-                parameters, lr=self.lr, momentum=MOMENTUM, weight_decay=self.weight_decay
-            )
-        return torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay)
+    def _option_faults(self) -> Iterator[Finding]:
+        tables: tuple[tuple[str, Mapping[str, Any]], ...] = (
+            ("optimizer", OPTIMIZERS),
+            ("schedule", SCHEDULES),
+        )
+        for name, table in tables:
+            if isinstance(word := getattr(self, name), str) and word in table:
+                options = getattr(self, f"{name}_options")
+                yield from option_faults(f"{name}_options", options, table[word])
 
-    def lr_at(self, progress: float) -> float:
-        """Return the learning rate after this part of the run, from 0 to 1."""
+    def _weight_faults(self) -> Iterator[Finding]:
+        given: Any = self.class_weights
+        if given is None or given == BALANCED:
+            return
+        if isinstance(given, str) or not all(
+            isinstance(item, (int, float)) and 0 <= item < math.inf for item in given
+        ):
+            reason = f"{given!r} is neither {BALANCED!r} nor a number from 0 on for each class"
+            yield finding(Code.USAGE, "class_weights", reason)
+
+    def lr_at(self, progress: float) -> float | None:
+        """Return the learning rate after this part of the run, from 0 to 1.
+
+        None where one of torch's schedulers says it.
+        """
         if self.schedule == "constant":
             return self.lr
+        if self.schedule != "cosine":
+            return None
         return self.lr * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
-    def to_dict(self) -> dict[str, JsonValue]:
+    def to_dict(self) -> dict[str, Any]:
         """Return the numbers by name, as `finetune` takes them."""
-        return asdict(self)
+        weights = self.class_weights
+        plain = weights if weights is None or isinstance(weights, str) else list(weights)
+        return {**asdict(self), "class_weights": plain}
 
     def optimizer_record(self) -> dict[str, JsonValue]:
-        """Return what the manifest says of the optimizer."""
-        record: dict[str, JsonValue] = {
-            name: asdict(self)[name]
-            for name in ("lr", "weight_decay", "schedule", "batch_size", "label_smoothing")
-        }
+        """Return what the manifest says of the optimizer; what is at its default stays unsaid."""
+        given = self.to_dict()
+        record: dict[str, JsonValue] = {name: given[name] for name in _ALWAYS}
+        record |= {name: given[name] for name, usual in _USUAL.items() if given[name] != usual}
         record["name"] = self.optimizer
         return record
 
 
+_ALWAYS = ("lr", "weight_decay", "schedule", "batch_size", "label_smoothing")
+_USUAL: dict[str, JsonValue] = {
+    "optimizer_options": {},
+    "schedule_options": {},
+    "class_weights": None,
+    "accumulate": 1,
+    "clip": None,
+    "precision": "f32",
+}
+_OPTIONAL = ("patience", "clip", "checkpoint_every")
+_COUNT = (lambda value: value >= 1, "a whole number from 1 on")
+_RULES: dict[str, tuple[Callable[[float], bool], str]] = {
+    "epochs": _COUNT,
+    "batch_size": _COUNT,
+    "accumulate": _COUNT,
+    "patience": _COUNT,
+    "checkpoint_every": _COUNT,
+    "workers": (lambda value: value >= 0, "a whole number from 0 on"),
+    "seed": (lambda value: 0 <= value < _SEED_LIMIT, "a whole number from 0 to 2**63 - 1"),
+    "lr": (lambda value: 0 < value < math.inf, "a number above 0"),
+    "clip": (lambda value: 0 < value < math.inf, "a number above 0"),
+    "weight_decay": (lambda value: 0 <= value < math.inf, "a number from 0 on"),
+    "label_smoothing": (lambda value: 0 <= value < 1, "a number from 0 to below 1"),
+}
 KEPT = ("best", "last")
-OPTIMIZERS = ("adamw", "sgd")
-SCHEDULES = ("cosine", "constant")
+_WORDS: dict[str, tuple[str, ...]] = {
+    "keep": KEPT,
+    "optimizer": tuple(OPTIMIZERS),
+    "schedule": tuple(SCHEDULES),
+    "precision": PRECISIONS,
+}

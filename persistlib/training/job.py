@@ -1,0 +1,69 @@
+"""What a run is to do, and what it kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+
+    from persistlib.training.batches import Batches
+    from persistlib.training.freezes import Before
+    from persistlib.training.scoring import Loss, Metric
+    from persistlib.training.settings import Settings
+    from persistlib.training.strategies import Strategy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What is to be done.
+
+    Attributes:
+        model: which, where it trains.
+        settings: the numbers.
+        strategy: what trains when.
+        held: what the caller had frozen.
+        train: training batches.
+        valid: held-out batches.
+        loss: of training.
+        score: the loss of held-out samples.
+        metrics: of held-out samples besides.
+        cache: whether the frozen front may be run once.
+        device: where the model is.
+        plan: all of this as plain values, by which a run is known again.
+    """
+
+    model: torch.nn.Module
+    settings: Settings
+    strategy: Strategy
+    held: Before
+    train: Batches
+    valid: Batches | None
+    loss: Loss
+    score: Loss
+    metrics: Mapping[str, Metric]
+    cache: bool
+    device: torch.device
+    plan: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Kept(NamedTuple):
+    """The weights of an epoch, and how they did."""
+
+    epoch: int
+    metrics: dict[str, float]
+    tensors: Mapping[str, torch.Tensor]
+
+
+def valid_metrics(row: Mapping[str, float]) -> dict[str, float]:
+    """Return what a row of the history says of the held-out samples."""
+    prefix = "valid_"
+    return {n.removeprefix(prefix): value for n, value in row.items() if n.startswith(prefix)}
+
+
+def rank(metrics: Mapping[str, float]) -> tuple[float, float]:
+    """Return what the best epoch has most of: accuracy, and of equals the lower loss."""
+    return metrics.get("accuracy", 0.0), -metrics.get("loss", 0.0)

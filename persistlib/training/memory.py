@@ -1,0 +1,35 @@
+"""Running out of memory, told from the other faults of torch, and what to try."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from persistlib.errors import Code, PersistlibError, error
+
+if TYPE_CHECKING:
+    from persistlib.training.settings import Settings
+
+# c10/core/impl/alloc_cpu.cpp and the allocators of accelerators.
+_WORDS = ("DefaultCPUAllocator", "out of memory", "can't allocate memory")
+
+
+def is_out_of_memory(fault: BaseException) -> bool:
+    """Return whether memory, of the host or of an accelerator, was not to be had."""
+    if isinstance(fault, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(fault, RuntimeError) and any(word in str(fault) for word in _WORDS)
+
+
+def no_memory(where: str, settings: Settings, fault: BaseException) -> PersistlibError:
+    """Return our error: the batch size, and what to try."""
+    line = (str(fault).strip().splitlines() or [type(fault).__name__])[0]
+    half = settings.batch_size // 2
+    smaller = f"batch_size={half} with accumulate={settings.accumulate * 2} steps alike, in half"
+    tries = [smaller] if half else []
+    if settings.precision == "f32":
+        tries.append("precision='bf16' halves activations")
+    tries.append("a smaller part that trains (strategy='head') keeps fewer")
+    reason = f"batches of {settings.batch_size} do not fit: {line}"
+    return error(Code.NO_MEMORY, where, reason, "; ".join(tries))

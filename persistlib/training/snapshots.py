@@ -1,0 +1,69 @@
+"""A trainer's state as a checkpoint holds it; `resuming` is the way back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from persistlib.architecture.module_state import dtype_of, tensor_bytes
+from persistlib.digests import digest_all
+from persistlib.training import optimizers, randomness
+from persistlib.training.checkpoints import Snapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+
+    from persistlib.training.trainer import Trainer
+
+
+def take(trainer: Trainer) -> Snapshot:
+    """Return what has to be known to go on from here."""
+    names = {id(item): name for name, item in trainer.parameters.items()}
+    slots, plain_slots = optimizers.take_state(trainer.optimizer, names)
+    random = randomness.capture(trainer.job.device)
+    sums, counts = trainer.tally.state()
+    kinds = {"model": trainer.moving(), "optimizer": slots, "random": random.tensors}
+    kinds |= {"tally": sums, "entry": trainer.entry.tensors if trainer.entry else {}}
+    facts = {
+        "plan": trainer.job.plan,
+        "frozen": trainer.frozen_digests,
+        "epoch": trainer.done,
+        "batch": trainer.batch,
+        "steps": trainer.steps,
+        # As pairs: the order of metrics is theirs.
+        "history": [_pairs(row) for row in trainer.history],
+        "optimizer": plain_slots,
+        "groups": optimizers.group_numbers(trainer.optimizer),
+        "scheduler": trainer.scheduler.state() if trainer.scheduler else {},
+        "scaler": trainer.precision.state(),
+        "random": random.numbers,
+        "entry": trainer.entry.numbers if trainer.entry else {},
+        "tally": counts,
+        "stage": trainer.stage_path,
+        "best": trainer.best
+        and {"epoch": trainer.best.epoch, "metrics": _pairs(trainer.best.metrics)},
+    }
+    tensors = {f"{k}/{name}": item for k, some in kinds.items() for name, item in some.items()}
+    return Snapshot(tensors, facts)
+
+
+def weights(tensors: Mapping[str, torch.Tensor], epoch: int) -> Snapshot:
+    """Return the weights of an epoch alone."""
+    return Snapshot({f"model/{name}": item for name, item in tensors.items()}, {"epoch": epoch})
+
+
+def frozen_digests(
+    model: torch.nn.Module, trained: Mapping[str, torch.Tensor]
+) -> dict[str, list[Any]]:
+    """Return dtype, shape and digest of every parameter that never trains, by name."""
+    still = {name: item for name, item in model.named_parameters() if name not in trained}
+    digests = digest_all([tensor_bytes(item) for item in still.values()])
+    return {
+        name: [dtype_of(item).name, list(item.shape), found]
+        for (name, item), found in zip(still.items(), digests, strict=True)
+    }
+
+
+def _pairs(row: Mapping[str, float]) -> list[list[Any]]:
+    return [[name, value] for name, value in row.items()]

@@ -13,7 +13,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from persistlib import publish
 from persistlib.casting import Cast
@@ -25,7 +25,7 @@ from persistlib.selection import Selection
 from persistlib.sources import with_checkpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping, Sized
 
     from persistlib.casting import CastError
     from persistlib.digests import TensorRow
@@ -98,6 +98,46 @@ class ConversionReport:
     notes: tuple[str, ...] = ()
     ir_version: int | None = None
     opsets: Mapping[str, int] = field(default_factory=dict)
+
+
+class ToldGraph(NamedTuple):
+    """What a report says of a graph that was written.
+
+    Attributes:
+        proof: how its outputs were compared.
+        ir_version: the version of its file format, as read back.
+        opsets: its operator sets by domain, as read back.
+        notes: what should be known of it, a sentence each.
+    """
+
+    proof: Mapping[str, Any]
+    ir_version: int
+    opsets: Mapping[str, int]
+    notes: tuple[str, ...] = ()
+
+    def report(
+        self, entries: Sized, aliases: Sized, identity: str, way: tuple[StrPath, StrPath, str]
+    ) -> ConversionReport:
+        """Return the report on a graph that was written.
+
+        Args:
+            entries: the tensors that it holds, or is made of.
+            aliases: their second names.
+            identity: of these weights.
+            way: what was read, what was written, and the written format's name.
+        """
+        source, destination, written = way
+        return ConversionReport(
+            source=os.fspath(source),
+            destination=os.fspath(destination),
+            format=written,
+            tensors=len(entries) + len(aliases),
+            identity=identity,
+            proof=self.proof,
+            notes=self.notes,
+            ir_version=self.ir_version,
+            opsets=self.opsets,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, TypedDict, cast
 
 from persistlib.errors import Code, error
@@ -27,6 +27,8 @@ class GraphOptions(TypedDict, total=False):
         quantize: "dynamic" or "static": weights and arithmetic in int8.
         calibration: a folder of images that static quantization takes its ranges from; by default
             the bundle's example inputs.
+        pure: with dtype "bf16", whether `target` computes in it too, where its provider has a
+            kernel; by default only the weights are stored so. Not proved where nothing here does.
     """
 
     opset: int | None
@@ -35,6 +37,7 @@ class GraphOptions(TypedDict, total=False):
     dynamic: Collection[str]
     quantize: str | None
     calibration: StrPath | None
+    pure: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +51,7 @@ class GraphWishes:
         dynamic: as `GraphOptions`.
         quantize: as `GraphOptions`.
         calibration: as `GraphOptions`.
+        pure: as `GraphOptions`.
         dtype: what floating-point weights are cast to, by the name of `persistlib.dtypes`.
     """
 
@@ -57,12 +61,33 @@ class GraphWishes:
     dynamic: Collection[str] = field(default_factory=tuple)
     quantize: str | None = None
     calibration: StrPath | None = None
+    pure: bool = False
     dtype: str | None = None
 
     @property
     def derives(self) -> bool:
         """Whether a graph is asked for that is derived from another."""
-        return self.dtype is not None or self.quantize is not None
+        return self != self.base
+
+    @property
+    def base(self) -> GraphWishes:
+        """What is asked of the graph that others are derived from."""
+        return replace(self, dtype=None, quantize=None, calibration=None, pure=False)
+
+    def require_unsaid(self, where: str, *, but: Collection[str] = ()) -> None:
+        """Raise for the first thing that is asked where nothing could be done about it.
+
+        Args:
+            where: what it means nothing for.
+            but: the fields that may be said.
+
+        Raises:
+            UsageError: something else is asked.
+        """
+        for wish in fields(self):
+            if wish.name not in but and getattr(self, wish.name):
+                reason = f"means nothing for {where}"
+                raise error(Code.USAGE, f"{wish.name}=", reason, "leave it out")
 
 
 def graph_wishes(onnx: bool | GraphOptions) -> bool | GraphWishes:

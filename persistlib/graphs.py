@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from persistlib import publish
 from persistlib.bundle import reading
 from persistlib.checkpoint import identity
-from persistlib.conversion import ConversionReport
+from persistlib.conversion import ToldGraph
 from persistlib.errors import Code, PersistlibError, error, missing_extra
 from persistlib.formats import FORMATS, by_content, by_suffix, ending
 from persistlib.graph_wishes import GraphWishes
@@ -25,10 +25,10 @@ from persistlib.sources import BUNDLE, is_folder
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
 
-    from pydantic import JsonValue
     from typing_extensions import Buffer
 
     from persistlib.bundle import Bundle
+    from persistlib.conversion import ConversionReport
     from persistlib.files import StrPath
 
 _READING = Reading(mapped=True, verify=True)
@@ -39,15 +39,11 @@ class Made(NamedTuple):
 
     Attributes:
         files: the model first, then its external data when it has any.
-        proof: that it computes the same, as the manifest holds it.
-        ir_version: as read back from the file.
-        opsets: domain to version, as read back from the file.
+        told: what a report says of it.
     """
 
     files: Mapping[str, Buffer]
-    proof: Mapping[str, JsonValue]
-    ir_version: int
-    opsets: Mapping[str, int]
+    told: ToldGraph
 
 
 def convert_graph(
@@ -72,34 +68,32 @@ def convert_graph(
         PersistlibError: the bundle differs from its manifest, or writing failed.
     """
     manifest = bundle.manifest
-    base = replace(wishes, dtype=None, quantize=None, calibration=None)
+    base = _base(wishes)
     if manifest.graphs and base == GraphWishes():
         graph = manifest.graphs[0]
         stored = {e.path: bundle.whole(e) for e in graph.files}
-        made = Made(stored, graph.proof, graph.ir_version, graph.opsets)
+        made = Made(stored, ToldGraph(graph.proof, graph.ir_version, graph.opsets))
     else:
         made = _export(bundle, base, trust)
-    notes: tuple[str, ...] = ()
-    if wishes != base:
-        from persistlib.quantization.bundles import derived_from, notes_of
+    if wishes.derives:
+        from persistlib.quantization.bundles import derived_from, told
 
         derived = derived_from(bundle, made.files, wishes)
-        files = {file.name: file.data for file in derived.files}
-        made = Made(files, derived.proof, derived.ir_version, derived.opsets)
-        notes = notes_of(derived)
+        made = Made({file.name: file.data for file in derived.files}, told(derived))
     write_graph(made.files, destination, overwrite=overwrite)
-    weights = manifest.weights
-    return ConversionReport(
-        source=bundle.path,
-        destination=os.fspath(destination),
-        format="onnx",
-        tensors=len(weights.tensors) + len(weights.aliases),
-        identity=weights.identity,
-        proof=made.proof,
-        notes=notes,
-        ir_version=made.ir_version,
-        opsets=made.opsets,
-    )
+    weights, way = manifest.weights, (bundle.path, destination, "onnx")
+    return made.told.report(weights.tensors, weights.aliases, weights.identity, way)
+
+
+def _base(wishes: GraphWishes) -> GraphWishes:
+    """Return what is asked of the graph that the wished one is derived from, or that is it."""
+    if not wishes.derives:
+        return wishes
+    from persistlib.quantization.kernels import kernels_of
+
+    kernels = kernels_of(wishes)
+    newest = None if kernels is None else kernels.opset
+    return replace(wishes.base, opset=wishes.opset or newest)
 
 
 def convert_derived(
@@ -124,6 +118,7 @@ def convert_derived(
     if is_folder(source) and is_whole:
         from persistlib.quantization.bundles import add_graph
 
+        _require_derivable(wishes)
         return reading(
             source, lambda bundle: add_graph(bundle, destination, wishes, overwrite=overwrite)
         )
@@ -131,7 +126,19 @@ def convert_derived(
         return None
     if by_content(source).name != "onnx":
         return None
+    _require_derivable(wishes)
     return convert_file(source, destination, wishes, overwrite=overwrite)
+
+
+def _require_derivable(wishes: GraphWishes) -> None:
+    """Raise for what a graph that is there already cannot be given any more.
+
+    Raises:
+        UsageError: something of its versions or axes is asked.
+    """
+    target = ("target",) if wishes.pure else ()
+    said = ("dtype", "quantize", "calibration", "pure", *target)
+    wishes.require_unsaid("a graph derived from one that is there", but=said)
 
 
 def convert_file(
@@ -148,23 +155,14 @@ def convert_file(
     Raises:
         PersistlibError: the file cannot be used, or no graph can be derived from it.
     """
-    from persistlib.quantization.bundles import derived_from_file, notes_of
+    from persistlib.quantization.bundles import derived_from_file, told
 
     derived = derived_from_file(source, wishes)
     files = {file.name: file.data for file in derived.files}
     write_graph(files, destination, overwrite=overwrite)
     with FORMATS["onnx"].module().open_file(destination) as reader:
-        return ConversionReport(
-            source=os.fspath(source),
-            destination=os.fspath(destination),
-            format="onnx",
-            tensors=len(reader.entries) + len(reader.aliases),
-            identity=identity(reader),
-            proof=derived.proof,
-            notes=notes_of(derived),
-            ir_version=derived.ir_version,
-            opsets=derived.opsets,
-        )
+        way = (source, destination, "onnx")
+        return told(derived).report(reader.entries, reader.aliases, identity(reader), way)
 
 
 def write_graph(files: Mapping[str, Buffer], destination: StrPath, *, overwrite: bool) -> None:
@@ -294,4 +292,4 @@ def _export(bundle: Bundle, wishes: GraphWishes, trust: Collection[str]) -> Made
     )
     proof = prove(model, exported)
     files = {file.name: file.data for file in exported.files}
-    return Made(files, proof, exported.ir_version, exported.opsets)
+    return Made(files, ToldGraph(proof, exported.ir_version, exported.opsets))

@@ -298,9 +298,9 @@ def _export(model: nn.Module, plan: Plan, noted: _Noted, wishes: GraphWishes) ->
             "pass example_inputs= or interface=",
         )
     outputs = plan.examples.outputs if plan.examples else examples.run(model, inputs)
-    if wishes.quantize is not None or wishes.calibration is not None:
+    if wishes.derives:
         remedy = "save the bundle, and convert that (persistlib convert BUNDLE m.onnx --quantize)"
-        raise error(Code.USAGE, "onnx", "a quantized graph is made from a bundle", remedy)
+        raise error(Code.USAGE, "onnx", "a derived graph is made from a bundle", remedy)
     versions = asked(wishes)
     exported = export(
         model,

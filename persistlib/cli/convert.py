@@ -88,6 +88,7 @@ def _known_losses(
     help="Of a graph: weights and arithmetic in int8.",
 )
 @click.option("--calibration", metavar="DIR", help="Images that --quantize static measures.")
+@click.option("--pure", is_flag=True, help="With --dtype bf16: --target computes in it too.")
 @click.option("--architecture", metavar="NAME", help="Of an ONNX file: the builder of its module.")
 @click.option("--no-verify", is_flag=True, help="Do not read back and compare what was written.")
 @click.option("--overwrite", is_flag=True, help="Replace a file that stands at OUT.")

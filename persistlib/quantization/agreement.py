@@ -138,8 +138,22 @@ def record(
         "samples": sum(max(own, default=1) for own in sizes),
         "outputs": rows,
         "provider": provider,
-        "versions": {package: version(package) for package in ("onnx", "onnxruntime")},
+        "versions": _versions(),
     }
+
+
+def unproved(source: str, reason: str) -> dict[str, JsonValue]:
+    """Return what stands in a proof's place.
+
+    Args:
+        source: BLAKE3 of the graph that it is derived from.
+        reason: why there is none.
+    """
+    return {"proved": False, "against": source, "reason": reason, "versions": _versions()}
+
+
+def _versions() -> dict[str, JsonValue]:
+    return {package: version(package) for package in ("onnx", "onnxruntime")}
 
 
 def require_telling_outputs(agreements: Sequence[Agreement], limit: float) -> None:

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 from persistlib import publish
 from persistlib.bundle import GRAPH
 from persistlib.canonical import SIZE_LIMIT
-from persistlib.conversion import ConversionReport
+from persistlib.conversion import ToldGraph
 from persistlib.dtypes import DType
 from persistlib.errors import Code, PersistlibError, error, error_of
 from persistlib.manifest import document
 from persistlib.manifest.schema import Graph, Interface
 from persistlib.quantization.deriving import Derived, Source, derive
+from persistlib.quantization.kernels import kernels_of
 from persistlib.quantization.noting import RELATION
 from persistlib.quantization.parts import dtype_of, take_apart
 from persistlib.runtime.graph_files import read_graph_file
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from persistlib.bundle import Bundle
+    from persistlib.conversion import ConversionReport
     from persistlib.files import Folder, StrPath
     from persistlib.graph_wishes import GraphWishes
     from persistlib.manifest.schema import Manifest
@@ -58,9 +60,7 @@ def derived_from(bundle: Bundle, files: Mapping[str, Buffer], wishes: GraphWishe
         interface=bundle.manifest.interface,
         location=bundle.path,
     )
-    return derive(
-        source, dtype=wishes.dtype, quantize=wishes.quantize, calibration=wishes.calibration
-    )
+    return _derived(source, wishes)
 
 
 def derived_from_file(path: StrPath, wishes: GraphWishes) -> Derived:
@@ -79,8 +79,16 @@ def derived_from_file(path: StrPath, wishes: GraphWishes) -> Derived:
         interface=file.interface or Interface(),
         location=os.fspath(path),
     )
+    return _derived(source, wishes)
+
+
+def _derived(source: Source, wishes: GraphWishes) -> Derived:
     return derive(
-        source, dtype=wishes.dtype, quantize=wishes.quantize, calibration=wishes.calibration
+        source,
+        dtype=wishes.dtype,
+        quantize=wishes.quantize,
+        calibration=wishes.calibration,
+        kernels=kernels_of(wishes),
     )
 
 
@@ -133,35 +141,28 @@ def add_graph(
         document.read(data)  # what no reader would accept is not published
         with folder.create(document.NAME) as out:
             out.write(data)
-    weights = manifest.weights
-    return ConversionReport(
-        source=bundle.path,
-        destination=os.fspath(destination),
-        format="bundle",
-        tensors=len(weights.tensors) + len(weights.aliases),
-        identity=weights.identity,
-        proof=derived.proof,
-        notes=notes_of(derived),
-        ir_version=derived.ir_version,
-        opsets=derived.opsets,
-    )
+    weights, way = manifest.weights, (bundle.path, destination, "bundle")
+    return told(derived).report(weights.tensors, weights.aliases, weights.identity, way)
 
 
-def notes_of(derived: Derived) -> tuple[str, ...]:
-    """Return what should be known of a derived graph, a sentence each."""
+def told(derived: Derived) -> ToldGraph:
+    """Return what a report says of a derived graph."""
     before, after = derived.sizes
-    slow, fast = (1000 * seconds for seconds in derived.seconds)
-    said = [
+    notes = [
         f"{RELATION} the F32 graph {derived.source[:12]}, in {derived.precision}",
         f"{after / before:.0%} of its size: {before:,} bytes became {after:,}",
-        f"a run of {derived.rows} rows took {slow:.3g} ms, and takes {fast:.3g} ms now, here",
+        *derived.remarks,
     ]
+    if derived.seconds is not None:
+        slow, fast = (1000 * seconds for seconds in derived.seconds)
+        took = f"took {slow:.3g} ms, and takes {fast:.3g} ms now, here"
+        notes.append(f"a run of {derived.rows} rows {took}")
     for name, row in sorted(derived.measured.items()):
         parts = [f"{word} {row[word]:.4g}" for word in ("cosine", "top1") if word in row]
         if "accuracy" in row:
             parts.append("accuracy {:.4g}, was {:.4g}".format(*reversed(row["accuracy"])))
-        said.append(f"{name}: differs by {row['error']:.2g} of its spread; " + ", ".join(parts))
-    return tuple(said)
+        notes.append(f"{name}: differs by {row['error']:.2g} of its spread; " + ", ".join(parts))
+    return ToldGraph(derived.proof, derived.ir_version, derived.opsets, tuple(notes))
 
 
 def stored_inputs(bundle: Bundle) -> dict[str, NDArray[np.generic]]:

@@ -2,7 +2,8 @@
 
 Laws: the source is left as it is; a derived graph has the source's inputs and outputs, and a proof
 that says from what it was derived and how far it is from that; in half precision it is within the
-limit of its dtype or there is none; in int8 it says whether it agrees as far as it should.
+limit of its dtype or there is none; in int8 it says whether it agrees as far as it should; in pure
+bfloat16, which nothing here computes, it says that it was not proved.
 """
 
 from __future__ import annotations
@@ -28,18 +29,21 @@ from persistlib.quantization.folding import fold_constants, fold_norms
 from persistlib.quantization.halving import HalfWishes, halved
 from persistlib.quantization.inner_values import GraphValues, reach
 from persistlib.quantization.integers import OPERATORS, STATIC, is_quantized, quantized
+from persistlib.quantization.kernels import split
 from persistlib.quantization.noting import noted
 from persistlib.quantization.parts import GraphFile, Parts, assemble, take_apart
 from persistlib.runtime.session import open_session
+from persistlib.runtime.structure import check_graph
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from pydantic import JsonValue
     from typing_extensions import Buffer
 
     from persistlib.casting import CastError
     from persistlib.files import StrPath
+    from persistlib.quantization.kernels import Kernels, Split
     from persistlib.quantization.samples import Arrays, Labelled
     from persistlib.runtime.session import Session
 
@@ -102,8 +106,10 @@ class Derived:
         proof: how far it is from that.
         casts: by tensor of the state, what a cast changed.
         sizes: bytes of the source and of this one.
-        seconds: that a run takes in the source and in this one, of the same inputs.
+        seconds: that a run takes in the source and in this one, of the same inputs; None where it
+            cannot be run here.
         rows: how many samples these inputs are.
+        remarks: what else should be known of it, a sentence each.
     """
 
     files: tuple[GraphFile, ...]
@@ -114,13 +120,14 @@ class Derived:
     proof: dict[str, JsonValue]
     casts: Mapping[str, CastError]
     sizes: tuple[int, int]
-    seconds: tuple[float, float]
-    rows: int
+    seconds: tuple[float, float] | None = None
+    rows: int = 0
+    remarks: tuple[str, ...] = ()
 
     @property
     def measured(self) -> dict[str, dict[str, Any]]:
         """What the proof says of each floating-point output."""
-        rows: Any = self.proof["outputs"]
+        rows: Any = self.proof.get("outputs", {})
         return {name: row for name, row in rows.items() if "cosine" in row}
 
     @property
@@ -135,6 +142,7 @@ def derive(
     dtype: str | None = None,
     quantize: str | None = None,
     calibration: StrPath | None = None,
+    kernels: Kernels | None = None,
 ) -> Derived:
     """Return a graph derived from another one.
 
@@ -143,9 +151,11 @@ def derive(
         dtype: "f16" or "bf16".
         quantize: "dynamic" or "static", in place of `dtype`.
         calibration: a folder of images; by default the source's examples.
+        kernels: what is to compute in "bf16"; None where its arithmetic stays in float32.
 
     Raises:
         UsageError: the wishes contradict each other or mean nothing for this graph.
+        CompatibilityError: no operator of the graph has a kernel among these.
         ExportError: the derived graph is too far from its source, or cannot be made.
         LossError: a weight has no place in the dtype.
     """
@@ -163,7 +173,7 @@ def derive(
     target = cast_target(dtype)
     if target not in _HALVES:
         raise error(Code.USAGE, f"dtype={dtype}", "no graph is derived in it", "use f16 or bf16")
-    return work.in_half(target)
+    return work.in_half(target) if kernels is None else work.in_pure(target, kernels)
 
 
 class _Deriving:
@@ -228,6 +238,38 @@ class _Deriving:
                 remedy = "keep the model in float32, or try --dtype bf16 or --quantize"
                 raise error(Code.EXPORT_MISMATCH, one.seen.name, reason, remedy)
         return self._derived(made, dtype.name, runs, found, (limit, casts))
+
+    def in_pure(self, dtype: DType, kernels: Kernels) -> Derived:
+        """Return the graph with arithmetic in a dtype that only another machine computes in."""
+        opset = take_apart(self.source.files, self.source.location).opset
+        parted = split(self.proto.graph.node, opset, kernels)
+        if not parted.half:
+            names = ", ".join(parted.single) or "any operator of it"
+            reason = f"{kernels.told} has no {dtype.value.numpy} kernel for {names} (opset {opset})"
+            remedy = "leave pure out: the weights are stored in bf16, and computed with in float32"
+            raise error(Code.RUNTIME_KERNEL, self.source.location, reason, remedy)
+        wishes = HalfWishes(
+            dtype=dtype,
+            computes=True,
+            state=self._state(),
+            types=self.types,
+            operators={*parted.half, *parted.moved},
+        )
+        made, casts = self._half(wishes)
+        noted(made, self.source.files, holds_state=True, where=self.source.location)
+        files = assemble(made, f"model.{dtype.name.lower()}.onnx")
+        facts = check_graph(files[0].data, location=self.source.location)
+        return Derived(
+            files=files,
+            ir_version=facts.ir_version,
+            opsets=dict(facts.opsets),
+            precision=dtype.name,
+            source=self.source.digest,
+            proof=agreement.unproved(self.source.digest, f"nothing here runs it: {kernels.told}"),
+            casts=casts,
+            sizes=(_size(self.source.files.values()), _size(f.data for f in files)),
+            remarks=tuple(_said(parted, kernels, dtype)),
+        )
 
     def in_integers(self, mode: str) -> Derived:
         """Return the graph in int8: of the ways to do it the first that agrees, or the best."""
@@ -318,6 +360,17 @@ class _Deriving:
             seconds=(_shortest(self.session, runs[0].arrays), _shortest(session, runs[0].arrays)),
             rows=max((len(a) for a in runs[0].arrays.values() if a.ndim), default=1),
         )
+
+
+def _said(parted: Split, kernels: Kernels, dtype: DType) -> Iterator[str]:
+    sides = (
+        (f"in {dtype.value.numpy} by {kernels.told}", parted.half),
+        ("in float32, for want of a kernel there", parted.single),
+    )
+    for text, counts in sides:
+        if counts:
+            each = (f"{name} ({count})" for name, count in sorted(counts.items()))
+            yield f"{text}: {', '.join(each)}"
 
 
 _NAME = "derived.onnx"

@@ -42,6 +42,7 @@ class HalfWishes:
         types: numbers of the dtypes of the graph's values.
         reach: the largest magnitude that was seen of each value, for what must not overflow.
         kept: names of operators that stay as they are.
+        operators: types of those that may work in it; None for all.
     """
 
     dtype: DType
@@ -50,6 +51,7 @@ class HalfWishes:
     types: Mapping[str, int]
     reach: Mapping[str, float] = field(default_factory=dict)
     kept: Collection[str] = ()
+    operators: Collection[str] | None = None
 
 
 def halved(parts: Parts, wishes: HalfWishes) -> dict[str, CastError]:
@@ -108,7 +110,10 @@ class _Halving:
         self._drop_unused()
 
     def _works_in_half(self, node: onnx.NodeProto, form: Signature) -> bool:
-        if not self.wishes.computes or node.name in self.wishes.kept:
+        wishes = self.wishes
+        if not wishes.computes or node.name in wishes.kept:
+            return False
+        if wishes.operators is not None and node.op_type not in wishes.operators:
             return False
         moved = [n for n, moves in zip(node.input, form.inputs, strict=True) if moves]
         moved = [name for name in moved if self.types.get(name) == onnx.TensorProto.FLOAT]

@@ -26,11 +26,12 @@ from persistlib.errors import (
 from persistlib.formats import FORMATS, by_name, by_suffix, ending
 from persistlib.graph_wishes import GraphWishes, graph_wishes
 from persistlib.manifest.schema import Interface, Lineage, Manifest, Training
-from persistlib.sources import BUNDLE, is_folder, open_file
+from persistlib.sources import BUNDLE, is_folder
 from persistlib.standing import set_status as set_status  # noqa: PLC0414 - public here
 from persistlib.summary import Summary, summarize
 from persistlib.upgrading import upgrade as upgrade  # noqa: PLC0414 - public here
 from persistlib.verification import FileState, verify_files
+from persistlib.whole_models import convert_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -509,8 +510,8 @@ def convert(
         trust: packages that may be imported to rebuild the module for a graph.
         verify: whether the written file is read back and compared.
         overwrite: whether a file at `destination` is replaced.
-        **graph: of a graph that is made: opset, ir, target, dynamic, quantize, calibration; see
-            `GraphOptions`.
+        **graph: of a graph that is made: opset, ir, target, dynamic, quantize, calibration,
+            pure; see `GraphOptions`.
 
     Raises:
         LossError: the format does not keep something that was not allowed to be lost.
@@ -523,10 +524,12 @@ def convert(
         if done := convert_derived(source, destination, asked, to=to, overwrite=overwrite):
             return done
     if to == BUNDLE or (to is None and not ending(destination) and not is_folder(source)):
-        return _convert_whole(
+        asked.require_unsaid("a bundle")
+        return convert_whole(
             source,
             destination,
             BUNDLE,
+            asked,
             architecture=architecture,
             trust=trust,
             overwrite=overwrite,
@@ -551,7 +554,9 @@ def convert(
         from persistlib.graphs import convert_graph
 
         if not is_folder(source):
-            return _convert_whole(source, destination, "onnx", trust=trust, overwrite=overwrite)
+            return convert_whole(
+                source, destination, "onnx", asked, trust=trust, overwrite=overwrite
+            )
 
         return reading(
             source,
@@ -559,6 +564,7 @@ def convert(
                 bundle, destination, asked, trust=trust, overwrite=overwrite
             ),
         )
+    asked.require_unsaid(target.title, but=("dtype",))
     wishes = Wishes(
         only=only,
         rename=rename,
@@ -570,45 +576,6 @@ def convert(
         overwrite=overwrite,
     )
     return convert_weights(source, destination, target, wishes)
-
-
-def _convert_whole(
-    source: StrPath,
-    destination: StrPath,
-    to: str,
-    *,
-    trust: Collection[str],
-    overwrite: bool,
-    architecture: str | None = None,
-) -> ConversionReport:
-    """Write a file that holds a whole model, architecture and all, as a bundle or a graph.
-
-    Raises:
-        UsageError: the file holds weights alone.
-        PersistlibError: as `keras_conversion.convert_keras` or `graph_bundles.convert_onnx`.
-    """
-    if is_folder(source):
-        raise error(Code.USAGE, source, "a bundle is not converted into one", "copy the folder")
-    with open_file(source) as file:
-        if file.format == "keras":
-            require_torch("a whole Keras model")
-            from persistlib.keras_conversion import convert_keras
-
-            return convert_keras(source, file, destination, to=to, trust=trust, overwrite=overwrite)
-        if file.format == "onnx" and to == BUNDLE:
-            require_torch("a module from an ONNX file")
-            from persistlib.graph_bundles import convert_onnx
-
-            return convert_onnx(
-                source, destination, architecture=architecture, trust=trust, overwrite=overwrite
-            )
-    raise error(
-        Code.USAGE,
-        source,
-        "a weights file has no graph",
-        f"persistlib identify {os.fspath(source)} --bundle DIR finds its architecture; or name an"
-        " ONNX file that has the graph (--template)",
-    )
 
 
 def diff(
@@ -768,11 +735,12 @@ def evaluate(
 
 
 def origin(model: nn.Module) -> tuple[Lineage, ...]:
-    """Return where a model's weights came from, when `build` made it or `load` adapted it."""
+    """Return where a model's weights came from, when `build` or `load` made it; nearest first."""
     if (done := adaptation_of(model)) is not None:
         return done.lineage
-    lineage = vars(model).get("_persistlib_origin")
-    return (lineage,) if isinstance(lineage, Lineage) else ()
+    from persistlib.architecture import recipe
+
+    return recipe.ancestry(model)
 
 
 def freeze(model: nn.Module, patterns: Patterns) -> Frozen:

@@ -1,24 +1,27 @@
-"""From a Keras model file to a bundle or a graph, with proof.
+"""From a Keras model file to a bundle, or to the graph of one, with proof.
 
 Law: what is published computes what Keras computes from the file: the torch module's outputs are
-compared with those that Keras gave in a process of its own, and the graph's with the module's.
+compared with those that Keras gave in a process of its own, and the graph's with the module's. The
+graph notes its model as any other does, and gives the bundle back.
 """
 
 from __future__ import annotations
 
 import os
+import tempfile
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from persistlib import examples
-from persistlib.architecture.module_state import TensorCheckpoint
 from persistlib.architecture.recipe import build
+from persistlib.bundle import reading
 from persistlib.checkpoint import identity
 from persistlib.conversion import ConversionReport
 from persistlib.errors import Code, error
-from persistlib.graphs import write_graph
+from persistlib.graphs import convert_graph
 from persistlib.keras_models import BUILDER, KerasModel
 from persistlib.keras_reading import KerasContents, read
 from persistlib.manifest.schema import Interface, Lineage
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
 
     from persistlib.checkpoint import CheckpointReader
     from persistlib.files import StrPath
+    from persistlib.graph_wishes import GraphWishes
+    from persistlib.manifest.schema import Manifest
 
 # Keras in the child and Keras in the module are the same code on the same machine.
 _TOLERANCE = 1e-5
@@ -45,6 +50,7 @@ def convert_keras(
     destination: StrPath,
     *,
     to: str,
+    wishes: GraphWishes,
     trust: Collection[str],
     overwrite: bool,
 ) -> ConversionReport:
@@ -55,6 +61,7 @@ def convert_keras(
         file: the same, open.
         destination: the folder or file to make.
         to: "bundle" or "onnx".
+        wishes: what is asked of the graph.
         trust: packages whose classes the model uses.
         overwrite: whether what stands there is replaced.
 
@@ -67,32 +74,43 @@ def convert_keras(
     origin = Lineage(
         relation="converted-from", id=identity(file), source=os.path.basename(os.fspath(source))
     )
-    proof: dict[str, Any] = {}
+    plan = Plan(
+        interface=examples.describe_interface(Interface(), shown),
+        examples=shown,
+        lineage=(origin,),
+        requires=_REQUIRES,
+    )
     if to == BUNDLE:
-        plan = Plan(
-            interface=examples.describe_interface(Interface(), shown),
-            examples=shown,
-            lineage=(origin,),
-            requires=_REQUIRES,
+        manifest = _save(module, destination, plan, overwrite=overwrite)
+        report = ConversionReport(
+            source="",
+            destination=os.fspath(destination),
+            format=to,
+            tensors=len(manifest.weights.tensors),
+            identity=manifest.weights.identity,
         )
-        manifest = save_module(
-            module, destination, plan, architecture=None, onnx=False, overwrite=overwrite
-        )
-        made = manifest.weights.identity
     else:
-        made, proof = _graph(module, shown, destination, overwrite=overwrite)
-    return ConversionReport(
+        with tempfile.TemporaryDirectory(prefix="persistlib-") as folder:
+            beside = os.path.join(folder, "bundle")
+            _save(module, beside, plan, overwrite=False)
+            report = reading(
+                beside,
+                lambda bundle: convert_graph(
+                    bundle, destination, wishes, trust=trust, overwrite=overwrite
+                ),
+            )
+    return replace(
+        report,
         source=os.fspath(source),
-        destination=os.fspath(destination),
-        format=to,
-        tensors=len(contents.weights.entries),
-        identity=made,
         losses=tuple(loss for loss in file.losses if not loss.startswith("graph ")),
-        proof=proof,
         source_format=file.format,
         source_identity=identity(file),
-        notes=file.notes,
+        notes=(*file.notes, *report.notes),
     )
+
+
+def _save(module: nn.Module, path: StrPath, plan: Plan, *, overwrite: bool) -> Manifest:
+    return save_module(module, path, plan, architecture=None, onnx=False, overwrite=overwrite)
 
 
 def _module(contents: KerasContents, trust: Collection[str]) -> nn.Module:
@@ -136,21 +154,3 @@ def _compared(module: nn.Module, contents: KerasContents, location: str) -> exam
                 "report the model's layers",
             )
     return examples.Examples(inputs, outputs)
-
-
-def _graph(
-    module: nn.Module, shown: examples.Examples, destination: StrPath, *, overwrite: bool
-) -> tuple[str, dict[str, Any]]:
-    """Write the module as a proved graph; return the identity of its weights, and the proof."""
-    from persistlib.export.onnx_export import export
-    from persistlib.export.proof import prove
-
-    exported = export(
-        module,
-        tuple(shown.inputs.values()),
-        input_names=tuple(shown.inputs),
-        output_names=tuple(shown.outputs),
-    )
-    proof = prove(module, exported)
-    write_graph({file.name: file.data for file in exported.files}, destination, overwrite=overwrite)
-    return identity(TensorCheckpoint(module.state_dict(), {})), proof

@@ -16,8 +16,9 @@ import pytest
 import torch
 
 import persistlib
-from persistlib.errors import ArchitectureError, FormatError, PersistlibError
+from persistlib.errors import ArchitectureError, Code, FormatError, PersistlibError
 from persistlib.keras_models import require_harmless
+from refusing import refused
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -150,6 +151,30 @@ def test_a_keras_model_becomes_a_graph_with_proof(models: Path, tmp_path: Path) 
     inputs, outputs = expected(models / "cnn.keras")
     for size in (1, 4):
         assert gap(run_graph(tmp_path / "cnn.onnx", inputs[:size]), outputs[:size]) < 1e-4
+
+
+def test_a_graph_of_a_keras_model_gives_the_bundle_back(models: Path, tmp_path: Path) -> None:
+    made = persistlib.convert(models / "cnn.keras", tmp_path / "m.onnx", opset=17)
+    assert made.opsets[""] == 17
+    again = persistlib.convert(tmp_path / "m.onnx", tmp_path / "back")
+    assert again.proof["proved"] is True
+    persistlib.convert(models / "cnn.keras", tmp_path / "straight")
+    one, two = (persistlib.inspect(tmp_path / name).manifest for name in ("back", "straight"))
+    assert one.bundle_id == two.bundle_id
+    assert one.requires == two.requires
+    assert made.source_identity in {origin.id for origin in one.lineage}
+    inputs, outputs = expected(models / "cnn.keras")
+    model = persistlib.load(tmp_path / "back")
+    assert isinstance(model, torch.nn.Module)
+    with torch.no_grad():
+        assert gap(model.eval()(torch.from_numpy(inputs)).numpy(), outputs) < 1e-6
+
+
+def test_what_is_asked_of_a_graph_means_nothing_for_a_bundle(models: Path, tmp_path: Path) -> None:
+    fault = refused(
+        Code.USAGE, lambda: persistlib.convert(models / "cnn.keras", tmp_path / "b", opset=17)
+    )
+    assert "opset" in fault.location
 
 
 def test_the_weights_of_a_legacy_file_are_those_of_the_new_one(

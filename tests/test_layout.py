@@ -57,6 +57,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         *("alignment", "behaviour", "calls", "graph_bundles", "graph_modules", "graphs"),
         *("keras_conversion", "loading", "measurement", "saving"),
+        "whole_models",
     ),
     ("api",),
     ("",),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion, Version
 
+from persistlib.compat.remedies import command
 from persistlib.errors import Code, Severity, finding
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def requirements(facts: Facts, target: Target) -> Iterator[Finding]:
                 Code.PYTHON_VERSION if package == "python" else Code.PACKAGE_VERSION,
                 package,
                 f"{version} is outside {wanted}",
-                f"pip install '{package}{wanted}'" if package != "python" else "use a newer Python",
+                f"pip install '{package}{wanted}'" if package != "python" else f"use Python {wanted}",
             )
 
 
@@ -67,7 +68,7 @@ def drift(facts: Facts, target: Target) -> Iterator[Finding]:
                 Code.PACKAGE_DRIFT,
                 package,
                 f"{version}, saved with {saved}",
-                f"persistlib verify --behaviour {facts.source} compares the outputs",
+                command("verify", "--behaviour", facts.source),
                 Severity.NOTE,
             )
 

@@ -24,12 +24,13 @@ def converted(facts: Facts, package: str, version: str) -> str:
     base = os.path.splitext(facts.source)[0] if facts.manifest is None else facts.source.rstrip("/")
     graph = f"{base}-{package}-{version}.onnx"
     if facts.manifest is not None:
-        return _command("convert", facts.source, graph, "--target", wanted)
-    bundle = _command("identify", facts.source, "--bundle", base)
+        return command("convert", facts.source, graph, "--target", wanted)
+    bundle = command("identify", facts.source, "--bundle", base)
     if facts.format == "onnx":
-        bundle = _command("convert", facts.source, base)
-    return f"{bundle} && {_command('convert', base, graph, '--target', wanted)}"
+        bundle = command("convert", facts.source, base)
+    return f"{bundle} && {command('convert', base, graph, '--target', wanted)}"
 
 
-def _command(*words: str) -> str:
+def command(*words: str) -> str:
+    """Return a command line of persistlib that a shell reads as these words."""
     return shlex.join(("persistlib", *words))

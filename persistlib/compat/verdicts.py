@@ -10,6 +10,7 @@ from persistlib.errors import Finding, Severity
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+_ORDER = [severity.value for severity in (Severity.ERROR, Severity.WARNING, Severity.NOTE)]
 VERDICTS = ("ok", "ok-after-upgrade", "degraded", "refused")
 
 
@@ -19,7 +20,7 @@ class Report:
 
     Attributes:
         verdict: "ok", "ok-after-upgrade", "degraded" or "refused".
-        findings: every finding, also notes.
+        findings: every finding, also notes; what decides the verdict stands first.
     """
 
     verdict: str
@@ -38,7 +39,7 @@ def verdict_of(findings: Iterable[Finding], *, upgraded: bool = False) -> Report
         findings: all of them; one that stands twice counts once.
         upgraded: whether the manifest was of an older version.
     """
-    found = tuple(dict.fromkeys(findings))
+    found = tuple(sorted(dict.fromkeys(findings), key=lambda one: _ORDER.index(one.severity)))
     severities = {f.severity for f in found}
     if Severity.ERROR.value in severities:
         verdict = "refused"

@@ -33,7 +33,9 @@ def requirements(facts: Facts, target: Target) -> Iterator[Finding]:
                 Code.PYTHON_VERSION if package == "python" else Code.PACKAGE_VERSION,
                 package,
                 f"{version} is outside {wanted}",
-                f"pip install '{package}{wanted}'" if package != "python" else f"use Python {wanted}",
+                f"pip install '{package}{wanted}'"
+                if package != "python"
+                else f"use Python {wanted}",
             )
 
 

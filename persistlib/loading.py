@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from persistlib.bundle import Bundle
     from persistlib.files import StrPath
-    from persistlib.manifest.schema import Graph, Manifest
+    from persistlib.manifest.schema import Graph, Lineage, Manifest
     from persistlib.patterns import Patterns
     from persistlib.runtime.session import Session
 
@@ -129,6 +129,7 @@ def load_module(
     from persistlib.adaptation.wishes import parse
     from persistlib.architecture.fitting import fitted
     from persistlib.architecture.module_state import assign, restore_training
+    from persistlib.architecture.recipe import descend
     from persistlib.architecture.restoring import refuse_meta, restore_unsaved
     from persistlib.architecture.skeleton import skeleton
 
@@ -152,7 +153,19 @@ def load_module(
     restore_unsaved(model, manifest.state, unsaved.result(), strict=strict is True)
     refuse_meta(model)
     restore_training(model, manifest.state.training, manifest.state.frozen_modules_in_eval)
+    descend(model, _parent(bundle), manifest.lineage)
     return model
+
+
+def _parent(bundle: Bundle) -> Lineage:
+    """Return a bundle as the ancestor of what is trained on from it."""
+    from persistlib.manifest.schema import Lineage
+
+    manifest = bundle.manifest
+    name = manifest.name or os.path.basename(os.path.abspath(bundle.path))
+    return Lineage(
+        relation="fine-tuned-from", id=manifest.bundle_id, source=name, license=manifest.license
+    )
 
 
 def _state_tensors(manifest: Manifest, views: Mapping[str, memoryview]) -> dict[str, Any]:
@@ -268,16 +281,22 @@ def chosen_graph(bundle: Bundle, name: str | None) -> Graph:
     raise error(Code.GRAPH_ABSENT, f"graph={name}", reason, remedy)
 
 
-def load_graph_file(path: StrPath, reading: Reading, **wishes: Unpack[SessionWishes]) -> Session:
+def load_graph_file(
+    path: StrPath, reading: Reading, *, graph: str | None = None, **wishes: Unpack[SessionWishes]
+) -> Session:
     """Return a runtime session over an ONNX file that stands in no bundle.
 
     Raises:
+        UsageError: a graph is chosen, of which a file has one.
         PersistlibError: it is none, its bytes differ from what it says of them, it refers to what
             is never read, or the runtime refuses it.
     """
     from persistlib.runtime.graph_files import read_graph_file
     from persistlib.runtime.session import open_session
 
+    if graph is not None:
+        remedy = "leave it out, or name the bundle that has several"
+        raise error(Code.USAGE, f"graph={graph}", "an ONNX file has one graph", remedy)
     file = read_graph_file(path, mapped=reading.mapped, verify=reading.verify)
     session = open_session(
         file.model, external=file.external, interface=file.interface, location=path, **wishes

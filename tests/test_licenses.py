@@ -206,3 +206,32 @@ def test_inspect_shows_the_licences_of_the_whole_chain(bundle: Path) -> None:
     shown = CliRunner().invoke(cli, ["inspect", str(bundle)]).stdout
     for text in ("license", "MIT", "model 0 · Apache-2.0", "model 1", "model 2 · GPL-3.0-only"):
         assert text in shown
+
+
+def test_what_is_trained_on_from_a_bundle_names_it_and_all_its_ancestors(bundle: Path) -> None:
+    torch = pytest.importorskip("torch")
+    licensed(bundle, "CC-BY-NC-4.0", "Apache-2.0")
+    model = persistlib.load(bundle)
+    kept = persistlib.inspect(bundle).manifest
+    out = bundle.parent / "child"
+    data = (torch.tensor([[0, 3], [6, 1]] * 4), torch.zeros(8, 2, dtype=torch.int64))
+    loss = torch.nn.CrossEntropyLoss()
+    persistlib.finetune(
+        model.float(),
+        data,
+        epochs=1,
+        lr=0.1,
+        out=out,
+        metrics=(),
+        loss=lambda scores, labels: loss(scores.flatten(0, 1), labels.flatten()),
+    )
+    parent, *ancestors = persistlib.inspect(out).manifest.lineage
+    assert (parent.relation, parent.id, parent.license) == (
+        "fine-tuned-from",
+        kept.bundle_id,
+        "CC-BY-NC-4.0",
+    )
+    assert tuple(ancestors) == kept.lineage
+    verdict, found = judged(out, "CC-BY-NC-*")
+    assert verdict == "refused"
+    assert [severity for severity, _ in found] == ["warning", "error"]

@@ -80,9 +80,14 @@ def remember(module: nn.Module, recipe: Recipe) -> None:
 
 
 def origin(module: nn.Module) -> Lineage | None:
-    """Return where `build` took a module's weights from."""
-    found = vars(module).get(_ORIGIN)
-    return found if isinstance(found, Lineage) else None
+    """Return where `build` or `load` took a module's weights from."""
+    return next(iter(ancestry(module)), None)
+
+
+def ancestry(module: nn.Module) -> tuple[Lineage, ...]:
+    """Return where a module's weights came from, and where those did, nearest first."""
+    found = vars(module).get(_ORIGIN, ())
+    return found if isinstance(found, tuple) else ()
 
 
 def build(
@@ -144,9 +149,9 @@ def _from_file(recipe: Recipe, opened: pretrained.Opened, trust: Collection[str]
     return module
 
 
-def descend(module: nn.Module, parent: Lineage) -> None:
-    """Record on a module where its weights came from."""
-    vars(module)[_ORIGIN] = parent
+def descend(module: nn.Module, parent: Lineage, ancestors: tuple[Lineage, ...] = ()) -> None:
+    """Record on a module where its weights came from, and where those did, nearest first."""
+    vars(module)[_ORIGIN] = (parent, *ancestors)
 
 
 def _pretrained(

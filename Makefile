@@ -10,6 +10,7 @@
 #   make bench     loads, saves, conversions and graphs side by side; the tables are docs/benchmarks*.md
 #   make runtimes  add releases of ONNX Runtime that have appeared to the table that `check` reads
 #   make frameworks  the same for releases of torch and torchvision
+#   make compat    compare verdicts with real releases, in environments made one at a time (hours)
 #   make docs      write the generated pages: docs/errors.md, docs/manifest.schema.json
 #   make clean     remove both environments and everything that was built
 
@@ -24,7 +25,8 @@ WORK := build/bare
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help install demo bench runtimes frameworks test test-all third-party lint unit bare docs clean
+.PHONY: help install demo bench runtimes frameworks compat test test-all third-party lint unit bare
+.PHONY: docs clean
 
 # $(call timed,what,budget in seconds,command): says how long a step took beside its budget. A
 # budget is what to look at when a run grows slow; a machine's load never fails a test.
@@ -108,6 +110,10 @@ runtimes: .venv/installed
 
 frameworks: .venv/installed
 	$(BIN)/python fixtures/make_frameworks.py
+
+compat: .venv/installed
+	$(BIN)/python benchmarks/runtime_verdicts.py
+	$(BIN)/python benchmarks/framework_verdicts.py
 
 docs: .venv/installed
 	$(BIN)/python docs/generate.py

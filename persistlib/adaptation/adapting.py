@@ -18,6 +18,7 @@ from persistlib.adaptation.record import Adaptation, Change, descended, remember
 from persistlib.adaptation.trial import trial_of
 from persistlib.architecture.recipe import remember as remember_recipe
 from persistlib.errors import Code, error
+from persistlib.examples import Examples, describe_interface, name_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -92,6 +93,9 @@ def adapt(
     Raises:
         ArchitectureError: an adaptation does not apply, or several layers could be meant.
     """
+    if wishes.example_inputs is not None and not interface.inputs:
+        inputs = name_inputs(model, wishes.example_inputs)
+        interface = describe_interface(interface, Examples(inputs, {}))
     work = _Adapted(model, recipe, interface)
     if wishes.size is not None:
         _size(work, wishes, trust)

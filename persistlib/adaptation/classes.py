@@ -84,11 +84,12 @@ def find_heads(trial: Trial, chosen: Sequence[str] = ()) -> tuple[Head, ...]:
         ArchitectureError: there is none; a chosen one is none; or several could be meant.
     """
     ways = (_Way(trial.inputs, training=False, outputs=trial.outputs), *_in_training(trial))
-    layers = [path for path in _layers(trial.model) if not chosen or path in chosen]
+    known = _layers(trial.model)
+    layers = [path for path in known if not chosen or path in chosen]
     found = [head for path in layers for head in _followed(trial, [path], ways)]
     if chosen:
-        if {head.path for head in found} != set(chosen):
-            found = found or [*_followed(trial, chosen, ways)]
+        if not found and all(path in known for path in chosen):
+            found = [*_followed(trial, chosen, ways)]
         if strange := [path for path in chosen if path not in {head.path for head in found}]:
             raise _no_head(trial, f"{strange[0]} is no last layer", found)
         return tuple(found)

@@ -84,9 +84,10 @@ def resize(
     told = "x".join(map(str, before)), "x".join(map(str, size))
     if before == tuple(size):
         return Resized(model, recipe, ())
+    is_square = len({*before}) == len({*size}) == 1
     for argument, value in _arguments(model, recipe, size, trust):
         given = Recipe(recipe.builder, {**recipe.arguments, argument: value}, recipe.edits)
-        made, changes = _rebuilt(model, recipe, given, trust)
+        made, changes = _rebuilt(model, recipe, given, trust, is_square=is_square)
         _require_runs(made, trial, image, size)
         plain = Change("image_size", "", *told, f"built with {argument}")
         return Resized(made, given, changes or (plain,))
@@ -119,8 +120,11 @@ def resize_positions(table: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
 
 
 def _before_grid(old: int, new: int) -> int:
-    """Return how many rows stand before the grid: the fewest that leave squares."""
-    for rows in range(_MOST_BEFORE + 1):
+    """Return how many rows stand before the grid.
+
+    There is one answer at most: no square above 0 is one or two less than another.
+    """
+    for rows in range(min(_MOST_BEFORE, old - 1, new - 1) + 1):
         edges = math.isqrt(old - rows), math.isqrt(new - rows)
         if (edges[0] ** 2, edges[1] ** 2) == (old - rows, new - rows):
             return rows
@@ -157,7 +161,7 @@ def _spelled(model: nn.Module, recipe: Recipe, name: str, size: Size) -> Iterato
 
 
 def _rebuilt(
-    model: nn.Module, old: Recipe, new: Recipe, trust: Collection[str]
+    model: nn.Module, old: Recipe, new: Recipe, trust: Collection[str], *, is_square: bool
 ) -> tuple[nn.Module, tuple[Change, ...]]:
     """Return the model built by another recipe, with the old one's values."""
     try:
@@ -174,7 +178,7 @@ def _rebuilt(
         if target is None or target.tensor.shape == item.tensor.shape:
             tensors[item.name] = item
             continue
-        tensor, detail = _following(item, target)
+        tensor, detail = _following(item, target, is_square=is_square)
         tensors[item.name] = item._replace(tensor=tensor)
         shapes = "x".join(map(str, item.tensor.shape)), "x".join(map(str, tensor.shape))
         changes.append(Change("image_size", item.name, *shapes, detail))
@@ -186,7 +190,9 @@ def _rebuilt(
     return made, tuple(changes)
 
 
-def _following(item: StateTensor, target: StateTensor) -> tuple[torch.Tensor, str]:
+def _following(
+    item: StateTensor, target: StateTensor, *, is_square: bool
+) -> tuple[torch.Tensor, str]:
     """Return a tensor in the shape that the new model has for it, and how that was made."""
     if not item.is_parameter and not item.tensor.is_floating_point():
         if target.tensor.is_meta:
@@ -194,6 +200,8 @@ def _following(item: StateTensor, target: StateTensor) -> tuple[torch.Tensor, st
         return target.tensor, "indexes, built for the new size"
     if _POSITIONS not in item.name.lower():
         raise _unresizable(item, target, "it is no table of positions")
+    if not is_square:
+        raise _unresizable(item, target, "only square grids are resized")
     if item.tensor.shape[-1] != target.tensor.shape[-1] or item.tensor.ndim not in {2, 3}:
         raise _unresizable(item, target, "only the number of positions may change")
     try:

@@ -162,7 +162,7 @@ def trial_of(model: nn.Module, recipe: Recipe | None, interface: Interface) -> T
             Code.ADAPTATION,
             place,
             "nothing says what goes into the model, so no layer can be told by trying",
-            "save the bundle with example_inputs= or interface=",
+            'give them: adapt={"example_inputs": TENSOR, ...}, or save with example_inputs=',
         )
     try:
         return Trial(model, inputs)
@@ -171,7 +171,7 @@ def trial_of(model: nn.Module, recipe: Recipe | None, interface: Interface) -> T
             Code.ADAPTATION,
             place,
             f"the model does not run: {fault}",
-            "save the bundle with example_inputs= that it runs on",
+            'give inputs that it runs on: adapt={"example_inputs": TENSOR, ...}',
         ) from fault
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
             image_size: edge of square images in pixels, or height and width.
             rename: new names of stored tensors, by patterns as `convert` takes them.
             seed: of the values of rows for new classes; 0 without.
+            example_inputs: what goes in, as `save` takes it, where nothing else says it.
         """
 
         classes: int | list[str] | tuple[str, ...] | Mapping[str, Any]
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
         image_size: int | tuple[int, int] | list[int]
         rename: Rules
         seed: int
+        example_inputs: Any
 
 
 _MOST_CLASSES = 1 << 24
@@ -62,6 +64,7 @@ class Wishes:
         size: of an image, in pixels.
         rename: rules for the names of stored tensors.
         seed: of the rows of new classes.
+        example_inputs: what goes in, where the model's interface does not say it.
     """
 
     classes: Mapping[str, Classes] | None = None
@@ -69,11 +72,7 @@ class Wishes:
     size: Size | None = None
     rename: Rules | None = None
     seed: int = 0
-
-    @property
-    def changes_model(self) -> bool:
-        """Whether more is asked than other names."""
-        return any(wish is not None for wish in (self.classes, self.channels, self.size))
+    example_inputs: Any = None
 
 
 def parse(adapt: Any) -> Wishes:
@@ -166,4 +165,5 @@ _READERS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "image_size": ("size", _size),
     "rename": ("rename", _rules),
     "seed": ("seed", _seed),
+    "example_inputs": ("example_inputs", lambda raw: raw),
 }

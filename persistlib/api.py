@@ -310,7 +310,7 @@ def load(
     if not is_folder(path):
         if runtime != "onnxruntime":
             raise loading.no_module(path)
-        return loading.load_graph_file(path, how, **wishes)
+        return loading.load_graph_file(path, how, graph=graph, **wishes)
 
     def work(bundle: Bundle) -> nn.Module | dict[str, torch.Tensor] | Session:
         loading.require_compatible(bundle, runtime, allow_withdrawn=allow_withdrawn)
@@ -728,6 +728,7 @@ def evaluate(
             providers=wishes.providers,
             require=wishes.require,
             threads=wishes.cores,
+            graph=wishes.graph,
         )
     if save:
         raise error(Code.USAGE, "save", "only a bundle keeps results", "give a bundle")

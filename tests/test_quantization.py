@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -17,6 +18,7 @@ from torch import nn
 
 import persistlib
 from persistlib.casting import cast
+from persistlib.cli.main import cli
 from persistlib.dtypes import DType
 from persistlib.errors import Code, PersistlibError
 from persistlib.export.onnx_export import export
@@ -219,7 +221,8 @@ def test_int8_of_a_model_with_large_weights_is_about_a_quarter(how: str) -> None
 
 
 def test_the_same_wish_gives_the_same_bytes() -> None:
-    for wishes in ({"dtype": "f16"}, {"quantize": "static"}):
+    ways: tuple[dict[str, Any], ...] = ({"dtype": "f16"}, {"quantize": "static"})
+    for wishes in ways:
         first, again = (derive(source_of(Pictures), **wishes) for _ in range(2))
         assert first.files[0].data == again.files[0].data
         assert first.proof == again.proof
@@ -269,7 +272,7 @@ def test_without_any_data_static_is_refused_and_dynamic_is_not() -> None:
         {"quantize": "static", "calibration": "/nowhere"},
     ],
 )
-def test_wishes_that_mean_nothing_are_refused(wishes: dict[str, str]) -> None:
+def test_wishes_that_mean_nothing_are_refused(wishes: dict[str, Any]) -> None:
     with pytest.raises(PersistlibError) as caught:
         derive(source_of(Pictures), **wishes)
     assert caught.value.code in {Code.USAGE.identifier, Code.PREPROCESSING.identifier}
@@ -358,6 +361,27 @@ def test_a_bundle_takes_derived_graphs_and_load_chooses(bundle: Path) -> None:
         lambda: persistlib.load(bundle / "c", runtime="onnxruntime", graph="bf16"),
     )
     assert "F32, F16, I8" in fault.reason
+
+
+def test_the_command_line_runs_and_judges_the_graph_that_is_chosen(bundle: Path) -> None:
+    if not (bundle / "e").exists():
+        persistlib.convert(bundle / "b", bundle / "e", dtype="bf16")
+    np.save(bundle / "x.npy", model_of(Pictures)[1].numpy())
+    found: dict[str, Any] = {}
+    for name in ("f32", "bf16"):
+        words = ["run", str(bundle / "e"), "--input", str(bundle / "x.npy"), "--graph", name]
+        done = CliRunner().invoke(cli, [*words, "--json"])
+        assert done.exit_code == 0
+        found[name] = json.loads(done.stdout)["data"]["outputs"][0]["values"]
+    assert found["f32"] != found["bf16"]
+    words = ["evaluate", str(bundle / "e"), "--data", str(bundle / "images"), "--calls", "0"]
+    words += ["--runtime", "onnxruntime", "--graph", "bf16", "--providers", "cpu:use_arena=1"]
+    done = CliRunner().invoke(cli, [*words, "--json"])
+    assert done.exit_code == 0
+    (result,) = json.loads(done.stdout)["data"]["results"]
+    assert result["graph"] == "BF16"
+    done = CliRunner().invoke(cli, [*words[:-1], "use_arena=1"])
+    assert done.exit_code == 2
 
 
 def test_the_proofs_of_all_graphs_are_repeated(bundle: Path) -> None:

@@ -156,6 +156,7 @@ def test_a_report_says_what_was_asked_for_and_what_ran(graph: Path) -> None:
         (("--input", "{x}", "--min-share", "2"), "PL901"),
         (("--input", "{x}", "--timeout", "0"), "PL901"),
         (("--input", "{x}", "--runtime", "torch"), "PL901"),
+        (("--input", "{x}", "--graph", "f16"), "PL901"),
     ],
 )
 def test_what_cannot_be_done_is_refused(graph: Path, words: tuple[str, ...], code: str) -> None:

@@ -77,6 +77,32 @@ withdrawn_option = click.option(
 )
 
 
+def _providers(
+    _: click.Context, __: click.Parameter, values: tuple[str, ...]
+) -> list[tuple[str, dict[str, str]]] | None:
+    """Return the wishes of `--providers cuda:device_id=1,cpu` and of its repetitions."""
+    from persistlib.runtime import providers
+
+    return [wish for value in values for wish in providers.parse(value)] or None
+
+
+providers_option = click.option(
+    "--providers",
+    multiple=True,
+    callback=_providers,
+    metavar="NAME[:KEY=VALUE],...",
+    help="ONNX Runtime's providers, the preferred first: cuda:device_id=1,cpu.",
+)
+
+require_option = click.option(
+    "--require", metavar="NAME", help="Refuse to run unless this provider computes."
+)
+
+graph_option = click.option(
+    "--graph", metavar="PRECISION", help="Which of a bundle's graphs: f16, int8."
+)
+
+
 def mode_of(args: Sequence[str]) -> Mode:
     """Return for whom to write, known before anything is parsed: usage errors are told alike."""
     options = set(args[: args.index("--")] if "--" in args else args)

@@ -9,7 +9,14 @@ import click
 import persistlib
 from persistlib.cli import progress
 from persistlib.cli.answer import Answer, Exit, Fields, Line, Span, Style, Table, verdict
-from persistlib.cli.command import Verb, trust_option, withdrawn_option
+from persistlib.cli.command import (
+    Verb,
+    graph_option,
+    providers_option,
+    require_option,
+    trust_option,
+    withdrawn_option,
+)
 from persistlib.cli.text import command as words
 from persistlib.cli.text import counted, number, percent
 
@@ -28,11 +35,6 @@ _OPTIONS = (
     *("held_out", "batch_size", "calls", "threads", "require", "graph", "trust"),
     "allow_withdrawn",
 )
-
-
-def _names(_: click.Context, __: click.Parameter, value: str | None) -> tuple[str, ...] | None:
-    """Return the names of `CUDA,CPU`."""
-    return None if value is None else tuple(name for name in value.split(",") if name)
 
 
 @click.command("evaluate", cls=Verb)
@@ -66,14 +68,9 @@ def _names(_: click.Context, __: click.Parameter, value: str | None) -> tuple[st
     metavar="N",
     help="Threads of each runtime; without, one a core.",
 )
-@click.option(
-    "--providers",
-    callback=_names,
-    metavar="NAME,...",
-    help="ONNX Runtime's providers, the preferred first: CUDA,CPU.",
-)
-@click.option("--require", metavar="NAME", help="Refuse to run unless this provider computes.")
-@click.option("--graph", metavar="PRECISION", help="Which of a bundle's graphs: f16, int8.")
+@providers_option
+@require_option
+@graph_option
 @click.option("--save", is_flag=True, help="Add the result to the bundle's manifest.")
 @click.option("--all", "show_all", is_flag=True, help="Show every class and mistake.")
 @trust_option

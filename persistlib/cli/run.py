@@ -9,7 +9,14 @@ import click
 import persistlib
 from persistlib.bundle import reading
 from persistlib.cli.answer import Answer, Line, Span, Style, Table
-from persistlib.cli.command import Verb, trust_option, withdrawn_option
+from persistlib.cli.command import (
+    Verb,
+    graph_option,
+    providers_option,
+    require_option,
+    trust_option,
+    withdrawn_option,
+)
 from persistlib.cli.text import command as words
 from persistlib.cli.text import percent
 from persistlib.errors import Code, error, missing_extra
@@ -30,7 +37,8 @@ if TYPE_CHECKING:
 
 # Options that mean something for ONNX Runtime; a wish that torch would pass over is an error.
 _GRAPH_ALONE = (
-    *("out", "report", "providers", "require", "min_share", "threads", "timeout", "batch"),
+    *("out", "report", "providers", "require", "min_share", "graph", "threads", "timeout"),
+    "batch",
 )
 
 
@@ -48,15 +56,6 @@ class Ran(NamedTuple):
     outputs: Mapping[str, NDArray[Any]]
     data: Mapping[str, JSON] = {}
     blocks: tuple[Block, ...] = ()
-
-
-def _providers(
-    _: click.Context, __: click.Parameter, values: tuple[str, ...]
-) -> list[tuple[str, dict[str, str]]] | None:
-    """Return the wishes of `--providers cuda:device_id=1,cpu` and of its repetitions."""
-    from persistlib.runtime import providers
-
-    return [wish for value in values for wish in providers.parse(value)] or None
 
 
 @click.command("run", cls=Verb)
@@ -90,20 +89,15 @@ def _providers(
     metavar="N",
     help="Samples of --input to compute at once; without it all, or what the graph is fixed to.",
 )
-@click.option(
-    "--providers",
-    multiple=True,
-    callback=_providers,
-    metavar="NAME[:KEY=VALUE],...",
-    help="ONNX Runtime's providers, the preferred first: cuda:device_id=1,cpu.",
-)
-@click.option("--require", metavar="NAME", help="Refuse to run unless this provider computes.")
+@providers_option
+@require_option
 @click.option(
     "--min-share",
     type=click.FloatRange(0, 1),
     metavar="PART",
     help="The part of all operators that --require must be given, 0 to 1.",
 )
+@graph_option
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Threads to compute with.")
 @click.option(
     "--timeout",
@@ -192,13 +186,13 @@ def _session(model: str, options: Mapping[str, Any], profile: str | None) -> Ses
         "profile": profile,
     }
     if not is_folder(model):
-        return loading.load_graph_file(model, how, **wishes)
+        return loading.load_graph_file(model, how, graph=options["graph"], **wishes)
 
     def work(bundle: Bundle) -> Session:
         loading.require_compatible(
             bundle, "onnxruntime", allow_withdrawn=options["allow_withdrawn"]
         )
-        return loading.load_session(bundle, how, **wishes)
+        return loading.load_session(bundle, how, graph=options["graph"], **wishes)
 
     return reading(model, work)
 

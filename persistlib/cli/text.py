@@ -38,12 +38,14 @@ def counted(count: int, noun: str) -> str:
 
 
 def percent(share: float) -> str:
-    """Return a share of one as a percentage; what is not quite all is never shown as all."""
+    """Return a share of one as a percentage; a part is never shown as all, nor as nothing."""
     if share != share:  # noqa: PLR0124 - NaN is the only value that differs from itself
         return "not a number"
     shown = f"{share:.1%}"
     if share < 1 and shown == "100.0%":
         shown = "99.9%"
+    if share > 0 and shown == "0.0%":
+        shown = "<0.1%"
     return f"{shown[:-1]} %"
 
 

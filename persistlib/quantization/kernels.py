@@ -171,16 +171,21 @@ def kernels_of(wishes: GraphWishes) -> Kernels | None:
 
 def _kernels(target: Target) -> Kernels:
     try:
-        if (gpu := target.packages.get(_GPU)) is not None:
+        if (gpu := _oldest(target, _GPU)) is not None:
             Version(gpu)
             return CudaKernels(gpu)
-        if (cpu := target.packages.get(_CPU)) is not None:
+        if (cpu := _oldest(target, _CPU)) is not None:
             Version(cpu)
             return CpuKernels(cpu)
     except InvalidVersion as fault:
         raise error(Code.USAGE, "target", str(fault), f"write {_GPU}==1.31.1") from fault
     reason = f"bfloat16 kernels are known of {_GPU} and {_CPU} alone"
     raise error(Code.USAGE, "target", reason, f"name one: --target {_GPU}==1.31.1")
+
+
+def _oldest(target: Target, name: str) -> str | None:
+    """Return the oldest release of a distribution that a target admits."""
+    return target.choices[name][0] if name in target.choices else target.packages.get(name)
 
 
 class Split(NamedTuple):

@@ -127,5 +127,6 @@ def test_a_size_has_at_most_four_digits_before_its_unit(count: int) -> None:
 
 
 @given(st.floats(0, 1))
-def test_what_is_not_quite_all_is_never_shown_as_all(share: float) -> None:
+def test_a_part_is_never_shown_as_all_nor_as_nothing(share: float) -> None:
     assert (percent(share) == "100.0 %") == (share == 1)
+    assert (percent(share) == "0.0 %") == (share == 0)

@@ -22,7 +22,7 @@ from persistlib.export.onnx_export import Exported, export
 from persistlib.export.proof import prove
 from persistlib.export.versions import HIGHEST, TRACED, Versions, asked, versions
 from persistlib.graph_wishes import GraphWishes
-from persistlib.runtime.releases import RELEASES, release_of
+from persistlib.runtime.releases import OLDER, release_of
 from refusing import refused
 
 if TYPE_CHECKING:
@@ -285,7 +285,7 @@ def test_a_target_chooses_the_newest_versions_that_it_reads() -> None:
     assert asked(GraphWishes(target="onnxruntime==1.14,python==3.10")) == Versions(18, 8)
     assert asked(GraphWishes(target="onnxruntime==1.17.3", opset=13)) == Versions(13, 9)
     newest = asked(GraphWishes(target="onnxruntime==999"))
-    assert newest == Versions(HIGHEST, min(RELEASES[-1].ir, onnx.IR_VERSION))
+    assert newest == Versions(HIGHEST, min(release_of("999").ir, onnx.IR_VERSION))
     assert asked(GraphWishes(opset=17)) == Versions(17, None)
 
 
@@ -297,15 +297,22 @@ def test_a_target_that_says_nothing_or_too_little_is_refused() -> None:
         GraphWishes(target="onnxruntime==1.17.3", ir=10),
     ):
         fault = refused(Code.EXPORT_VERSION, lambda wishes=wishes: asked(wishes))  # type: ignore[misc]
-        assert "1.17 reads" in fault.reason
+        assert "1.17.3 reads" in fault.reason
 
 
-def test_releases_are_in_order_and_read_ever_more() -> None:
-    for older, newer in itertools.pairwise(RELEASES):
-        assert release_of(older.version) == older
-        assert release_of(f"{older.version}.99") == older
-        assert (older.opset, older.ir) <= (newer.opset, newer.ir)
-        assert (older.opset, older.ir) != (newer.opset, newer.ir) or older.version != newer.version
+def test_releases_read_ever_more_and_what_is_between_them_reads_as_the_one_before() -> None:
+    known = (*(row.version for row in OLDER), *verdicts.versions())
+    assert [release_of(version).version for version in known] == [*known]
+    for older, newer in itertools.pairwise(map(release_of, known)):
+        assert release_of(f"{older.version}.post9") == older
+        assert older.opset <= newer.opset
+        assert older.ir <= newer.ir
+    assert release_of("1.14.1") == OLDER[-1]
+    assert release_of("999") == release_of(known[-1])
+
+
+def test_a_release_is_given_no_operator_set_that_its_kernels_do_not_reach() -> None:
+    assert [release_of(version).opset for version in ("1.14", "1.15.1", "1.16.0")] == [18, 18, 19]
 
 
 def test_a_bundle_is_saved_and_converted_in_the_versions_asked_for(tmp_path: Path) -> None:
@@ -329,13 +336,3 @@ def test_a_bundle_is_saved_and_converted_in_the_versions_asked_for(tmp_path: Pat
             Code.USAGE,
             lambda wish=onnx_wish: persistlib.save(model, tmp_path / "c", onnx=wish),  # type: ignore[misc]
         )
-
-
-def test_what_a_release_is_given_is_what_a_verdict_on_it_takes() -> None:
-    differing = {}
-    for version in verdicts.versions():
-        table, chosen = verdicts.release(version), release_of(version)
-        if (table.ir, table.newest("")) != (chosen.ir, chosen.opset):
-            differing[version] = (table.newest(""), chosen.opset)
-    # Its schemas have operator set 19, its kernels end at 18.
-    assert differing == {"1.15.0": (19, 18), "1.15.1": (19, 18)}

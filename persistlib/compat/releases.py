@@ -179,6 +179,19 @@ def nearest(version: str) -> str:
     return older[-1] if older else versions()[0]
 
 
+def ceiling(version: str) -> tuple[int, int]:
+    """Return the newest file format and the newest default operator set of a release.
+
+    Raises:
+        KeyError: the table says nothing of it.
+    """
+    table = _table()
+    if version not in table["releases"]:
+        raise KeyError(version)
+    row = table["ceilings"][table["releases"].index(version)]
+    return row["ir"], row["opsets"][""]
+
+
 @cache
 def release(version: str) -> Release:
     """Return what the table says of a release.

@@ -77,6 +77,7 @@ if TYPE_CHECKING:
         strict: bool | Literal["report"]
         trust: Collection[str]
         adapt: Adapt | None
+        allow_withdrawn: bool
         providers: Sequence[Any] | None
         require: str | None
         min_share: float | None
@@ -310,7 +311,9 @@ def load(
     if not is_folder(path):
         if runtime != "onnxruntime":
             raise loading.no_module(path)
-        return loading.load_graph_file(path, how, graph=graph, **wishes)
+        return loading.load_graph_file(
+            path, how, graph=graph, allow_withdrawn=allow_withdrawn, **wishes
+        )
 
     def work(bundle: Bundle) -> nn.Module | dict[str, torch.Tensor] | Session:
         loading.require_compatible(bundle, runtime, allow_withdrawn=allow_withdrawn)
@@ -729,6 +732,7 @@ def evaluate(
             require=wishes.require,
             threads=wishes.cores,
             graph=wishes.graph,
+            allow_withdrawn=wishes.allow_withdrawn,
         )
     if save:
         raise error(Code.USAGE, "save", "only a bundle keeps results", "give a bundle")

@@ -11,7 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
 
-from persistlib.compat import check_manifest, here
+from persistlib.compat import check_manifest, here, standing
+from persistlib.compat.facts import Facts
 from persistlib.compat.verdicts import verdict_of
 from persistlib.dtypes import DType
 from persistlib.errors import Code, PersistlibError, Severity, error, error_of, tell, warn
@@ -19,15 +20,17 @@ from persistlib.formats import by_content
 from persistlib.patterns import select
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     import torch
     from torch import nn
     from typing_extensions import Unpack
 
     from persistlib.bundle import Bundle
+    from persistlib.errors import Finding
     from persistlib.files import StrPath
     from persistlib.manifest.schema import Graph, Lineage, Manifest
+    from persistlib.model_notes import ModelNote
     from persistlib.patterns import Patterns
     from persistlib.runtime.session import Session
 
@@ -80,12 +83,22 @@ def require_compatible(bundle: Bundle, runtime: str, *, allow_withdrawn: bool = 
         CompatibilityError: the verdict is "refused".
     """
     found = check_manifest(bundle.manifest, here(), source=bundle.path, runtime=runtime).findings
+    _act_on(found, allow_withdrawn=allow_withdrawn)
+
+
+def _act_on(found: Iterable[Finding], *, allow_withdrawn: bool) -> None:
+    """Refuse what the findings refuse, and warn of the rest.
+
+    Raises:
+        CompatibilityError: the verdict is "refused".
+    """
     if allow_withdrawn:
         status = Code.STATUS.identifier
-        found = tuple(f if f.code != status else replace(f, severity=_WARNING) for f in found)
-    if not verdict_of(found).ok:
-        raise error_of(found)
-    tell(found)
+        found = [f if f.code != status else replace(f, severity=_WARNING) for f in found]
+    report = verdict_of(found)
+    if not report.ok:
+        raise error_of(report.findings)
+    tell(report.findings)
 
 
 def load_tensors(bundle: Bundle, patterns: Patterns, reading: Reading) -> dict[str, torch.Tensor]:
@@ -282,11 +295,17 @@ def chosen_graph(bundle: Bundle, name: str | None) -> Graph:
 
 
 def load_graph_file(
-    path: StrPath, reading: Reading, *, graph: str | None = None, **wishes: Unpack[SessionWishes]
+    path: StrPath,
+    reading: Reading,
+    *,
+    graph: str | None = None,
+    allow_withdrawn: bool = False,
+    **wishes: Unpack[SessionWishes],
 ) -> Session:
     """Return a runtime session over an ONNX file that stands in no bundle.
 
     Raises:
+        CompatibilityError: the file notes that its model was withdrawn.
         UsageError: a graph is chosen, of which a file has one.
         PersistlibError: it is none, its bytes differ from what it says of them, it refers to what
             is never read, or the runtime refuses it.
@@ -297,7 +316,12 @@ def load_graph_file(
     if graph is not None:
         remedy = "leave it out, or name the bundle that has several"
         raise error(Code.USAGE, f"graph={graph}", "an ONNX file has one graph", remedy)
-    file = read_graph_file(path, mapped=reading.mapped, verify=reading.verify)
+
+    def accept(note: ModelNote) -> None:
+        facts = Facts(source=os.fspath(path), format="onnx", note=note)
+        _act_on(standing.status(facts, here()), allow_withdrawn=allow_withdrawn)
+
+    file = read_graph_file(path, mapped=reading.mapped, verify=reading.verify, accept=accept)
     session = open_session(
         file.model, external=file.external, interface=file.interface, location=path, **wishes
     )

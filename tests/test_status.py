@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from click.testing import CliRunner, Result
 
@@ -22,6 +23,8 @@ from persistlib.errors import (
     UsageError,
 )
 from persistlib.manifest import upgrades
+from persistlib.manifest.schema import Status
+from persistlib.model_notes import ModelNote, render
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "v1"
 OTHER = "blake3:" + "a" * 64
@@ -326,3 +329,45 @@ def test_wherever_a_manifest_is_cut_off_it_is_refused_as_that(bundle: Path) -> N
         (bundle / "manifest.json").write_bytes(data[:place])
         (found,) = persistlib.check(bundle).findings
         assert found.code == ("PL102" if place == len(data) - 1 else "PL101")
+
+
+# -- a graph alone -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def graph(bundle: Path, tmp_path: Path) -> Path:
+    """Return the graph of a withdrawn model, in a file of its own that notes the model."""
+    note = ModelNote(
+        name="swapped",
+        license="CC-BY-NC-4.0",
+        architecture=persistlib.inspect(bundle).manifest.architecture,
+        weights=persistlib.inspect(bundle).manifest.weights.identity,
+        status=Status(state="withdrawn", reason="labels swapped"),
+    )
+    path = tmp_path / "alone.onnx"
+    shutil.copy(bundle / "model.onnx", path)
+    model = onnx.load(str(path))
+    onnx.helper.set_model_props(model, render(note))
+    onnx.save(model, str(path))
+    return path
+
+
+def test_a_graph_that_notes_a_withdrawn_model_is_refused_as_the_bundle_is(graph: Path) -> None:
+    report = persistlib.check(graph, forbid_licenses=["CC-BY-NC-*"])
+    assert report.verdict == "refused"
+    assert {"PL208", "PL226"} <= {f.code for f in report.findings if f.severity == "error"}
+    with pytest.raises(CompatibilityError, match="PL208"):
+        opened(graph)
+    with pytest.warns(PersistlibWarning, match="PL208"):
+        opened(graph, allow_withdrawn=True)
+
+
+def test_the_status_is_told_before_a_weight_is_compared(graph: Path) -> None:
+    model = onnx.load(str(graph))
+    tensor = next(t for t in model.graph.initializer if t.name == "inner.bias")
+    tensor.raw_data = bytes(len(tensor.raw_data))
+    onnx.save(model, str(graph))
+    with pytest.raises(CompatibilityError, match="PL208"):
+        opened(graph)
+    with pytest.warns(PersistlibWarning), pytest.raises(PersistlibError, match="PL114"):
+        opened(graph, allow_withdrawn=True)

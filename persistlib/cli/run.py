@@ -186,7 +186,13 @@ def _session(model: str, options: Mapping[str, Any], profile: str | None) -> Ses
         "profile": profile,
     }
     if not is_folder(model):
-        return loading.load_graph_file(model, how, graph=options["graph"], **wishes)
+        return loading.load_graph_file(
+            model,
+            how,
+            graph=options["graph"],
+            allow_withdrawn=options["allow_withdrawn"],
+            **wishes,
+        )
 
     def work(bundle: Bundle) -> Session:
         loading.require_compatible(

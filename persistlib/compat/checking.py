@@ -16,6 +16,7 @@ from persistlib.compat.graph_reading import read_structure, structure_of
 from persistlib.compat.judging import findings_of
 from persistlib.compat.verdicts import verdict_of
 from persistlib.formats import by_content
+from persistlib.graph_notes import MODEL
 from persistlib.sources import is_folder, open_file
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from persistlib.compat.verdicts import Report
     from persistlib.files import StrPath
     from persistlib.licenses import Pattern
+    from persistlib.model_notes import ModelNote
 
 # A graph up to this size is compared with its digest before it is walked: some milliseconds.
 _COMPARED = 64 << 20
@@ -55,9 +57,20 @@ def check_source(source: StrPath, target: Target, *, forbidden: tuple[Pattern, .
 def _file_facts(source: StrPath) -> Facts:
     path, name = os.fspath(source), by_content(source).name
     if name == "onnx":
-        return Facts(source=path, format=name, structures=lambda: (read_structure(path),))
+        model = read_structure(path)
+        note = _note(model, path)
+        return Facts(source=path, format=name, note=note, structures=lambda: (model,))
     with open_file(source) as file:
         return Facts(source=path, format=name, entries=file.entries)
+
+
+def _note(model: onnx.ModelProto, path: str) -> ModelNote | None:
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    if MODEL not in metadata:
+        return None
+    from persistlib import model_notes  # with pydantic, which takes longer than all the rest
+
+    return model_notes.parse(metadata, path)
 
 
 def check_bundle(bundle: Bundle, target: Target, forbidden: tuple[Pattern, ...] = ()) -> Report:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from persistlib.checkpoint import Entry
     from persistlib.licenses import Pattern
     from persistlib.manifest.schema import Manifest
+    from persistlib.model_notes import ModelNote
 
 
 def _none() -> Iterable[onnx.ModelProto]:
@@ -33,6 +34,7 @@ class Facts:
         source: its path, as a remedy names it.
         format: "bundle", or the name of the file's format in `formats`.
         manifest: of a bundle; None for a bare file.
+        note: of a bare graph, what it notes of its model; None where it notes nothing.
         entries: of a bare file, its tensors; a bundle's are in its manifest.
         structures: opens and yields the graphs, large tensors without values: of a bundle in the
             order of its manifest, of an ONNX file the one that it is.
@@ -43,10 +45,16 @@ class Facts:
     source: str
     format: str = "bundle"
     manifest: Manifest | None = None
+    note: ModelNote | None = None
     entries: tuple[Entry, ...] = ()
     structures: Callable[[], Iterable[onnx.ModelProto]] = _none
     runtime: str | None = None
     forbidden: tuple[Pattern, ...] = ()
+
+    @property
+    def said(self) -> Manifest | ModelNote | None:
+        """What says the model's name, status, licence and lineage."""
+        return self.manifest or self.note
 
     @cached_property
     def dtypes(self) -> frozenset[DType]:

@@ -49,12 +49,12 @@ def terms(facts: Facts, target: Target) -> Iterator[Finding]:  # noqa: ARG001 - 
 
 def _recorded(facts: Facts) -> Iterator[tuple[str, str | None]]:
     """Yield where a licence stands, or should, and what stands there."""
-    if facts.manifest is None:
+    if facts.said is None:
         yield facts.source, None
         return
-    name = facts.manifest.name or facts.source
-    yield f"{name}: license", facts.manifest.license
-    for index, ancestor in enumerate(facts.manifest.lineage):
+    name = facts.said.name or facts.source
+    yield f"{name}: license", facts.said.license
+    for index, ancestor in enumerate(facts.said.lineage):
         what = f" ({ancestor.relation} {ancestor.source})" if ancestor.source else ""
         yield f"{name}: lineage.{index}.license{what}", ancestor.license
 

@@ -34,10 +34,10 @@ def schema(facts: Facts, target: Target) -> Iterator[Finding]:  # noqa: ARG001 -
 
 
 def status(facts: Facts, target: Target) -> Iterator[Finding]:  # noqa: ARG001 - a rule's signature
-    """Yield that a bundle was withdrawn, an error; or superseded, a warning."""
-    if facts.manifest is None or facts.manifest.status.state == "active":
+    """Yield that a model was withdrawn, an error; or superseded, a warning."""
+    if facts.said is None or facts.said.status.state == "active":
         return
-    said = facts.manifest.status
+    said = facts.said.status
     withdrawn = said.state == "withdrawn"
     word = "withdrawn" if withdrawn else "superseded"
     since = f" on {said.date}" if said.date else ""
@@ -47,7 +47,7 @@ def status(facts: Facts, target: Target) -> Iterator[Finding]:  # noqa: ARG001 -
         remedy += "; --allow-withdrawn (allow_withdrawn=True) uses it all the same"
     yield finding(
         Code.STATUS,
-        facts.manifest.name or facts.source,
+        facts.said.name or facts.source,
         f"{word}{since}{reason}",
         remedy,
         Severity.ERROR if withdrawn else Severity.WARNING,

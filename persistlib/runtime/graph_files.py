@@ -15,36 +15,51 @@ from persistlib import model_notes
 from persistlib.checkpoint import identity
 from persistlib.errors import Code, error
 from persistlib.formats import FORMATS, by_content
-from persistlib.graph_notes import MODEL
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from persistlib.converters.onnx_graph import OnnxReader
     from persistlib.converters.onnx_model import OnnxModel
     from persistlib.files import StrPath
     from persistlib.manifest.schema import Interface
+    from persistlib.model_notes import ModelNote
 
 
 class GraphFile(NamedTuple):
-    """The bytes of a graph, and what it notes of its use.
+    """The bytes of a graph, and what it notes of its model.
 
     Attributes:
         model: of the file itself.
         external: of the files beside it, by name.
-        interface: preprocessing and class names; None where it notes none.
+        note: what it says of the model; None where it says nothing.
     """
 
     model: memoryview
     external: dict[str, memoryview]
-    interface: Interface | None
+    note: ModelNote | None
+
+    @property
+    def interface(self) -> Interface | None:
+        """Preprocessing and class names; None where it notes none."""
+        return None if self.note is None else self.note.interface
 
 
-def read_graph_file(path: StrPath, *, mapped: bool = True, verify: bool = True) -> GraphFile:
+def read_graph_file(
+    path: StrPath,
+    *,
+    mapped: bool = True,
+    verify: bool = True,
+    accept: Callable[[ModelNote], None] | None = None,
+) -> GraphFile:
     """Return what a session needs of an ONNX file.
 
     Args:
         path: the file; a link to one is followed, since it was named by the caller.
         mapped: whether the bytes are a private mapping of the files or a private copy.
         verify: whether they are compared with what the file says of them.
+        accept: called with what the file notes of its model, before a weight is read; raises what
+            stands in the way of using it.
 
     Raises:
         FormatError: it is no ONNX file, is larger than well meant, or refers to what is never read.
@@ -59,19 +74,20 @@ def read_graph_file(path: StrPath, *, mapped: bool = True, verify: bool = True) 
     speaker = FORMATS["onnx"].module()
     model: OnnxModel
     with speaker.open_model(path, {}) as model:
+        note = model_notes.parse(model.metadata, os.fspath(path))
+        if note is not None and accept is not None:
+            accept(note)
         if verify:
             _compare_checksums(model)
-        if MODEL not in model.metadata:
+        if note is None:
             return _file(model, None, mapped=mapped)
     reader: OnnxReader
     with speaker.open_file(path) as reader:
-        note = model_notes.parse(reader.model.metadata, os.fspath(path))
-        assert note is not None
         if verify and identity(reader) != note.weights:
             reason = "its weights differ from those that it was made with"
             remedy = "fetch the file, and what lies beside it, again"
             raise error(Code.FILE_DIGEST, path, reason, remedy)
-        return _file(reader.model, note.interface, mapped=mapped)
+        return _file(reader.model, note, mapped=mapped)
 
 
 def _compare_checksums(model: OnnxModel) -> None:
@@ -81,10 +97,10 @@ def _compare_checksums(model: OnnxModel) -> None:
             model.folder.bytes_of(tensor.place, model.location)
 
 
-def _file(model: OnnxModel, interface: Interface | None, *, mapped: bool) -> GraphFile:
+def _file(model: OnnxModel, note: ModelNote | None, *, mapped: bool) -> GraphFile:
     (_, own), *beside = model.mapped().items()
     views = {name: view if mapped else _copy(view) for name, view in beside}
-    return GraphFile(own if mapped else _copy(own), views, interface)
+    return GraphFile(own if mapped else _copy(own), views, note)
 
 
 def _copy(view: memoryview) -> memoryview:

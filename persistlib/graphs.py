@@ -264,9 +264,8 @@ def _export(bundle: Bundle, wishes: GraphWishes, trust: Collection[str]) -> Made
         raise missing_extra("torch", "torch", "making a graph")
     from persistlib import examples
     from persistlib.export.noting import inputs_of_bundle, note_of_bundle
-    from persistlib.export.onnx_export import export
     from persistlib.export.proof import prove
-    from persistlib.export.versions import asked
+    from persistlib.export.targeted import export_wished
 
     interface = bundle.manifest.interface
     if not interface.inputs:
@@ -276,20 +275,11 @@ def _export(bundle: Bundle, wishes: GraphWishes, trust: Collection[str]) -> Made
             "the bundle does not say what goes into the model",
             "save it with example_inputs= or interface=",
         )
-    versions = asked(wishes)
     model = load_module(bundle, _READING, strict=True, trust=trust)
     inputs = inputs_of_bundle(bundle)
     outputs = tuple(examples.run(model, inputs))
-    exported = export(
-        model,
-        tuple(inputs.values()),
-        input_names=tuple(inputs),
-        output_names=outputs,
-        opset=versions.opset,
-        ir=versions.ir,
-        dynamic=wishes.dynamic,
-        metadata=render(note_of_bundle(bundle, inputs)),
-    )
+    metadata = render(note_of_bundle(bundle, inputs))
+    exported = export_wished(model, inputs, wishes, outputs=outputs, metadata=metadata)
     proof = prove(model, exported)
     files = {file.name: file.data for file in exported.files}
     return Made(files, ToldGraph(proof, exported.ir_version, exported.opsets))

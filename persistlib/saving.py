@@ -282,9 +282,8 @@ def _export(model: nn.Module, plan: Plan, noted: _Noted, wishes: GraphWishes) ->
     Raises:
         ExportError: nothing says what goes in, or export or proof failed.
     """
-    from persistlib.export.onnx_export import export
     from persistlib.export.proof import prove
-    from persistlib.export.versions import asked
+    from persistlib.export.targeted import export_wished
 
     if plan.examples is not None:
         inputs = dict(plan.examples.inputs)
@@ -301,17 +300,8 @@ def _export(model: nn.Module, plan: Plan, noted: _Noted, wishes: GraphWishes) ->
     if wishes.derives:
         remedy = "save the bundle, and convert that (persistlib convert BUNDLE m.onnx --quantize)"
         raise error(Code.USAGE, "onnx", "a derived graph is made from a bundle", remedy)
-    versions = asked(wishes)
-    exported = export(
-        model,
-        tuple(inputs.values()),
-        input_names=tuple(inputs),
-        output_names=tuple(outputs),
-        opset=versions.opset,
-        ir=versions.ir,
-        dynamic=wishes.dynamic,
-        metadata=noted.note(plan, inputs),
-    )
+    metadata = noted.note(plan, inputs)
+    exported = export_wished(model, inputs, wishes, outputs=outputs, metadata=metadata)
     return Proved(exported, prove(model, exported))
 
 

@@ -70,6 +70,12 @@ class Target:
         names = map(canonicalize_name, distributions_of(package))
         return next((self.packages[name] for name in names if name in self.packages), None)
 
+    def oldest(self, package: str) -> str | None:
+        """Return the oldest version of a package that the description admits, or None."""
+        names = map(canonicalize_name, distributions_of(package))
+        choices = (self.choices[name][0] for name in names if name in self.choices)
+        return next(choices, self.version(package))
+
     def lacks(self, package: str) -> bool:
         """Return whether a package is known to be absent; False where nothing is said of it."""
         return self.is_complete and self.version(package) is None

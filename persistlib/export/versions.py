@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import onnx
 
 from persistlib.compat.describing import parse_target
+from persistlib.compat.known import known
 from persistlib.errors import Code, error
 from persistlib.export.lowering import LOWEST, lower
 from persistlib.runtime.releases import release_of
@@ -57,17 +58,15 @@ class Versions(NamedTuple):
 def asked(wishes: GraphWishes) -> Versions:
     """Return the versions that wishes come to: those given, or else the newest the target reads.
 
+    Of a target that leaves a choice, the oldest release counts: what it takes the newer ones take.
+
     Raises:
         UsageError: the target is no release of ONNX Runtime that is known.
         ExportError: the target does not read what is asked for.
     """
     if wishes.target is None:
         return Versions(wishes.opset, wishes.ir)
-    pinned = parse_target(wishes.target).version("onnxruntime")
-    if pinned is None:
-        reason = f"{wishes.target!r} names no release of onnxruntime"
-        raise error(Code.USAGE, "target", reason, "write onnxruntime==1.17.3")
-    release = release_of(pinned)
+    release = release_of(runtime_version(wishes.target))
     chosen = Versions(
         wishes.opset or min(release.opset, HIGHEST), wishes.ir or min(release.ir, onnx.IR_VERSION)
     )
@@ -77,6 +76,20 @@ def asked(wishes: GraphWishes) -> Versions:
             reason = f"onnxruntime {release.version} reads {kind} {most} at most"
             raise error(Code.EXPORT_VERSION, f"{kind} {wanted}", reason, f"ask for {most} or less")
     return chosen
+
+
+def runtime_version(target: str) -> str:
+    """Return the oldest release of ONNX Runtime that a target admits.
+
+    Raises:
+        UsageError: it names none.
+    """
+    described = parse_target(target)
+    pinned = described.oldest("onnxruntime")
+    if pinned is None or described.choices.get("onnxruntime") == known("onnxruntime"):
+        reason = f"{target!r} names no release of onnxruntime"
+        raise error(Code.USAGE, "target", reason, "write onnxruntime==1.17.3")
+    return pinned
 
 
 def versions(opset: int | None, ir: int | None) -> Versions:

@@ -28,6 +28,7 @@ from persistlib.graph_wishes import GraphWishes, graph_wishes
 from persistlib.manifest.schema import Interface, Lineage, Manifest, Training
 from persistlib.sources import BUNDLE, is_folder
 from persistlib.standing import set_status as set_status  # noqa: PLC0414 - public here
+from persistlib.standing import tell_status
 from persistlib.summary import Summary, summarize
 from persistlib.upgrading import upgrade as upgrade  # noqa: PLC0414 - public here
 from persistlib.verification import FileState, verify_files
@@ -521,6 +522,7 @@ def convert(
         PersistlibError: reading or writing failed; what stood at `destination` stands unchanged.
     """
     asked = GraphWishes(dtype=dtype, **graph)
+    tell_status(source)
     if asked.derives and template is None:
         from persistlib.graphs import convert_derived
 
@@ -664,7 +666,8 @@ def finetune(
         settings.setdefault("interface", done.interface)
     place = run if isinstance(resume, bool) else resume
     folder = loop.Folder(path=place, resume=resume is not False, overwrite=overwrite)
-    settings = {"folder": folder, **settings}
+    known = section(Interface, settings.get("interface"))
+    settings = {"folder": folder, **settings, "interface": known}
     result = loop.finetune(
         model, train, valid, freeze=freeze, epochs=epochs, lr=lr, seed=seed, **settings
     )

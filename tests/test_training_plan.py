@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 models = pytest.importorskip("torchvision.models")
 
+SEEDED: dict[str, Any] = {"epochs": 1, "lr": 0.01}
 SETTINGS = Settings(epochs=1, lr=0.01, batch_size=8)
 
 
@@ -239,6 +240,39 @@ def test_a_plan_says_what_will_happen_in_words_and_as_data(folder: Path) -> None
     assert facts["freeze"] == ["*", "!classifier.1.*"]
     assert facts["trained_parameters"] == 1280 * 3 + 3
     assert facts["frozen_buffers"] == sum(1 for _ in made.model.buffers())
+
+
+def test_a_plan_draws_fresh_values_from_its_seed(folder: Path) -> None:
+    before = torch.get_rng_state()
+    states = [
+        plan("squeezenet1_1", data=folder, resize=32, settings=Settings(**SEEDED, seed=seed))
+        for seed in (1, 1, 2)
+    ]
+    first, again, other = (made.model.state_dict()["features.0.weight"] for made in states)
+    assert first.equal(again)
+    assert not first.equal(other)
+    assert before.equal(torch.get_rng_state())
+
+
+def test_a_plan_says_the_strategy_and_counts_what_the_last_phase_trains(folder: Path) -> None:
+    made = plan(
+        "squeezenet1_1",
+        data=folder,
+        resize=32,
+        settings=Settings(epochs=3, lr=0.01),
+        strategy={"kind": "gradual", "rate_decay": 0.5},
+    )
+    words = dict(made.rows())
+    assert words["strategy"].startswith("gradual; one block more from epochs 2, 3 on; each block")
+    assert made.freeze == ()
+    last = made.strategy.phases[-1].freeze
+    assert last[-2:] == ("!features.12", "!classifier.1")
+    frozen = made.model.get_submodule("features.10")
+    assert made.counts.trained < sum(item.numel() for item in made.model.parameters())
+    assert next(frozen.parameters()).requires_grad  # nothing has been frozen yet
+    with pytest.raises(PersistlibError) as caught:
+        plan("squeezenet1_1", data=folder, settings=SETTINGS, strategy="head", freeze="*")
+    assert caught.value.code == "PL901"
 
 
 def test_a_plan_is_carried_out_as_stated(folder: Path) -> None:

@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 import persistlib
 from persistlib.cli import progress
@@ -24,17 +25,38 @@ if TYPE_CHECKING:
     from persistlib.training.plan import Plan
 
 _NEEDED = ("torch", "torchvision")
+_VERB = ("persistlib", "finetune")
+_RUN = ".run"
+_NUMBERS = (
+    *("epochs", "lr", "seed", "batch_size", "optimizer", "weight_decay", "schedule"),
+    *("label_smoothing", "patience", "accumulate", "clip", "precision", "workers"),
+    "checkpoint_every",
+)
+# What a run is begun with, and goes on with.
+_NOTED = (
+    *("builder", "data", "weights", "freeze", "strategy", "rate_decay", "balanced", "resize"),
+    *("name", "onnx", *_NUMBERS),
+)
+_TRIED = (
+    *("freeze", "strategy", "seed", "batch_size", "optimizer", "weight_decay"),
+    *("label_smoothing", "clip", "precision", "workers"),
+)
 
 
 @click.command("finetune", cls=Verb)
-@click.argument("builder")
+@click.argument("builder", required=False)
 @click.option(
     "--data",
-    required=True,
     metavar="DIR|NPZ|sklearn:digits",
     help="A folder with one folder of images a class, an .npz file, or scikit-learn's digits.",
 )
-@click.option("--out", required=True, metavar="DIR", help="The bundle to write.")
+@click.option("--out", metavar="DIR", help="The bundle to write.")
+@click.option(
+    "--run",
+    metavar="RUN",
+    help="The folder for checkpoints, history and plots; without, that of --out with .run.",
+)
+@click.option("--resume", metavar="RUN", help="Go on with the run in this folder, as it was begun.")
 @click.option(
     "--weights",
     metavar="PATH|DEFAULT",
@@ -44,11 +66,49 @@ _NEEDED = ("torch", "torchvision")
     "--freeze",
     cls=Spread,
     metavar="PATTERN...",
-    help="What stays as it is; without, all but the last layer.",
+    help="What stays as it is; without, all but the last layer, or what --strategy says.",
+)
+@click.option(
+    "--strategy",
+    metavar="WORD",
+    help="What trains: full, head, last:N (blocks), or gradual:N (a block more every N epochs).",
+)
+@click.option(
+    "--rate-decay",
+    type=float,
+    metavar="F",
+    help="How fast a block learns, relative to the next.",
 )
 @click.option("--epochs", type=int, default=5, show_default=True, metavar="N")
 @click.option("--lr", type=float, default=1e-2, show_default=True, help="Learning rate.")
 @click.option("--batch-size", type=int, default=32, show_default=True, metavar="N")
+@click.option("--optimizer", default="adamw", show_default=True, help="One of torch's.")
+@click.option("--weight-decay", type=float, default=0.01, show_default=True, metavar="F")
+@click.option(
+    "--schedule",
+    default="cosine",
+    show_default=True,
+    help="cosine, constant, or one of torch's schedulers.",
+)
+@click.option("--label-smoothing", type=float, default=0.1, show_default=True, metavar="F")
+@click.option(
+    "--balanced",
+    is_flag=True,
+    help="Weigh rare classes more, by the inverse of how often they are.",
+)
+@click.option("--patience", type=int, metavar="N", help="End after N epochs without a better one.")
+@click.option("--accumulate", type=int, default=1, metavar="N", help="Batches that make one step.")
+@click.option("--clip", type=float, metavar="F", help="The most that the gradients' norm may be.")
+@click.option(
+    "--precision", default="f32", show_default=True, help="f32, bf16 or f16, where that is safe."
+)
+@click.option("--workers", type=int, default=0, metavar="N", help="Processes that load images.")
+@click.option(
+    "--checkpoint-every",
+    type=int,
+    metavar="N",
+    help="Write a checkpoint every N steps too, not at the end of an epoch alone.",
+)
 @click.option(
     "--resize",
     type=click.IntRange(min=1),
@@ -65,32 +125,118 @@ _NEEDED = ("torch", "torchvision")
 )
 @click.option("--name", help="The model's name; without, that of the folder.")
 @click.option("--onnx", is_flag=True, help="Add an ONNX graph, proved to compute the same.")
-@click.option("--overwrite", is_flag=True, help="Replace a bundle that stands at --out.")
+@click.option("--overwrite", is_flag=True, help="Replace a bundle at --out, and a run at --run.")
+@click.option(
+    "--find-lr",
+    metavar="PNG",
+    help="Train nothing: try rising learning rates on a copy, and draw the loss.",
+)
 @trust_option
-@click.pass_obj
-def command(output: Output, /, builder: str, **options: Any) -> Answer:
+@click.pass_context
+def command(context: click.Context, /, **options: Any) -> Answer:
     """Train the last layers of what BUILDER builds on your images, and save it.
 
-    BUILDER is one of torchvision's (mobilenet_v2) or package.module:callable.
+    BUILDER is one of torchvision's (mobilenet_v2) or package.module:callable. With --resume RUN
+    everything is as the run was begun, but for what is given again.
     """
-    out = options["out"]
+    output: Output = context.obj
     _require_packages(onnx=options["onnx"])
-    _rehearse(out, overwrite=options["overwrite"])
-    plan = _plan(builder, options)
+    asked = _as_begun(context, options) if options["resume"] else options
+    _require_given(context, asked)
+    if not asked["find_lr"]:
+        _rehearse(asked["out"], overwrite=asked["overwrite"])
+    plan = _plan(asked)
     output.show((Fields(plan.rows()),))
-    with progress.shown(output) as tell:
-        result = persistlib.finetune(
-            plan.model,
-            plan.train,
-            plan.valid,
-            **plan.arguments,
-            out=out,
-            name=options["name"] or os.path.basename(os.path.abspath(out)),
-            onnx=options["onnx"],
-            overwrite=options["overwrite"],
-            progress=tell,
-        )
-    return _answer(plan, result, persistlib.inspect(out), options["data"])
+    if asked["find_lr"]:
+        return _rates(plan, asked["find_lr"])
+    return _train(output, plan, asked)
+
+
+def _as_begun(context: click.Context, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that a run was begun with, but for those that are given again.
+
+    Where it writes and what it may import are never taken from a file: the bundle's place follows
+    from the run folder's, and packages are trusted anew.
+    """
+    from persistlib.training import run_folder
+
+    path = options["resume"]
+    begun = run_folder.command(path)
+    asked = dict(options)
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if name in _NOTED and name in begun and not given:
+            asked[name] = parameter.type_cast_value(context, begun[name])
+    stem = os.fspath(path).rstrip(os.sep)
+    if asked["out"] is None and stem.endswith(_RUN):
+        asked["out"] = stem.removesuffix(_RUN)
+    return {**asked, "run": path}
+
+
+def _require_given(context: click.Context, asked: dict[str, Any]) -> None:
+    """Refuse a command line that lacks what nothing else says."""
+    if not asked["builder"]:
+        raise click.UsageError("Missing argument 'BUILDER'.", context)
+    needed = ("data",) if asked["find_lr"] else ("data", "out")
+    for name in needed:
+        if not asked[name]:
+            raise click.UsageError(f"Missing option '--{name}'.", context)
+
+
+def _train(output: Output, plan: Plan, asked: dict[str, Any]) -> Answer:
+    from persistlib.training.loop import Folder
+
+    out = asked["out"]
+    run = asked["run"] or os.fspath(out).rstrip(os.sep) + _RUN
+    folder = Folder(
+        path=run,
+        resume=bool(asked["resume"]),
+        overwrite=asked["overwrite"],
+        command={name: _plain(asked[name]) for name in _NOTED},
+    )
+    try:
+        with progress.shown(output) as tell:
+            result = persistlib.finetune(
+                plan.model,
+                plan.train,
+                plan.valid,
+                **plan.arguments,
+                folder=folder,
+                out=out,
+                name=asked["name"] or os.path.basename(os.path.abspath(out)),
+                onnx=asked["onnx"],
+                overwrite=asked["overwrite"],
+                progress=tell,
+            )
+    except KeyboardInterrupt:
+        if os.path.isdir(run):
+            output.note(f"go on with: {words(*_VERB, '--resume', run)}")
+        raise
+    return _answer(plan, result, persistlib.inspect(out), asked["data"], run)
+
+
+def _rates(plan: Plan, path: str) -> Answer:
+    """Try learning rates and draw what came of it."""
+    from persistlib.training import plots
+    from persistlib.training.rates import find_rate
+
+    arguments = {name: plan.arguments[name] for name in _TRIED}
+    found = find_rate(plan.model, plan.train, **arguments)
+    plots.rates(found.lrs, found.losses, found.suggestion, path)
+    return Answer(
+        data={"suggestion": found.suggestion, "lrs": [*found.lrs], "losses": [*found.losses]},
+        report=(
+            verdict(f"the loss falls fastest at {found.suggestion:.1e}", Exit.OK, path),
+            Fields((("tried", f"{found.lrs[0]:.0e} to {found.lrs[-1]:.0e}, nothing was trained"),)),
+        ),
+        brief=(f"{found.suggestion:.2e}",),
+        hints=(f"{words(*_VERB, plan.builder, '--lr', f'{found.suggestion:.1e}')} ...",),
+    )
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _require_packages(*, onnx: bool) -> None:
@@ -114,23 +260,28 @@ def _rehearse(out: str, *, overwrite: bool) -> None:
         raise _RehearsedError
 
 
-def _plan(builder: str, options: dict[str, Any]) -> Plan:
-    from persistlib.training import plan
-    from persistlib.training.settings import Settings
+def _plan(options: dict[str, Any]) -> Plan:
+    from persistlib.training import plan, strategies
+    from persistlib.training.settings import BALANCED, Settings
 
-    names = ("epochs", "lr", "seed", "batch_size")
+    strategy = options["strategy"]
+    if options["rate_decay"] is not None:
+        wish = strategies.wish_of(strategy or "full")
+        strategy = strategies.wish_of({**wish, "rate_decay": options["rate_decay"]})
+    weights = BALANCED if options["balanced"] else None
     return plan.plan(
-        builder,
+        options["builder"],
         data=options["data"],
         weights=options["weights"],
         freeze=options["freeze"] or None,
+        strategy=strategy,
         resize=options["resize"],
-        settings=Settings(**{name: options[name] for name in names}),
+        settings=Settings(class_weights=weights, **{name: options[name] for name in _NUMBERS}),
         trust=options["trust"],
     )
 
 
-def _answer(plan: Plan, result: FinetuneResult, summary: Summary, data: str) -> Answer:
+def _answer(plan: Plan, result: FinetuneResult, summary: Summary, data: str, run: str) -> Answer:
     path = summary.path
     metrics = ", ".join(f"{name} {value:.4f}" for name, value in result.metrics.items())
     graphs = [entry.path for graph in summary.manifest.graphs for entry in graph.files]
@@ -138,6 +289,8 @@ def _answer(plan: Plan, result: FinetuneResult, summary: Summary, data: str) -> 
         data={
             "path": path,
             "bundle_id": summary.manifest.bundle_id,
+            "run": run,
+            "resumed": result.resumed,
             "plan": plan.to_dict(),
             "metrics": {**result.metrics},
             "history": [{**row} for row in result.history],
@@ -148,6 +301,7 @@ def _answer(plan: Plan, result: FinetuneResult, summary: Summary, data: str) -> 
                 (
                     ("held out", metrics),
                     ("bundle", summary.manifest.bundle_id),
+                    ("run", f"{run}: history, curves, confusion, checkpoints"),
                     *((("graph", ", ".join(graphs)),) if graphs else ()),
                 )
             ),

@@ -2,8 +2,8 @@
 
 A block is what its authors repeat or name: a residual block, an encoder layer, a plain layer of a
 sequence. Containers are looked into; a class of its own is a block, unless it holds a container of
-several modules of one such class (an encoder with its layers). Layers without a matrix, such as a
-normalization, belong to the block before them.
+several modules of one such class with more than one layer each (an encoder with its layers). Layers
+without a matrix, such as a normalization, belong to the block before them.
 
 Law: every parameter belongs to exactly one block.
 """
@@ -89,11 +89,16 @@ def _repeats(module: nn.Module) -> bool:
         classes = [
             type(child)
             for child in container.children()
-            if not isinstance(child, _CONTAINERS) and next(child.children(), None) is not None
+            if not isinstance(child, _CONTAINERS) and _is_composed(child)
         ]
         if any(classes.count(kind) > 1 for kind in classes):
             return True
     return False
+
+
+def _is_composed(module: nn.Module) -> bool:
+    """Return whether a module is more than one layer: a convolution with its norm is one."""
+    return sum(item.ndim >= _MATRIX for item in module.parameters()) > 1
 
 
 @torch.no_grad()

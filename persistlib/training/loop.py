@@ -91,7 +91,8 @@ class Folder:
             return
         how = {"resume": self.resume, "overwrite": self.overwrite}
         with run_folder.opened(self.path, **how) as folder, deferred() as asked:
-            folder.note(self.command or {})
+            if self.command is not None or not folder.is_noted:
+                folder.note(self.command or {})
             yield folder, asked
 
 

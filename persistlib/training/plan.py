@@ -17,6 +17,7 @@ from persistlib.errors import Code, UsageError, error
 from persistlib.manifest import schema
 from persistlib.patterns import matches, select
 from persistlib.preprocessing import Size
+from persistlib.training import randomness, strategies
 from persistlib.training.data import ImageData, PreparedImages, Split, open_data
 from persistlib.training.head import drop_auxiliary_heads, find_head, replace_head
 from persistlib.training.presets import EDGE, ZOO, preprocessings
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from persistlib.preprocessing import ImagePreprocessing
     from persistlib.training.head import Head
     from persistlib.training.settings import Settings
+    from persistlib.training.strategies import Strategy, StrategyLike
 
 _SHOWN_CLASSES = 12
 
@@ -74,8 +76,10 @@ class Plan:
         split: which train and which are held out.
         fraction: of each class that is held out.
         preprocessing: how images become inputs.
-        freeze: patterns of what is frozen.
-        counts: what these patterns freeze.
+        freeze: patterns of what is frozen in every phase.
+        wish: the strategy as it was asked for; None is what `freeze` says.
+        strategy: what trains when, with these patterns.
+        counts: what the last phase freezes.
         settings: epochs, learning rate, seed and the rest.
         lineage: the weights it begins from.
     """
@@ -89,6 +93,8 @@ class Plan:
     fraction: float
     preprocessing: ImagePreprocessing
     freeze: tuple[str, ...]
+    wish: StrategyLike
+    strategy: Strategy
     counts: Counts
     settings: Settings
     lineage: schema.Lineage | None
@@ -110,6 +116,7 @@ class Plan:
         return {
             **self.settings.to_dict(),
             "freeze": self.freeze,
+            "strategy": self.wish,
             "interface": schema.Interface(preprocessing=record, labels=self.data.classes),
             "data": self.data.record(self.split, fraction=self.fraction, seed=self.settings.seed),
         }
@@ -134,10 +141,19 @@ class Plan:
             ("images", f"{edges} pixels, {self.preprocessing.channels} channels"),
             ("model", f"{self.builder}, beginning from {begin}"),
             ("last layer", f"{head.path}: {head.was:,} classes become {head.classes:,}{dropped}"),
+            *((("strategy", self._strategy()),) if self.wish is not None else ()),
             ("trained", f"{trained} parameters"),
             ("frozen", f"{self.counts.frozen:,} parameters; {still}"),
             ("run", f"{run.epochs} epochs, {steps}, batches of {run.batch_size}, seed {run.seed}"),
         )
+
+    def _strategy(self) -> str:
+        """Return the strategy in words."""
+        phases, decay = self.strategy.phases, self.strategy.rate_decay
+        begin = ", ".join(str(phase.epoch) for phase in phases[1:])
+        more = f"; one block more from epochs {begin} on" if begin else ""
+        slower = f"; each block learns {decay:g} times as fast as the next" if decay != 1 else ""
+        return f"{self.strategy.kind}{more}{slower}"
 
     def to_dict(self) -> dict[str, JsonValue]:
         """Return the plan as data, as `--json` gives it."""
@@ -160,6 +176,7 @@ class Plan:
             "head": {"path": self.head.path, "was": self.head.was, "classes": self.head.classes},
             "dropped": list(self.dropped),
             "freeze": list(self.freeze),
+            "strategy": self.strategy.to_dict(),
             "trained_parameters": self.counts.trained,
             "frozen_parameters": self.counts.frozen,
             "frozen_buffers": self.counts.buffers,
@@ -174,6 +191,7 @@ def plan(
     data: str | os.PathLike[str],
     weights: object = None,
     freeze: Patterns | None = None,
+    strategy: StrategyLike = None,
     resize: int | None = None,
     fraction: float = 0.2,
     settings: Settings,
@@ -186,7 +204,8 @@ def plan(
         builder: `package.module:callable`, or the bare name of one of torchvision's.
         data: as `open_data`.
         weights: as `persistlib.build`.
-        freeze: patterns; None freezes all but the new last layer.
+        freeze: patterns; None freezes all but the new last layer, or what the strategy says.
+        strategy: as `finetune`.
         resize: edge of the square images; None takes what torchvision's weights were made for.
         fraction: of each class that is held out.
         settings: epochs, learning rate, seed and the rest.
@@ -202,14 +221,18 @@ def plan(
     builder = builder if ":" in builder else f"{ZOO}:{builder}"
     images = open_data(data)
     split = images.split(fraction=fraction, seed=settings.seed)
-    model = recipe.build(builder, weights=weights, trust=trust, **(arguments or {}))
+    # Fresh values are drawn from the seed too: a run that goes on begins with the same model.
+    with randomness.own(settings.seed, torch.device("cpu")):
+        model = recipe.build(builder, weights=weights, trust=trust, **(arguments or {}))
     dropped = drop_auxiliary_heads(model)
     preprocessing, head = _fitting(model, preprocessings(builder, model, weights, resize))
     example = _example(preprocessing)
     classes = len(images.classes)
     replace_head(model, head, classes, example=example, seed=settings.seed)
-    patterns = ("*", f"!{head.path}.*") if freeze is None else _as_tuple(freeze)
-    if matches(patterns, f"{head.path}.weight"):
+    usual = ("*", f"!{head.path}.*") if strategy is None else ()
+    patterns = usual if freeze is None else _as_tuple(freeze)
+    resolved = strategies.resolve(strategy, model, example, freeze=patterns, epochs=settings.epochs)
+    if any(matches(phase.freeze, f"{head.path}.weight") for phase in resolved.phases):
         remedy = f"add '!{head.path}.*' to the patterns"
         raise error(Code.USAGE, "freeze", f"freezes the new last layer {head.path}", remedy)
     return Plan(
@@ -222,7 +245,9 @@ def plan(
         fraction=fraction,
         preprocessing=preprocessing,
         freeze=patterns,
-        counts=_counts(model, patterns),
+        wish=strategy,
+        strategy=resolved,
+        counts=_counts(model, resolved.phases[-1].freeze),
         settings=settings,
         lineage=recipe.origin(model),
     )

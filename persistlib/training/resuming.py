@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from persistlib.training.trainer import Trainer
 
 _SHOWN = 5
+_WIDE = 120  # characters of a setting in a message
 # Settings on which the place within an epoch depends.
 _PLACE = ("seed", "batch_size", "accumulate")
 # What makes no difference to the weights.
@@ -91,8 +92,8 @@ def _restore(trainer: Trainer, snapshot: Snapshot, best: Snapshot | None) -> lis
     plan, now = facts["plan"], trainer.job.plan
     _require_same_data(plan["data"], now["data"])
     _require_same_frozen(trainer, facts["frozen"])
-    changes = [*_changes("", plan["settings"], now["settings"])]
-    changes += _changes("", plan["context"], now["context"])
+    changes = [*_changes(plan["settings"], now["settings"])]
+    changes += _changes(plan["context"], now["context"])
     tensors = snapshot.below("model")
     taken = _take_over(trainer, tensors)
     changes += _tensor_changes(trainer, tensors, taken, facts["frozen"])
@@ -138,11 +139,22 @@ def _require_same_frozen(trainer: Trainer, frozen: Mapping[str, list[Any]]) -> N
         raise error_of(faults)
 
 
-def _changes(prefix: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Finding]:
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Finding]:
     for name in dict.fromkeys((*before, *now)):
         was, is_now = before.get(name), now.get(name)
         if was != is_now and name not in _FREE:
-            yield _said(f"{prefix}{name}", f"was {was}, is now {is_now}")
+            yield _said(name, f"was {_shown(was)}, is now {_shown(is_now)}")
+
+
+def _shown(value: Any) -> str:
+    """Return a setting as text, a strategy by its phases."""
+    if not isinstance(value, dict) or "phases" not in value:
+        return f"{value}"
+    phases = (
+        f"from epoch {p['epoch']} on frozen {', '.join(p['freeze'])}" for p in value["phases"]
+    )
+    text = f"{value['kind']} ({'; '.join(phases)})"
+    return text if len(text) <= _WIDE else f"{text[: _WIDE - 1]}…"
 
 
 def _take_over(trainer: Trainer, tensors: Mapping[str, torch.Tensor]) -> set[str]:

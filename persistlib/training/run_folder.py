@@ -130,6 +130,11 @@ class RunFolder:
             if _LEFT.fullmatch(name):
                 self._delete(self.place(kind, name))
 
+    @property
+    def is_noted(self) -> bool:
+        """Whether what a run was started with stands here."""
+        return os.path.exists(os.path.join(self.path, RUN))
+
     def note(self, command: Mapping[str, Any]) -> None:
         """Write what the run is started with."""
         data = checkpoints.seal({"schema": _SCHEMA, "command": plain.encode(dict(command))})
@@ -221,7 +226,8 @@ def _make_room(folder: RunFolder, *, overwrite: bool) -> None:
         reason = f"holds {', '.join(there)}, which no run wrote"
         raise error(Code.TARGET_FOREIGN, folder.path, reason, "name another folder")
     if not overwrite:
-        remedy = "resume=True (--resume) goes on with it, overwrite=True (--overwrite) removes it"
+        remedy = f"persistlib finetune --resume {folder.path} (resume=True) goes on with it;"
+        remedy += " --overwrite (overwrite=True) removes it"
         raise error(Code.TARGET_EXISTS, folder.path, "a run stands there", remedy)
     folder.clear()
 

@@ -105,7 +105,7 @@ def resolve(
         UsageError: the strategy is none, or the model has fewer blocks.
         TrainingError: a pattern matches nothing.
     """
-    wish = _wish(given)
+    wish = wish_of(given)
     kind, decay = wish["kind"], wish.get("rate_decay", 1.0)
     counted = kind in {"head", "last"} or (kind == "gradual" and "phases" not in wish)
     ordered = blocks(model, inputs) if counted or decay != 1 else ()
@@ -125,8 +125,12 @@ def resolve(
     return Strategy(kind, together, rates, decay)
 
 
-def _wish(given: StrategyLike) -> dict[str, Any]:
-    """Return a strategy as a mapping, its members checked."""
+def wish_of(given: StrategyLike) -> dict[str, Any]:
+    """Return a strategy as a mapping, its members checked.
+
+    Raises:
+        UsageError: it is none.
+    """
     if given is None:
         return {"kind": "patterns", "freeze": ()}
     if isinstance(given, str):

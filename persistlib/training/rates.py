@@ -1,0 +1,158 @@
+"""Which learning rates a model can bear: a trial on a copy, the rate rising from step to step.
+
+The learning rate range test of Leslie N. Smith, "Cyclical Learning Rates for Training Neural
+Networks", 2017 (https://arxiv.org/abs/1506.01186), section 3.3. Its suggestion is where the loss
+falls fastest; it is a hint, and nothing is set by it.
+
+Law: the model and the caller's random state are untouched.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from persistlib.errors import Code, PersistlibError, error
+from persistlib.training import freezes, optimizers, randomness, strategies
+from persistlib.training.batches import Batches
+from persistlib.training.features import Stage, stage
+from persistlib.training.precision import Precision
+from persistlib.training.scoring import apply_batch, cross_entropy
+from persistlib.training.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from typing_extensions import Unpack
+
+    from persistlib.patterns import Patterns
+    from persistlib.training.batches import Batch, Samples
+    from persistlib.training.scoring import Loss
+    from persistlib.training.settings import Numbers
+    from persistlib.training.strategies import StrategyLike
+
+_LOW, _HIGH, _STEPS = 1e-6, 10.0, 100
+_MEMORY = 0.9  # of the running mean: what the losses before count
+_DIVERGED = 4.0  # times the lowest loss
+_LEAST = 5  # losses without which there is no slope
+
+
+class RateRange(NamedTuple):
+    """What a trial found.
+
+    Attributes:
+        lrs: learning rates, rising.
+        losses: the running mean of the loss at each.
+        suggestion: where it falls fastest.
+    """
+
+    lrs: tuple[float, ...]
+    losses: tuple[float, ...]
+    suggestion: float
+
+
+def find_rate(
+    model: torch.nn.Module,
+    train: Samples,
+    *,
+    freeze: Patterns = (),
+    strategy: StrategyLike = None,
+    loss: Loss | None = None,
+    device: str | torch.device | None = None,
+    **numbers: Unpack[Numbers],
+) -> RateRange:
+    """Return how the loss goes while the learning rate rises from 1e-6 to 10 in a hundred steps.
+
+    Args:
+        model: left as it is.
+        train: as `finetune`.
+        freeze: as `finetune`.
+        strategy: as `finetune`; its first phase is tried.
+        loss: as `finetune`.
+        device: where; None stays where the model is.
+        **numbers: as `finetune`; schedule and what belongs to whole epochs have no meaning here.
+
+    Raises:
+        TrainingError: samples do not fit, or the loss falls at no rate.
+        UsageError: an argument is out of range.
+    """
+    settings = Settings(epochs=1, lr=_LOW, **numbers)
+    place = torch.device(device) if device is not None else next(model.parameters()).device
+    trial = copy.deepcopy(model).to(place)
+    how = {"seed": settings.seed, "workers": settings.workers}
+    samples = Batches(train, "train", settings.batch_size, place, **how)
+    with (
+        torch.inference_mode(mode=False),
+        torch.enable_grad(),
+        randomness.own(settings.seed, place),
+    ):
+        first = next(samples.in_order()).inputs
+        plan = strategies.resolve(strategy, trial, first, freeze=freeze, epochs=1)
+        held = freezes.before(trial)
+        parameters = freezes.ever_trained(trial, plan, held)
+        freezes.apply(trial, plan.phases[0], held)
+        work = stage(trial, samples, None)
+        chosen = loss or cross_entropy(settings.label_smoothing)
+        steps = _steps(trial, work, [*parameters.values()], settings, chosen)
+        lrs, losses = zip(*steps, strict=True)
+    return RateRange(lrs, losses, _steepest(lrs, losses))
+
+
+def _steps(
+    trial: torch.nn.Module,
+    work: Stage,
+    parameters: list[torch.nn.Parameter],
+    settings: Settings,
+    loss: Loss,
+) -> Iterator[tuple[float, float]]:
+    """Yield each learning rate and the running mean of the loss at it, until it diverges."""
+    optimizer = optimizers.make(
+        settings.optimizer,
+        [{"params": parameters}],
+        lr=_LOW,
+        decay=settings.weight_decay,
+        options=settings.optimizer_options,
+    )
+    precision = Precision(settings.precision, parameters[0].device)
+    trial.train()
+    mean, lowest = 0.0, math.inf
+    for number, batch in enumerate(itertools.islice(_endless(work), _STEPS)):
+        rate = _LOW * (_HIGH / _LOW) ** (number / (_STEPS - 1))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        try:
+            with precision.computing():
+                _, value = apply_batch(work.module, batch, loss, f"learning rate {rate:.1e}")
+        except PersistlibError as fault:
+            if number and fault.code == Code.LOSS_NOT_FINITE.identifier:
+                return
+            raise
+        optimizer.zero_grad()
+        precision.backward(value)
+        precision.step(optimizer, parameters, settings.clip)
+        mean = _MEMORY * mean + (1 - _MEMORY) * value.item()
+        smooth = mean / (1 - _MEMORY ** (number + 1))
+        yield rate, smooth
+        lowest = min(lowest, smooth)
+        if smooth > _DIVERGED * lowest:
+            return
+
+
+def _endless(work: Stage) -> Iterator[Batch]:
+    for epoch in itertools.count(1):
+        yield from work.train.shuffled(epoch)
+
+
+def _steepest(lrs: tuple[float, ...], losses: tuple[float, ...]) -> float:
+    """Return the rate at which the loss falls fastest, over the logarithm of the rate."""
+    bottom = losses.index(min(losses))
+    slopes = {lrs[index]: losses[index + 1] - losses[index - 1] for index in range(1, bottom)}
+    falls = {rate: slope for rate, slope in slopes.items() if slope < 0}
+    if len(losses) < _LEAST or not falls:
+        reason = "the loss falls at no learning rate"
+        raise error(Code.LOSS_NOT_FINITE, "learning rate", reason, "look at the data and the loss")
+    return min(falls, key=falls.__getitem__)

@@ -5,20 +5,25 @@ Law: the status never changes the `bundle_id`, nor anything else of the bundle.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from persistlib.bundle import open_bundle
 from persistlib.clock import now
+from persistlib.compat import Target, standing
+from persistlib.compat.facts import Facts
 from persistlib.digests import PREFIX
-from persistlib.errors import Code, error
+from persistlib.errors import Code, PersistlibError, Severity, error, tell
 from persistlib.manifest.schema import Status
 from persistlib.upkeep import amend
 
 if TYPE_CHECKING:
     from typing import Literal
 
+    from persistlib.errors import Finding
     from persistlib.files import StrPath
     from persistlib.manifest.schema import Manifest
 
@@ -72,6 +77,18 @@ def set_status(
         return manifest.model_copy(update={"status": status})
 
     return amend(path, change).manifest
+
+
+def tell_status(path: StrPath) -> None:
+    """Warn where the model of a bundle is not active: what is made of it may not say so itself.
+
+    What is no readable bundle is left to whoever uses it.
+    """
+    found: list[Finding] = []
+    with contextlib.suppress(PersistlibError), open_bundle(path) as bundle:
+        facts = Facts(source=bundle.path, manifest=bundle.manifest)
+        found = [*standing.status(facts, Target())]
+    tell(replace(one, severity=Severity.WARNING.value) for one in found)
 
 
 def _check(state: str, reason: str | None, successor: object) -> None:

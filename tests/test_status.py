@@ -214,6 +214,19 @@ def test_verify_says_it_and_compares_all_the_same(bundle: Path, state: Any) -> N
     assert not persistlib.verify(bundle).ok
 
 
+@pytest.mark.parametrize("state", ["withdrawn", "superseded-by"])
+def test_a_conversion_warns_since_its_file_may_not_say_so(bundle: Path, state: Any) -> None:
+    persistlib.set_status(bundle, state, reason="old", successor=OTHER)
+    out = bundle.parent / "out.safetensors"
+    envelope, code = told("convert", bundle, out, "--allow-loss", "all")
+    assert code == 0
+    assert out.exists()
+    assert [(f["code"], f["severity"]) for f in envelope["findings"]] == [("PL208", "warning")]
+    persistlib.set_status(bundle, "active")
+    envelope, _ = told("convert", bundle, out, "--allow-loss", "all", "--overwrite")
+    assert envelope["findings"] == []
+
+
 # -- the command line --------------------------------------------------------------------------
 
 

@@ -117,6 +117,23 @@ class Centred(nn.Module):
         return scores
 
 
+class Choosy(nn.Module):
+    """Looks at its values before it goes on."""
+
+    def __init__(self, classes: int = 4) -> None:
+        super().__init__()
+        self.classes = classes
+        self.conv = nn.Conv2d(3, 8, 3)
+        self.fc = nn.Linear(8, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv(x).mean((2, 3))
+        if float(x.detach().sum()) > 0:
+            x = -x
+        scores: torch.Tensor = self.fc(x)
+        return scores
+
+
 class Patches(nn.Module):
     """A transformer's beginning: two tokens, a grid of patches, and indexes into a table."""
 

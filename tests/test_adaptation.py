@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from torch import nn
 
 import persistlib
-from adaptable_models import Centred, Headless, Heads, Net, Patches, awake
+from adaptable_models import Centred, Choosy, Headless, Heads, Net, Patches, awake
 from persistlib.adaptation.adapting import Origin, adapt
 from persistlib.adaptation.wishes import parse
 from persistlib.architecture.recipe import Recipe
@@ -226,6 +226,23 @@ def test_what_does_not_apply_is_refused_by_name(
     if set(wishes) == {"channels"} or set(wishes) == {"classes"}:
         after = model.state_dict()
         assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 1 << 40, 1 << 40), (2, 3, 1 << 15, 1 << 15)])
+def test_inputs_beyond_all_measure_are_refused(shape: tuple[int, ...]) -> None:
+    given = {"inputs": [{"name": "x", "dtype": "F32", "shape": shape}]}
+    interface = Interface.model_validate_json(json.dumps(given))
+    recipe = Recipe("adaptable_models:Net")
+    with pytest.raises(PersistlibError, match="larger than a model is tried with"):
+        adapt(Net(), recipe, interface, parse({"classes": 2}), Origin(renamed={}))
+    with pytest.raises(PersistlibError, match="larger than a model is tried with"):
+        adapted(Net(), {"channels": 4096, "image_size": 8192})
+
+
+def test_a_model_that_needs_values_is_tried_with_values() -> None:
+    made = adapted(Choosy(), {"classes": 7, "channels": 1})
+    assert made(torch.ones(2, 1, 8, 8)).shape == (2, 7)
+    assert {change.location for change in record(made).changes} == {"conv", "fc"}
 
 
 def test_a_layer_of_several_is_named(tmp_path: Path) -> None:

@@ -239,7 +239,7 @@ def _require_runs(model: nn.Module, trial: Trial, image: Image, size: Size) -> N
     shape = trial.inputs[image.place].shape
     inputs = trial.resized(image, (*shape[1:-2], *size))
     try:
-        after = Trial(model, inputs).outputs
+        after = Trial(model, inputs, has_values=trial.has_values).outputs
     except FailedError as fault:
         raise _refused(f"the model does not take it: {fault}", size) from fault
     if len(after) != len(trial.outputs):

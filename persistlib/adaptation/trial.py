@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
 
 from persistlib.architecture import zoo
-from persistlib.architecture.behaviour import probe
+from persistlib.architecture.behaviour import fitted
 from persistlib.architecture.isolation import isolated
 from persistlib.architecture.module_state import state_tensors, unsaved_tensors
 from persistlib.dtypes import DType
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 Shapes = dict[str, tuple[int, ...]]
 _BATCH = 2  # BatchNorm in training takes no single sample
+_MOST_NUMBERS = 1 << 28  # that an input holds; a manifest may be a stranger's
 _FREE = 8  # of extents that the interface leaves free
 
 
@@ -56,24 +58,30 @@ class Trial:
         model: the copy, to be changed and run at will.
         inputs: what goes in; of batch 2 where that is free.
         outputs: shapes by name, in evaluation.
+        has_values: whether it had to be copied whole.
     """
 
-    def __init__(self, model: nn.Module, inputs: Sequence[torch.Tensor]) -> None:
+    def __init__(
+        self, model: nn.Module, inputs: Sequence[torch.Tensor], *, has_values: bool = False
+    ) -> None:
         """Copy the model and run it.
+
+        Args:
+            model: the model.
+            inputs: of their shapes and dtypes alone; what runs on values is given zeros.
+            has_values: whether it is copied whole.
 
         Raises:
             FailedError: it does not run on these inputs.
         """
+        self.has_values = has_values
+        device = "cpu" if has_values else "meta"
         try:
-            self.model = _without_values(model)
-            self.inputs = [value.to("meta") for value in inputs]
-            self.outputs = self.run()
-        except Exception:
-            if any(value.is_meta for value in inputs):
-                raise
-            self.model = copy.deepcopy(model).cpu()
-            self.inputs = list(inputs)
-            self.outputs = self.run()
+            self.model = copy.deepcopy(model).cpu() if has_values else _without_values(model)
+            self.inputs = [torch.zeros_like(value, device=device) for value in inputs]
+        except Exception as fault:
+            raise FailedError(f"it cannot be copied: {type(fault).__name__}: {fault}") from fault
+        self.outputs = self.run()
 
     def run(
         self, inputs: Sequence[torch.Tensor] | None = None, *, training: bool = False
@@ -114,6 +122,7 @@ class Trial:
         """Return the inputs with an image of another shape, batch excepted."""
         inputs = list(self.inputs)
         before = inputs[image.place]
+        _require_bounded((before.shape[0], *shape))
         inputs[image.place] = before.new_zeros(before.shape[0], *shape)
         return inputs
 
@@ -165,7 +174,7 @@ def trial_of(model: nn.Module, recipe: Recipe | None, interface: Interface) -> T
             'give them: adapt={"example_inputs": TENSOR, ...}, or save with example_inputs=',
         )
     try:
-        return Trial(model, inputs)
+        return _tried(model, inputs)
     except FailedError as fault:
         raise error(
             Code.ADAPTATION,
@@ -175,20 +184,25 @@ def trial_of(model: nn.Module, recipe: Recipe | None, interface: Interface) -> T
         ) from fault
 
 
+def _tried(model: nn.Module, inputs: Sequence[torch.Tensor]) -> Trial:
+    try:
+        return Trial(model, inputs)
+    except FailedError:
+        return Trial(model, inputs, has_values=True)
+
+
 def _inputs(
     model: nn.Module, recipe: Recipe | None, interface: Interface
 ) -> tuple[torch.Tensor, ...]:
     if interface.inputs:
         return tuple(
-            torch.zeros([_extent(e, at) for at, e in enumerate(spec.shape)]).to(
-                DType[spec.dtype].torch
-            )
+            _shaped([_extent(e, at) for at, e in enumerate(spec.shape)], DType[spec.dtype].torch)
             for spec in interface.inputs
         )
     if recipe is None or not (shapes := zoo.inputs_of(recipe.builder)):
         return ()
-    drawn = probe(model, shapes, recipe.arguments).positional
-    if not all(isinstance(value, torch.Tensor) for value in drawn):
+    extents = [*fitted(model, shapes, recipe.arguments)]
+    if any(len(shape) == 3 for shape in extents):  # lists of images
         raise error(
             Code.ADAPTATION,
             recipe.builder,
@@ -196,7 +210,20 @@ def _inputs(
             f'persistlib.build("{recipe.builder}", num_classes=N, weights=FILE, strict="report")'
             " takes all tensors that fit",
         )
-    return tuple(value.new_zeros(_BATCH, *value.shape[1:]) for value in drawn)
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    return tuple(_shaped([_BATCH, *shape[1:]], dtype) for shape in extents)
+
+
+def _shaped(extents: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    _require_bounded(extents)
+    return torch.empty(tuple(extents), dtype=dtype, device="meta")
+
+
+def _require_bounded(extents: Sequence[int]) -> None:
+    if math.prod(extents) > _MOST_NUMBERS:
+        shape = " x ".join(map(str, extents))
+        reason = f"an input of {shape} is larger than a model is tried with"
+        raise error(Code.ADAPTATION, "the model's inputs", reason, "give smaller ones")
 
 
 def _extent(extent: int | str, axis: int) -> int:

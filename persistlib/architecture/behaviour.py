@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -87,24 +87,34 @@ def probe(
     """Return seeded inputs of the given shapes, fitted to a module's dtype, device and channels.
 
     A shape of three extents stands for a list that holds one image, as detection models take it.
-    A first convolution that was replaced decides the channels; an attribute `image_size`, or the
-    builder's argument, the extents of an image.
     """
     first = next(live.parameters(), None)
     dtype = first.dtype if first is not None and first.dtype.is_floating_point else torch.float32
     device = first.device if first is not None else torch.device("cpu")
     generator = torch.Generator().manual_seed(0)
+    inputs: list[Any] = []
+    for extents in fitted(live, shapes, arguments):
+        tensor = torch.rand(extents, generator=generator).to(device, dtype)
+        inputs.append([tensor] if len(extents) == 3 else tensor)
+    return Inputs(inputs)
+
+
+def fitted(
+    live: nn.Module, shapes: Sequence[Sequence[int]], arguments: Mapping[str, Any]
+) -> Iterator[list[int]]:
+    """Yield the shapes of inputs, fitted to a module.
+
+    A first convolution that was replaced decides the channels; an attribute `image_size`, or the
+    builder's argument, the extents of an image.
+    """
     stem = next((m for m in live.modules() if isinstance(m, _CONVOLUTIONS)), None)
     edges = _edges(vars(live).get("image_size"), *(arguments.get(name) for name in SIZES))
-    inputs: list[Any] = []
     for shape in shapes:
         extents = list(shape)
         if stem is not None and len(extents) in {3, stem.weight.dim()}:
             extents[0 if len(extents) == 3 else 1] = stem.in_channels
         extents[-2:] = edges or extents[-2:]
-        tensor = torch.rand(extents, generator=generator).to(device, dtype)
-        inputs.append([tensor] if len(extents) == 3 else tensor)
-    return Inputs(inputs)
+        yield extents
 
 
 def _edges(*sizes: Any) -> list[int]:

@@ -33,6 +33,8 @@ _FETCHING = frozenset(
     {"weights", "weights_backbone", "pretrained", "pretrained_backbone", "progress"}
 )
 
+_LONGEST = 200  # of a name that others are compared with
+
 
 class Held(NamedTuple):
     """What a recipe is held against.
@@ -138,11 +140,20 @@ def _absent(use: Use, release: Framework, then: Definition | None, held: Held) -
     reason = f"{release.package} {release.version} has no such name"
     if first := _first_with(use, release):
         remedy = f"pip install '{release.package}>={first}'"
-    elif then is None and (near := difflib.get_close_matches(use.name, release.names(), 1)):
-        remedy = f"did you mean {near[0]}?"
+    elif then is None and (near := _near(use, release)):
+        remedy = f"did you mean {near}?"
     else:
         remedy = f"persistlib convert {held.source} OUT.onnx"
     return finding(Code.BUILDER_ABSENT, _place(use), reason, remedy, held.grade(release))
+
+
+def _near(use: Use, release: Framework) -> str | None:
+    """Return the name of a module that is most like one that it lacks; None where none is."""
+    if use.place or len(use.name) > _LONGEST:
+        return None
+    module = use.name.partition(":")[0]
+    among = [name for name in release.names() if name.partition(":")[0] == module]
+    return next(iter(difflib.get_close_matches(use.name, among, 1)), None)
 
 
 def _first_with(use: Use, release: Framework, keyword: str | None = None) -> str | None:

@@ -21,6 +21,7 @@ from persistlib.training.batches import Batches, Samples, first_samples
 from persistlib.training.events import WentOn
 from persistlib.training.interruption import Interruption, deferred
 from persistlib.training.job import Job
+from persistlib.training.memory import naming_memory
 from persistlib.training.scoring import Loss, Metric, balanced_weights, cross_entropy
 from persistlib.training.settings import BALANCED, Numbers, Settings
 from persistlib.training.trainer import StoppedError, Trainer
@@ -154,7 +155,7 @@ def finetune(
     where = folder or Folder()
     labels = tuple(interface.labels or ()) if interface else ()
     with torch.inference_mode(mode=False), torch.enable_grad():
-        with randomness.own(settings.seed, place):
+        with randomness.own(settings.seed, place), naming_memory(settings, _before):
             model.to(place)
             first, plan = _strategy(model, samples, held_out, strategy, freeze, settings)
             job = Job(
@@ -251,7 +252,8 @@ def _loss(settings: Settings, samples: Batches, place: torch.device) -> Loss:
     if given is None:
         return cross_entropy(settings.label_smoothing)
     if given == BALANCED:
-        return cross_entropy(settings.label_smoothing, balanced_weights(samples.labels()).to(place))
+        balanced = balanced_weights(samples.labels()).to(place)
+        return cross_entropy(settings.label_smoothing, balanced, may_be_short=True)
     weights = torch.tensor([float(item) for item in given], device=place)
     return cross_entropy(settings.label_smoothing, weights)
 
@@ -309,6 +311,10 @@ def _record(
         metrics=kept.metrics,
         history=tuple(dict(row) for row in trainer.history),
     )
+
+
+def _before() -> str:
+    return "before the first epoch"
 
 
 def _silent(event: Event) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,6 +10,8 @@ import torch
 from persistlib.errors import Code, PersistlibError, error
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
     from persistlib.training.settings import Settings
 
 # c10/core/impl/alloc_cpu.cpp and the allocators of accelerators.
@@ -22,7 +25,18 @@ def is_out_of_memory(fault: BaseException) -> bool:
     return isinstance(fault, RuntimeError) and any(word in str(fault) for word in _WORDS)
 
 
-def no_memory(where: str, settings: Settings, fault: BaseException) -> PersistlibError:
+@contextlib.contextmanager
+def naming_memory(settings: Settings, where: Callable[[], str]) -> Generator[None]:
+    """Raise our error where memory runs out in the block, with the place that it had come to."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as fault:
+        if not is_out_of_memory(fault):
+            raise
+        raise _no_memory(where(), settings, fault) from fault
+
+
+def _no_memory(where: str, settings: Settings, fault: BaseException) -> PersistlibError:
     """Return our error: the batch size, and what to try."""
     line = (str(fault).strip().splitlines() or [type(fault).__name__])[0]
     half = settings.batch_size // 2

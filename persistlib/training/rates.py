@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 _LOW, _HIGH, _STEPS = 1e-6, 10.0, 100
 _MEMORY = 0.9  # of the running mean: what the losses before count
 _DIVERGED = 4.0  # times the lowest loss
-_LEAST = 5  # losses without which there is no slope
+_REACH = 5  # steps to either side, over which a slope is taken: single batches differ
+_FALL = 0.01  # of the first loss: what is less is noise
 
 
 class RateRange(NamedTuple):
@@ -150,9 +151,11 @@ def _endless(work: Stage) -> Iterator[Batch]:
 def _steepest(lrs: tuple[float, ...], losses: tuple[float, ...]) -> float:
     """Return the rate at which the loss falls fastest, over the logarithm of the rate."""
     bottom = losses.index(min(losses))
-    slopes = {lrs[index]: losses[index + 1] - losses[index - 1] for index in range(1, bottom)}
-    falls = {rate: slope for rate, slope in slopes.items() if slope < 0}
-    if len(losses) < _LEAST or not falls:
+    falls = {
+        lrs[index]: losses[index + _REACH] - losses[index - _REACH]
+        for index in range(_REACH, bottom - _REACH + 1)
+    }
+    if not falls or losses[_REACH] - losses[bottom] < _FALL * abs(losses[_REACH]):
         reason = "the loss falls at no learning rate"
         raise error(Code.LOSS_NOT_FINITE, "learning rate", reason, "look at the data and the loss")
     return min(falls, key=falls.__getitem__)

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from torch.optim import Optimizer
 
+    from persistlib.errors import PersistlibError
+
 _STEP, _EPOCH, _LOSS = "step", "epoch", "loss"
 
 
@@ -106,8 +108,7 @@ class Scheduler:
         try:
             self._torchs = self._row.kind(optimizer, **given)
         except (TypeError, ValueError) as fault:
-            remedy = "see torch.optim.lr_scheduler"
-            raise error(Code.USAGE, f"schedule {name}", f"{fault}", remedy) from fault
+            raise self._refused(fault) from fault
 
     def after_step(self) -> None:
         """Go on after a step of the optimizer."""
@@ -136,8 +137,15 @@ class Scheduler:
             raise KeyError(", ".join(sorted(own.keys() ^ state.keys())))
         self._torchs.load_state_dict(dict(state))
 
+    def _refused(self, fault: Exception) -> PersistlibError:
+        name = self._row.kind.__name__.lower()
+        return error(Code.USAGE, f"schedule {name}", f"{fault}", "see torch.optim.lr_scheduler")
+
     def _step(self, *loss: float) -> None:
         with warnings.catch_warnings():
             # A step that was left out because its gradients overflowed looks to torch like a fault.
             warnings.filterwarnings("ignore", "Detected call of", UserWarning)
-            self._torchs.step(*loss)
+            try:
+                self._torchs.step(*loss)
+            except (TypeError, ValueError) as fault:
+                raise self._refused(fault) from fault

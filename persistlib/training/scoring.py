@@ -39,12 +39,15 @@ def primary(outputs: Any) -> torch.Tensor:
     return outputs
 
 
-def cross_entropy(label_smoothing: float, weights: torch.Tensor | None = None) -> Loss:
+def cross_entropy(
+    label_smoothing: float, weights: torch.Tensor | None = None, *, may_be_short: bool = False
+) -> Loss:
     """Return the default loss: of class indices, or of class probabilities.
 
     Args:
         label_smoothing: how much of each target goes to all classes alike.
         weights: of the classes.
+        may_be_short: whether the last classes may have no weight: no sample is theirs.
     """
 
     def loss(outputs: Any, targets: torch.Tensor) -> torch.Tensor:
@@ -53,8 +56,11 @@ def cross_entropy(label_smoothing: float, weights: torch.Tensor | None = None) -
             low, high = int(targets.min()), int(targets.max())
             if low < 0 or high >= scores.shape[1]:
                 raise ValueError(f"labels {low} to {high} for {scores.shape[1]} classes")
+        given = weights
+        if given is not None and may_be_short:
+            given = functional.pad(given, (0, scores.shape[1] - len(given)))
         return functional.cross_entropy(
-            scores, targets, weight=weights, label_smoothing=label_smoothing
+            scores, targets, weight=given, label_smoothing=label_smoothing
         )
 
     return loss

@@ -17,7 +17,7 @@ from persistlib.training import freezes, optimizers, randomness, snapshots
 from persistlib.training.events import BatchDone, EpochDone
 from persistlib.training.features import Stage, stage
 from persistlib.training.job import Kept, rank, valid_metrics
-from persistlib.training.memory import is_out_of_memory, no_memory
+from persistlib.training.memory import naming_memory
 from persistlib.training.precision import Precision
 from persistlib.training.schedules import Length, Scheduler
 from persistlib.training.scoring import Tally, apply_batch, evaluate
@@ -80,7 +80,7 @@ class Trainer:
         self.frozen = Frozen((), (), ())
         self._phase: Phase | None = None
         self._window = 0  # samples whose gradients wait for a step
-        self._where = "before the first batch"
+        self._where = ""
         self.frozen_digests = snapshots.frozen_digests(job.model, self.parameters) if folder else {}
 
     def train(self) -> Kept:
@@ -91,15 +91,13 @@ class Trainer:
             PersistlibError: memory ran out.
             StoppedError: a signal asked for it.
         """
+        settings = self.job.settings
         try:
-            while self.done < self.job.settings.epochs and not self.stopped_early:
-                self._train_epoch(self.done + 1)
+            with naming_memory(settings, lambda: self._where):
+                while self.done < settings.epochs and not self.stopped_early:
+                    self._train_epoch(self.done + 1)
         except PersistlibError as fault:
             raise self._told(fault) from fault
-        except (MemoryError, RuntimeError) as fault:
-            if not is_out_of_memory(fault):
-                raise
-            raise no_memory(self._where, self.job.settings, fault) from fault
         return self._leave()
 
     @property
@@ -168,6 +166,7 @@ class Trainer:
         self.optimizer.zero_grad()
         self.stage = Stage("", job.model, job.train, job.valid)
         if job.cache:
+            self._where = f"epoch {epoch}, before its first batch"
             state = randomness.capture(job.device)
             self.stage = stage(job.model, job.train, job.valid, known=self.stage_path)
             randomness.restore(state, job.device)

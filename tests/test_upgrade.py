@@ -10,6 +10,8 @@ import random
 import shutil
 import stat
 import tempfile
+import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -267,6 +269,35 @@ def test_an_upgrade_that_would_make_another_model_is_refused(
     assert files(bundle) == before
 
 
+def test_writers_take_turns_and_readers_see_whole_manifests(bundle: Path) -> None:
+    make_older(bundle)
+    ends = time.monotonic() + 1
+    done: list[int] = []
+
+    def write(number: int) -> None:
+        count = 0
+        while time.monotonic() < ends:
+            with contextlib.suppress(LockedError):
+                persistlib.set_status(bundle, "withdrawn", reason=f"{number} {count}")
+                count += 1
+        done.append(count)
+
+    writers = [threading.Thread(target=write, args=(number,)) for number in range(3)]
+    for writer in writers:
+        writer.start()
+    seen = set()
+    while any(writer.is_alive() for writer in writers):
+        seen.add(persistlib.inspect(bundle).manifest.status.reason)
+    assert sum(done) > 10
+    assert len(seen) > 3
+    assert sorted(name for name in os.listdir(bundle) if name.startswith("manifest")) == [
+        "manifest-0.9.json",
+        "manifest.json",
+    ]
+    assert persistlib.verify(bundle).ok
+    assert os.listdir(bundle.parent) == ["model"]
+
+
 # -- folders of bundles ------------------------------------------------------------------------
 
 
@@ -275,8 +306,9 @@ def test_all_bundles_below_a_folder_are_upgraded_and_faults_are_told(tmp_path: P
         copied(name, tmp_path / "runs" / name)
     copied("tied", tmp_path / "runs" / "deep" / "er")
     copied("tied", tmp_path / "runs" / ".hidden")
+    copied("tied", tmp_path / "runs" / "tied" / "within")
     (tmp_path / "runs" / "notes").mkdir()
-    for where in ("perceptron", "deep/er", ".hidden"):
+    for where in ("perceptron", "deep/er", ".hidden", "tied/within"):
         make_older(tmp_path / "runs" / where)
     (tmp_path / "runs" / "shards" / "manifest.json").write_bytes(b"{")
     report = persistlib.upgrade(tmp_path / "runs")
@@ -288,7 +320,8 @@ def test_all_bundles_below_a_folder_are_upgraded_and_faults_are_told(tmp_path: P
     ]
     assert [found.code for found in report.findings] == ["PL101"]
     assert "shards" in report.findings[0].location
-    assert raw(tmp_path / "runs" / ".hidden")["manifest_version"] == "0.9"
+    for where in (".hidden", "tied/within"):
+        assert raw(tmp_path / "runs" / where)["manifest_version"] == "0.9"
 
 
 def test_what_holds_no_bundle_is_told_as_that(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from persistlib.cli.answer import Answer, Exit, Fields, verdict
 from persistlib.cli.command import Verb
 from persistlib.cli.text import command as words
 from persistlib.errors import Code, error
+from persistlib.summary import glance
 
 if TYPE_CHECKING:
     from persistlib.manifest.schema import Manifest
@@ -61,7 +62,7 @@ def command(bundle: str, **options: Any) -> Answer:
 
 
 def _shown(bundle: str) -> Manifest:
-    return persistlib.inspect(bundle).manifest
+    return (glance(bundle) or persistlib.inspect(bundle)).manifest
 
 
 def _wished(options: dict[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import persistlib
-from persistlib.errors import IntegrityError, MissingExtra
+from persistlib.errors import CompatibilityError, IntegrityError, MissingExtra
 
 PREPARED = Path(os.environ["PERSISTLIB_BARE"])
 BUNDLE = PREPARED / "bundle"
@@ -114,6 +114,27 @@ def test_check_says_that_the_model_runs_here() -> None:
     report = persistlib.check(BUNDLE)
     assert report.ok, report.findings
     assert answer("check", BUNDLE)["data"]["verdict"] == report.verdict
+
+
+def test_a_model_is_withdrawn_and_taken_back(tmp_path: Path) -> None:
+    shutil.copytree(BUNDLE, tmp_path / "bundle")
+    bundle = tmp_path / "bundle"
+    answer("status", bundle, "--withdraw", "labels swapped")
+    assert run("check", bundle).returncode == 1
+    with pytest.raises(CompatibilityError, match="labels swapped"):
+        persistlib.load(bundle, runtime="onnxruntime")
+    answer("status", bundle, "--activate")
+    assert answer("status", bundle)["data"]["state"] == "active"
+    assert (bundle / "manifest.json").read_bytes() == (BUNDLE / "manifest.json").read_bytes()
+
+
+def test_upgrading_and_licences_need_no_extra(tmp_path: Path) -> None:
+    shutil.copytree(BUNDLE, tmp_path / "runs" / "bundle")
+    (told,) = answer("upgrade", tmp_path / "runs")["data"]["bundles"]
+    assert told["before"] == told["after"]
+    assert "PL226" in {
+        f["code"] for f in answer("check", BUNDLE, "--forbid-license", "X")["findings"]
+    }
 
 
 @pytest.mark.parametrize("name", ["out.safetensors", "out.pt"])

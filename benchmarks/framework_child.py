@@ -19,10 +19,13 @@ from typing import Any
 
 import framework_models as zoo
 import numpy as np
+import torch
 
 import persistlib
+from persistlib.architecture.fitting import fitted
 from persistlib.bundle import reading
-from persistlib.compat.recipes import Use, uses
+from persistlib.compat.recipes import Use, dtypes, uses
+from persistlib.dtypes import DType
 
 
 def save(folder: Path, name: str) -> dict[str, Any]:
@@ -50,8 +53,12 @@ def load(folder: Path, name: str) -> dict[str, Any]:
 
 
 def build(folder: Path, name: str) -> dict[str, Any]:
-    """Call every builder that a recipe names with its arguments; no other part of persistlib."""
-    recipe = reading(folder / name, lambda bundle: bundle.manifest.architecture)
+    """Call every builder that a recipe names, as `load` would; no other part of persistlib."""
+    manifest = reading(folder / name, lambda bundle: bundle.manifest)
+    recipe = fitted(manifest.architecture, manifest.environment.packages)
+    stored = [DType[record.dtype].value.torch for record in manifest.weights.tensors]
+    for dtype in (*stored, *dtypes(recipe)):
+        getattr(torch, dtype)
     for use in uses(recipe):
         if use.package in {"torch", "torchvision"}:
             _called(use)

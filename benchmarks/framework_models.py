@@ -118,7 +118,6 @@ MODELS: dict[str, Model] = {
     "efficientnet_b0": Model(_zoo("efficientnet_b0"), _IMAGE),
     "googlenet": Model(_zoo("googlenet", aux_logits=False, init_weights=False), _IMAGE),
     "swin_v2_t": Model(_zoo("swin_v2_t"), ((1, 3, 64, 64),)),
-    "maxvit_t": Model(_zoo("maxvit_t"), ((1, 3, 224, 224),)),
     "fasterrcnn_mobilenet": Model(
         _zoo("fasterrcnn_mobilenet_v3_large_320_fpn", "detection", **_BACKBONE, num_classes=4),
         _IMAGE,
@@ -127,7 +126,6 @@ MODELS: dict[str, Model] = {
     "deeplabv3_mobilenet": Model(
         _zoo("deeplabv3_mobilenet_v3_large", "segmentation", **_BACKBONE, num_classes=4), _IMAGE
     ),
-    "s3d": Model(_zoo("s3d", "video"), ((1, 3, 16, 224, 224),)),
     "quantization mobilenet_v2": Model(
         _zoo("mobilenet_v2", "quantization", quantize=False), _IMAGE
     ),

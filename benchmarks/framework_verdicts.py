@@ -24,7 +24,7 @@ import tempfile
 import venv
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from packaging.requirements import Requirement
 from packaging.version import Version
@@ -32,11 +32,14 @@ from packaging.version import Version
 import persistlib
 from persistlib.errors import Code, Severity
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "compatibility.md"
 CHILD = Path(__file__).parent / "framework_child.py"
 BEGIN, END = "<!-- matrix: begin -->", "<!-- matrix: end -->"
-PAIRS = ("2.0.1+0.15.2", "2.6.0+0.21.0", "2.9.1+0.24.1", "2.12.1+0.27.1", "2.15.0+0.29.2")
+PAIRS = ("2.6.0+0.21.0", "2.9.1+0.24.1", "2.0.1+0.15.2", "2.15.0+0.29.2")
 OLDEST = Version("2.6")  # that persistlib itself runs with
 NUMPY_2 = Version("2.3")  # the first torch that is built for it
 CLOSE = 1e-5  # of the outputs' spread
@@ -134,24 +137,21 @@ def compared(saved: str, folder: Path, there: Place) -> Row:
     return Row(saved, there.pair, len(outcomes), taken, worst, differ)
 
 
-def matrix(pairs: list[str], folder: Path) -> list[Row]:
-    """Return a row for each pair that saved and each that loaded."""
+def matrix(pairs: list[str], folder: Path) -> Iterator[Row]:
+    """Yield a row for each pair that saved and each that loaded."""
     base = running()
     kept = {base.pair: folder / base.pair}
     base.ask("save", kept[base.pair])
-    rows = []
     for pair in pairs:
         home = folder / "environment"
         there = installed(pair, home)
-        rows += [compared(saved, where, there) for saved, where in kept.items()]
+        for saved, where in kept.items():
+            yield compared(saved, where, there)
         if not there.is_old:
             kept[pair] = folder / pair
             there.ask("save", kept[pair])
-            rows.append(compared(pair, kept[pair], base))
+            yield compared(pair, kept[pair], base)
         shutil.rmtree(home)
-        for row in rows:
-            print(row, flush=True)
-    return rows
 
 
 def table(rows: list[Row]) -> str:
@@ -176,10 +176,18 @@ def main() -> None:
     parser.add_argument("--folder", help="where environments are made; a disk with 10 GB free")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="persistlib-matrix-", dir=options.folder))
+    rows: list[Row] = []
     try:
-        measured = table(matrix(list(options.pairs), folder))
+        for row in matrix(list(options.pairs), folder):
+            rows.append(row)
+            print(row, flush=True)
+            write(table(rows))
     finally:
         shutil.rmtree(folder)
+
+
+def write(measured: str) -> None:
+    """Put the table between its marks in the page."""
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     after = rest.partition(END)[2]
     PAGE.write_text(f"{before}{BEGIN}\n\n{measured}\n\n{END}{after}", encoding="utf-8")

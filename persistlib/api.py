@@ -394,6 +394,8 @@ def check(
     source: StrPath,
     target: StrPath | Target | None = None,
     *,
+    build: bool = False,
+    trust: Collection[str] = (),
     forbid_licenses: Collection[str] = (),
 ) -> Report:
     """Say, before the weights are read, whether a model loads and runs here or on a target.
@@ -406,6 +408,9 @@ def check(
         target: versions such as "onnxruntime==1.17.3" or "torch==2.6,python==3.10"; the path of a
             requirements file, a lock file or what `persistlib environment --json` wrote elsewhere;
             or an environment. None for this one.
+        build: also build a bundle's recipe here, with the torch that is installed, and compare its
+            structure with the saved one; nothing is imported otherwise.
+        trust: packages, or dotted prefixes, that may be imported for that.
         forbid_licenses: SPDX identifiers, such as "CC-BY-NC-4.0" or "CC-BY-NC-*", under which
             neither the model nor what it was made from may stand.
 
@@ -419,7 +424,8 @@ def check(
 
     described, forbidden = parse_target(target), licensing.forbidden(forbid_licenses)
     try:
-        return check_source(source, described, forbidden=forbidden)
+        trusted = trust if build else None
+        return check_source(source, described, forbidden=forbidden, trusted=trusted)
     except (TargetError, UsageError):
         raise
     except PersistlibError as fault:

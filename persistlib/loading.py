@@ -145,6 +145,7 @@ def load_module(
     from persistlib.architecture.recipe import descend
     from persistlib.architecture.restoring import refuse_meta, restore_unsaved
     from persistlib.architecture.skeleton import skeleton
+    from persistlib.architecture.structure import is_as_saved
 
     manifest, wishes = bundle.manifest, parse(adapt)
     with ThreadPoolExecutor(1) as pool:
@@ -152,7 +153,7 @@ def load_module(
         unsaved = pool.submit(bundle.unsaved, mapped=reading.mapped, verify=reading.verify)
         recipe = fitted(manifest.architecture, manifest.environment.packages)
         model = skeleton(recipe, trust=trust)
-        has_drifted = _has_drifted(model, manifest)
+        has_drifted = not is_as_saved(model, manifest)
         views = future.result()
     if has_drifted:
         _tell_drift(manifest, strict=strict is True)
@@ -194,16 +195,6 @@ def _state_tensors(manifest: Manifest, views: Mapping[str, memoryview]) -> dict[
             tensor.requires_grad_()
         made[record.name] = StateTensor(record.name, tensor, is_parameter)
     return made | {alias: made[name] for alias, name in manifest.weights.aliases.items()}
-
-
-def _has_drifted(model: nn.Module, manifest: Manifest) -> bool:
-    """Return whether the rebuilt module is configured otherwise than the saved one was."""
-    from persistlib.architecture.structure import structure_digest
-
-    weights = manifest.weights
-    dtypes = {record.name: record.dtype for record in weights.tensors}
-    dtypes |= {alias: dtypes[name] for alias, name in weights.aliases.items() if name in dtypes}
-    return structure_digest(model, dtypes) != manifest.architecture.structure
 
 
 def _tell_drift(manifest: Manifest, *, strict: bool) -> None:

@@ -17,6 +17,7 @@ import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
 
+import persistlib
 from persistlib.architecture import fitting
 from persistlib.architecture.structure import source_digest
 from persistlib.checkpoint import Entry
@@ -180,7 +181,7 @@ def test_dtypes_and_what_loading_does_are_those_of_the_installed_torch() -> None
     assert known["weights_only"]
     assert known["mmap"]
     assert known["assign"]
-    allowed = torch._weights_only_unpickler._get_allowed_globals()
+    allowed = vars(torch)["_weights_only_unpickler"]._get_allowed_globals()
     assert set(known["allowed"]) <= set(allowed)
 
 
@@ -253,6 +254,7 @@ def test_dtypes_and_what_loading_does_are_those_of_the_installed_torch() -> None
             [("PL215", "error")],
         ),
         (facts("torch.nn:Quaternion"), at("2.99.0"), [("PL218", "note"), ("PL215", "warning")]),
+        (facts(arguments={"nonsense": 1}), at("2.6.0", "0.21.0"), [("PL216", "error")]),
         (facts("my.package:Net"), at("2.6.0"), []),
         (facts("torch.nn:Softplus"), at("2.0.0"), []),
     ],
@@ -289,6 +291,24 @@ def test_a_changed_default_that_a_recipe_leaves_degrades_it(
     assert ("PL217", "warning") not in told(
         one for one in offers.recipe(said, at("2.6.0")) if "edits" in one.location
     )
+
+
+def test_an_argument_that_would_be_ignored_there_degrades_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    table: Any = frameworks.accepted
+
+    def swallowing(definition: frameworks.Definition, among: Any) -> frameworks.Accepted:
+        found: frameworks.Accepted = table(definition, among)
+        old = among["torch"].version == "2.6.0"
+        named = {name: v for name, v in found.defaults.items() if name != "eps"} if old else None
+        return frameworks.Accepted(named, is_open=True) if named is not None else found
+
+    monkeypatch.setattr(frameworks, "accepted", swallowing)
+    for value, expected in ((0.5, "warning"), (1e-5, "note")):
+        model = facts(edits=edit("torch.nn:BatchNorm2d", num_features=3, eps=value))
+        found = [one for one in offers.recipe(model, at("2.6.0")) if "edits" in one.location]
+        assert told(found) == [("PL216", expected)]
 
 
 def test_of_a_pair_that_names_one_the_other_is_the_one_that_belongs_to_it() -> None:
@@ -342,6 +362,33 @@ def test_an_argument_that_is_not_here_is_left_out_if_it_was_the_default(
     whole = manifest("torch.nn:GroupNorm", {**given, "bias": True}).architecture
     assert fitting.fitted(whole, SAVED).arguments == given
     assert fitting.fitted(whole, older) == whole
+
+
+def test_a_recipe_is_built_where_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from persistlib.compat import building
+
+    path = tmp_path / "model"
+    module = torch.nn.Sequential(torch.nn.Linear(3, 2)).eval()
+    persistlib.save(module, path, example_inputs=torch.ones(1, 3))
+    assert persistlib.check(path, build=True).verdict == "ok"
+    monkeypatch.setattr("persistlib.architecture.structure.is_as_saved", lambda *_: False)
+    assert persistlib.check(path).verdict == "ok"
+    assert told(persistlib.check(path, build=True).findings) == [("PL205", "error")]
+    assert persistlib.check(path, Target(packages=INSTALLED), build=True).verdict == "ok"
+    monkeypatch.setattr(building, "package_version", {"torch": "2.6.0"}.get)
+    assert told(persistlib.check(path, build=True).findings) == [("PL205", "warning")]
+
+
+def test_a_recipe_that_is_not_built_here_is_refused_with_its_cause() -> None:
+    from persistlib.compat import building
+
+    own = replace(facts("saved_models:Nothing"), trusted=())
+    (found,) = building.structure(own, here())
+    assert (found.code, found.severity) == ("PL215", "error")
+    assert "PL303" in found.message
+    assert not told(building.structure(replace(own, trusted=None), here()))
 
 
 # Tensors, machines and files.

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     import torch
 
+    from persistlib.manifest.schema import Manifest
+
 _OURS = "_persistlib_"
 # `torch.nn.RNN` and its kin keep references to their own parameters.
 _DERIVED = frozenset({"_flat_weight_refs", "_flat_weights"})
@@ -124,6 +126,14 @@ def structure_digest(module: nn.Module, dtypes: Mapping[str, str] | None = None)
     ]
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return PREFIX + digest(text.encode())
+
+
+def is_as_saved(module: nn.Module, manifest: Manifest) -> bool:
+    """Return whether a rebuilt module is configured as the saved one was."""
+    weights = manifest.weights
+    dtypes = {record.name: record.dtype for record in weights.tensors}
+    dtypes |= {alias: dtypes[name] for alias, name in weights.aliases.items() if name in dtypes}
+    return structure_digest(module, dtypes) == manifest.architecture.structure
 
 
 def _content(

@@ -9,7 +9,7 @@ import click
 
 import persistlib
 from persistlib.cli.answer import Answer, Exit, Fields, Findings, Line, Span, Style, verdict
-from persistlib.cli.command import Spread, Verb
+from persistlib.cli.command import Spread, Verb, trust_option
 from persistlib.cli.text import command as words
 from persistlib.cli.text import counted
 from persistlib.errors import Code, Severity, error
@@ -41,12 +41,20 @@ _EXIT = {
     metavar="LICENSE...",
     help="Refuse what stands, or was made from what stands, under these: CC-BY-NC-4.0, 'GPL-*'.",
 )
+@click.option(
+    "--build",
+    is_flag=True,
+    help="Also build the module here, with torch, and compare its structure with the saved one.",
+)
+@trust_option
 @click.option("--explain", metavar="CODE", help="Tell the long story of a code, such as PL207.")
 def command(
     source: str | None,
     *,
     target: tuple[str, ...],
     forbid_license: tuple[str, ...],
+    build: bool,
+    trust: tuple[str, ...],
     explain: str | None,
 ) -> Answer:
     """Say whether a model will work here, or with other versions, without reading its weights.
@@ -58,7 +66,13 @@ def command(
         return _explained(explain)
     if source is None:
         raise click.UsageError("Missing argument 'BUNDLE|FILE'.", click.get_current_context())
-    report = persistlib.check(source, ",".join(target) or None, forbid_licenses=forbid_license)
+    report = persistlib.check(
+        source,
+        ",".join(target) or None,
+        build=build,
+        trust=trust,
+        forbid_licenses=forbid_license,
+    )
     return _judged(source, target, report)
 
 

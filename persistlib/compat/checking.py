@@ -20,7 +20,7 @@ from persistlib.graph_notes import MODEL
 from persistlib.sources import is_folder, open_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     import onnx
 
@@ -35,13 +35,20 @@ if TYPE_CHECKING:
 _COMPARED = 64 << 20
 
 
-def check_source(source: StrPath, target: Target, *, forbidden: tuple[Pattern, ...] = ()) -> Report:
+def check_source(
+    source: StrPath,
+    target: Target,
+    *,
+    forbidden: tuple[Pattern, ...] = (),
+    trusted: Collection[str] | None = None,
+) -> Report:
     """Return the verdict on a bundle, an ONNX file or a weights file.
 
     Args:
         source: its path.
         target: where it shall load.
         forbidden: licences that are not to be used.
+        trusted: packages that may be imported to build a bundle's recipe; None builds nothing.
 
     Raises:
         TargetError: nothing stands there, or no bundle.
@@ -49,7 +56,7 @@ def check_source(source: StrPath, target: Target, *, forbidden: tuple[Pattern, .
         PersistlibError: the file is not well-formed.
     """
     if is_folder(source) or not os.path.isfile(source):
-        return reading(source, lambda bundle: check_bundle(bundle, target, forbidden))
+        return reading(source, lambda bundle: check_bundle(bundle, target, forbidden, trusted))
     facts = replace(_file_facts(source), forbidden=forbidden)
     return verdict_of(findings_of(facts, target))
 
@@ -73,7 +80,12 @@ def _note(model: onnx.ModelProto, path: str) -> ModelNote | None:
     return model_notes.parse(metadata, path)
 
 
-def check_bundle(bundle: Bundle, target: Target, forbidden: tuple[Pattern, ...] = ()) -> Report:
+def check_bundle(
+    bundle: Bundle,
+    target: Target,
+    forbidden: tuple[Pattern, ...] = (),
+    trusted: Collection[str] | None = None,
+) -> Report:
     """Return the verdict on an open bundle: its manifest and each of its graphs.
 
     Raises:
@@ -86,6 +98,7 @@ def check_bundle(bundle: Bundle, target: Target, forbidden: tuple[Pattern, ...] 
         manifest=manifest,
         structures=lambda: _structures(bundle),
         forbidden=forbidden,
+        trusted=trusted,
     )
     return verdict_of(findings_of(facts, target), upgraded=bool(manifest.upgraded_from))
 

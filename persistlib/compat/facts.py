@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from persistlib.dtypes import DType
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     import onnx
 
@@ -40,6 +40,7 @@ class Facts:
             order of its manifest, of an ONNX file the one that it is.
         runtime: "torch" or "onnxruntime" where that one is meant; None for either.
         forbidden: licences that are not to be used.
+        trusted: packages that may be imported to build the recipe; None builds nothing.
     """
 
     source: str
@@ -50,6 +51,7 @@ class Facts:
     structures: Callable[[], Iterable[onnx.ModelProto]] = _none
     runtime: str | None = None
     forbidden: tuple[Pattern, ...] = ()
+    trusted: Collection[str] | None = None
 
     @property
     def said(self) -> Manifest | ModelNote | None:

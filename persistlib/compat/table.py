@@ -72,6 +72,7 @@ RULES: tuple[Rule, ...] = (
         ),
         walks=True,
     ),
+    Rule("building:structure", (Code.BUILDER_ABSENT, Code.STRUCTURE_DRIFT), walks=True),
     Rule("own_sources:drift", (Code.BUILDER_ABSENT, Code.SOURCE_DRIFT), walks=True),
     Rule("coverage:silent", (Code.TARGET_SILENT,)),
     Rule("graphs:absent", (Code.GRAPH_ABSENT,)),

@@ -71,19 +71,26 @@ _WARNING = Severity.WARNING.value
 _CHECKED = Reading(mapped=True, verify=True)
 
 
-def require_compatible(bundle: Bundle, runtime: str, *, allow_withdrawn: bool = False) -> None:
+def require_compatible(bundle: Bundle, *runtimes: str, allow_withdrawn: bool = False) -> None:
     """Refuse what cannot be used here; warn once of what is degraded.
 
     Args:
         bundle: that shall be used.
-        runtime: "torch" or "onnxruntime".
+        *runtimes: by which of "torch" and "onnxruntime"; by each of them where both are named.
         allow_withdrawn: whether a withdrawn model is warned of instead of refused.
 
     Raises:
         CompatibilityError: the verdict is "refused".
     """
-    found = check_manifest(bundle.manifest, here(), source=bundle.path, runtime=runtime).findings
-    _act_on(found, allow_withdrawn=allow_withdrawn)
+    target = here()
+    found = [
+        one
+        for runtime in runtimes
+        for one in check_manifest(
+            bundle.manifest, target, source=bundle.path, runtime=runtime
+        ).findings
+    ]
+    _act_on(dict.fromkeys(found), allow_withdrawn=allow_withdrawn)
 
 
 def _act_on(found: Iterable[Finding], *, allow_withdrawn: bool) -> None:

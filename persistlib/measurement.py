@@ -120,8 +120,7 @@ def evaluate_bundle(path: StrPath, data: Any, wishes: Wishes, *, save: bool) -> 
     def work(bundle: Bundle) -> tuple[Evaluation, str]:
         manifest = bundle.manifest
         names = _chosen(bundle, wishes)
-        for name in names:
-            require_compatible(bundle, name, allow_withdrawn=wishes.allow_withdrawn)
+        require_compatible(bundle, *names, allow_withdrawn=wishes.allow_withdrawn)
         interface = wishes.interface or manifest.interface
         trained = manifest.training.data if manifest.training is not None else None
         samples = open_samples(data, interface, trained, held_out=wishes.held_out)

@@ -384,7 +384,7 @@ DEEP_JSON = '{"a":' * 100_000
 HOSTILE: dict[str, tuple[str, str | bytes]] = {
     "no text": ("a.txt", b"\xff\xfe\xff"),
     "too large": ("a.txt", b"#" * 100 + b"\n" * (target_files.LIMIT + 1)),
-    "a long line": ("a.txt", "torch==" + "1." * target_files.LINE_LIMIT),
+    "a long line": ("a.txt", "torch==2.6 #" + "-" * target_files.LINE_LIMIT),
     "no requirement": ("a.txt", "numpy\n<html>not found</html>\n"),
     "a control character": ("a.txt", "torch==2.6\x1b[31m\n"),
     "endless includes": ("a.txt", "\n".join(f"-r {i}.txt" for i in range(100))),
@@ -402,7 +402,7 @@ HOSTILE: dict[str, tuple[str, str | bytes]] = {
     ),
     "dependencies that are none": ("pyproject.toml", "[project]\ndependencies = 1"),
     "no JSON": ("a.json", "{"),
-    "deep JSON": ("a.json", DEEP_JSON[: target_files.LINE_LIMIT]),
+    "deep JSON": ("a.json", DEEP_JSON),
     "JSON of another kind": ("a.json", '{"a": 1}'),
     "a name twice": ("a.json", '{"packages": {}, "packages": {}}'),
     "memory that is none": ("a.json", '{"packages": {}, "memory": true}'),
@@ -478,6 +478,9 @@ def test_a_file_of_many_lines_costs_what_it_holds(tmp_path: Path) -> None:
     lines = "\n".join(f"package-{number}==1.{number}" for number in range(3_000))
     target = parse_target(written(tmp_path, "a.txt", lines))
     assert len(target.packages) == 3_000
+    machine = json.dumps(as_data(target))
+    assert len(machine) > target_files.LINE_LIMIT
+    assert len(parse_target(written(tmp_path, "a.json", machine)).packages) == 3_000
 
 
 def test_the_shell_is_told_in_one_line(tmp_path: Path) -> None:

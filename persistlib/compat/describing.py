@@ -83,9 +83,9 @@ def _text(text: str) -> Description:
 
 
 def _file(path: str) -> Description:
-    text = read_text(path)
     if path.endswith(".json") or os.path.basename(path) == "Pipfile.lock":
-        return _json(path, text)
+        return _json(path, read_text(path, longest=None))
+    text = read_text(path)
     if path.endswith((".toml", ".lock")):
         from persistlib.compat.lock_files import toml_description
 

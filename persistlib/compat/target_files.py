@@ -1,6 +1,7 @@
 """Files that describe a target, read whole: small, regular, and text.
 
-A stranger's file costs no more than its size admits: `LIMIT` bytes, and `LINE_LIMIT` in a line.
+A stranger's file costs no more than its size admits: `LIMIT` bytes, and `LINE_LIMIT` characters in
+a line where there are lines (JSON mostly stands in one).
 """
 
 from __future__ import annotations
@@ -32,8 +33,12 @@ _MARKS = {
 }
 
 
-def read_text(path: str) -> str:
+def read_text(path: str, *, longest: int | None = LINE_LIMIT) -> str:
     """Return the text of a file.
+
+    Args:
+        path: of the file.
+        longest: characters that a line may have; None where the form has no lines.
 
     Raises:
         TargetError: nothing stands there, or it cannot be read.
@@ -47,8 +52,8 @@ def read_text(path: str) -> str:
     except UnicodeDecodeError as fault:
         reason = f"no {encoding.upper()} at byte {fault.start}"
         raise refused(path, reason, "save it as UTF-8") from fault
-    if any(len(line) > LINE_LIMIT for line in text.splitlines()):
-        raise refused(path, f"a line of more than {LINE_LIMIT >> 10} kB", _AGAIN)
+    if longest is not None and any(len(line) > longest for line in text.splitlines()):
+        raise refused(path, f"a line of more than {longest >> 10} kB", _AGAIN)
     return text
 
 

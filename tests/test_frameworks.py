@@ -314,9 +314,13 @@ def test_an_argument_that_would_be_ignored_there_degrades_it(
 def test_of_a_pair_that_names_one_the_other_is_the_one_that_belongs_to_it() -> None:
     assert offers.offered(at("2.6.0"))["torchvision"].version == "0.21.0"
     assert offers.offered(at("2.6"))["torchvision"].version == "0.21.0"
+    assert offers.offered(at("2.14.1"))["torchvision"].version == "0.29.2"
     assert offers.offered(at(None, "0.24.1"))["torch"].version == "2.9.1"
     ranged = at("2.6.0", "0.29.2", choices={"torchvision": frameworks.versions("torchvision")})
     assert offers.offered(ranged)["torchvision"].version == "0.21.0"
+    other = at("2.15.0", "0.21.0", choices={"torch": frameworks.versions("torch")})
+    assert offers.offered(other)["torch"].version == "2.6.0"
+    assert not told(machines.partners(facts(), other))
     assert "torchvision" not in offers.offered(at("2.6.0", is_complete=True))
     assert offers.offered(Target()) == {}
 
@@ -470,6 +474,15 @@ def test_a_python_or_machine_without_a_build_is_told(
     there: Target, expected: list[tuple[str, str]]
 ) -> None:
     assert told(machines.builds(facts(), there)) == expected
+
+
+def test_a_build_without_the_lock_serves_no_other_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    release = framework("torch", "2.15.0")
+    builds = {"Linux-x86_64": ["3.14t"]}
+    monkeypatch.setitem(release.facts, "wheels", builds)
+    assert told(machines.builds(facts(), at("2.15.0", python="3.14"))) == [("PL220", "warning")]
+    builds["Linux-x86_64"] = ["3.13+"]
+    assert not told(machines.builds(facts(), at("2.15.0", python="3.14")))
 
 
 def test_memory_and_the_order_of_bytes_are_held_against_the_weights() -> None:

@@ -118,7 +118,10 @@ def _is_built(release: Framework, target: Target) -> bool:
 
 
 def _serves(built: str, python: tuple[int, int]) -> bool:
-    numbers = tuple(map(int, built.rstrip("+t").split(".")))
+    """Return whether a build is for a Python; one without the interpreter's lock is for another."""
+    if built.endswith("t"):
+        return False
+    numbers = tuple(map(int, built.rstrip("+").split(".")))
     return python >= numbers if built.endswith("+") else python == numbers
 
 

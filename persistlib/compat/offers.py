@@ -80,15 +80,25 @@ def recipe(facts: Facts, target: Target) -> Iterator[Finding]:
 def offered(target: Target) -> Offered:
     """Return the releases of torch and torchvision of a target, by package.
 
-    Where only one of the two is named the other is the one that belongs to it; of a range of
-    torchvision the newest that belongs to the torch that is there.
+    Where only one of the two is named the other is the one that belongs to it. Of a range of one
+    the newest is taken that belongs to the other, as pip would install it.
     """
-    torch = frameworks.framework("torch", target.version("torch"))
+    torch = frameworks.framework("torch", _torch(target))
     vision = frameworks.framework("torchvision", _vision(target, torch))
     if torch is None and vision is not None:
         torch = frameworks.framework("torch", str(vision.facts["torch"]).removeprefix(">="))
     pairs = {"torch": torch, "torchvision": vision}
     return {package: found for package, found in pairs.items() if found is not None}
+
+
+def _torch(target: Target) -> str | None:
+    """Return the version of torch that a target has; of a range one for the torchvision there."""
+    version, vision = target.version("torch"), target.version("torchvision")
+    if "torch" not in target.choices or vision is None or "torchvision" in target.choices:
+        return version
+    there = frameworks.framework("torchvision", vision)
+    fitting = [one for one in target.choices["torch"] if fits(there, one)]
+    return fitting[-1] if fitting else version
 
 
 def _vision(target: Target, torch: Framework | None) -> str | None:

@@ -671,6 +671,8 @@ def finetune(
     if (done := adaptation_of(model)) is not None:
         settings.setdefault("interface", done.interface)
     place = run if isinstance(resume, bool) else resume
+    if resume is True and run is None:
+        raise error(Code.USAGE, "resume", "nothing says which run", "give run=, its folder")
     folder = loop.Folder(path=place, resume=resume is not False, overwrite=overwrite)
     known = section(Interface, settings.get("interface"))
     settings = {"folder": folder, **settings, "interface": known}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from persistlib import publish
@@ -116,8 +117,11 @@ def _panels(count: int, *, width: float = 4.5, height: float = 3.4) -> tuple[Any
 
 def _save(figure: Any, path: StrPath) -> None:
     data = io.BytesIO()
-    # Without the release of matplotlib: the same picture is the same bytes.
-    figure.savefig(data, format="png", dpi=_DPI, metadata={"Software": None})
+    with warnings.catch_warnings():
+        # A class may be named in a script that the font lacks: then boxes stand for it.
+        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
+        # Without the release of matplotlib: the same picture is the same bytes.
+        figure.savefig(data, format="png", dpi=_DPI, metadata={"Software": None})
     with publish.file(path) as out:
         out.write(data.getvalue())
 

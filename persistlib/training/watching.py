@@ -114,7 +114,7 @@ class Watch:
         from torch.utils.tensorboard import SummaryWriter
 
         # What a killed process told of later steps is told again.
-        return SummaryWriter(self._place(EVENTS), purge_step=steps or None)
+        return SummaryWriter(self._place(EVENTS), purge_step=steps + 1)
 
     def _scalar(self, name: str, value: float) -> None:
         if self._writer is not None and self._trainer is not None:

@@ -397,6 +397,11 @@ def test_a_bundle_whose_class_has_changed_since_is_loaded_in_part(
     del sys.modules["changing_models"]
 
 
+def test_two_tensors_of_a_bundle_never_get_one_name(bundle: Path) -> None:
+    with pytest.raises(PersistlibError, match=r"mix\.bias and last\.bias|last\.bias and mix\.bias"):
+        load(bundle, adapt={"rename": {"mix.bias": "x", "last.bias": "x"}})
+
+
 def test_only_a_module_is_adapted(bundle: Path) -> None:
     for how in ({"only": ["last"]}, {"runtime": "onnxruntime"}):
         for change in ({"adapt": {"classes": 2}}, {"strict": "report"}):

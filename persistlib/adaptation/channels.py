@@ -8,6 +8,8 @@ therefore keep their sum over the input channels:
 - more: they stand for the old ones in turn (red, green, blue, red, ...), and the weight of an old
   channel is divided equally among those that stand for it.
 
+So with more channels a picture whose channels are repeated in turn gives what it gave before.
+
 A grouped convolution becomes one over all channels, with zeros where a filter did not look. The law
 is tried on the model itself before it is given back.
 """

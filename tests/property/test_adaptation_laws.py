@@ -113,6 +113,21 @@ def test_the_same_picture_in_every_channel_gives_the_same_outputs(
     assert not torch.allclose(made(torch.randn(3, channels, 8, 8)), scores, atol=1e-3 * spread)
 
 
+@settings(max_examples=15)
+@given(st.sampled_from([(3, 1), (3, 3), (4, 2), (2, 2), (6, 3)]), st.integers(0, 6))
+def test_channels_repeated_in_turn_give_what_they_gave_before(
+    layout: tuple[int, int], more: int
+) -> None:
+    before, groups = layout
+    model = awake(Net(in_channels=before, groups=groups, width=12))
+    image = torch.randn(3, before, 8, 8)
+    expected = model(image)
+    channels = before + more
+    made = adapted(model, {"channels": channels, "example_inputs": image})
+    repeated = image[:, torch.arange(channels) % before]
+    assert torch.allclose(made(repeated), expected, atol=1e-4)
+
+
 @pytest.mark.parametrize("axes", [1, 3])
 @pytest.mark.parametrize("channels", [1, 3, 5])
 def test_the_same_row_or_film_in_every_channel_gives_the_same_outputs(

@@ -74,6 +74,7 @@ bench: .venv/installed
 	$(BIN)/python benchmarks/run.py --out docs/benchmarks.md
 	$(BIN)/python benchmarks/conversions.py --out docs/benchmarks-conversions.md
 	$(BIN)/python benchmarks/export.py --out docs/benchmarks-onnx.md
+	$(BIN)/python benchmarks/training.py --out docs/benchmarks-training.md
 
 lint: .venv/installed
 	$(call timed,ruff,10,$(BIN)/ruff check .; $(BIN)/ruff format --check .)

@@ -218,6 +218,18 @@ def test_a_model_without_a_graph_is_refused_where_only_graphs_run(
     assert bare.findings[0].remedy.startswith(f"persistlib identify {weights} --bundle ")
 
 
+def test_without_torch_here_a_model_lacks_torch_and_weights_lack_nothing(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = tmp_path / "w.safetensors"
+    persistlib.convert(plain, weights)
+    machine = replace(here(), packages={"onnxruntime": "1.20.1", "numpy": "2.1.0"})
+    monkeypatch.setattr("persistlib.compat.describing.here", lambda: machine)
+    report = persistlib.check(plain)
+    assert [one.code for one in report.findings if one.severity == "error"] == ["PL203"]
+    assert persistlib.check(weights).verdict == "ok"
+
+
 def test_a_target_that_names_all_it_has_lacks_what_it_does_not_name(
     plain: Path, bundle: Path, tmp_path: Path
 ) -> None:

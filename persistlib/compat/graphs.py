@@ -115,10 +115,13 @@ def kernels(facts: Facts, target: Target) -> Iterator[Finding]:
 
 
 def absent(facts: Facts, target: Target) -> Iterator[Finding]:
-    """Yield that a model has no graph, where the target has a runtime for graphs and no torch."""
+    """Yield that a model has no graph, where the target has a runtime for graphs and no torch.
+
+    Here it is not said: what is absent is told by what the model requires.
+    """
     has_graph = facts.manifest.graphs if facts.manifest is not None else facts.format == "onnx"
     version = target.version(_PACKAGE)
-    if has_graph or version is None or target.version("torch") is not None:
+    if target.is_here or has_graph or version is None or target.version("torch") is not None:
         return
     reason = f"no graph, which onnxruntime {version} needs, and no torch is named"
     yield finding(Code.GRAPH_ABSENT, facts.source, reason, converted(facts, _PACKAGE, version))

@@ -116,6 +116,24 @@ def test_check_says_that_the_model_runs_here() -> None:
     assert answer("check", BUNDLE)["data"]["verdict"] == report.verdict
 
 
+def test_this_machine_is_described_for_another_and_judged_as_it_is(tmp_path: Path) -> None:
+    told = answer("environment")["data"]
+    assert "torch" not in told["packages"]
+    assert told["packages"]["onnxruntime"]
+    assert "CPUExecutionProvider" in told["providers"]
+    machine = tmp_path / "machine.json"
+    machine.write_text(json.dumps(told), encoding="utf-8")
+    assert persistlib.check(BUNDLE, machine).verdict == persistlib.check(BUNDLE).verdict
+    assert persistlib.check(BUNDLE / "model.safetensors").verdict == "ok"
+    lock = tmp_path / "pylock.toml"
+    lock.write_text(
+        'lock-version = "1.0"\n[[packages]]\nname = "onnxruntime"\nversion = "1.15.1"\n'
+    )
+    refused = persistlib.check(BUNDLE, lock)
+    assert refused.verdict == "refused"
+    assert refused.findings[0].code == "PL207"
+
+
 def test_a_model_is_withdrawn_and_taken_back(tmp_path: Path) -> None:
     shutil.copytree(BUNDLE, tmp_path / "bundle")
     bundle = tmp_path / "bundle"

@@ -277,8 +277,8 @@ def test_check_exits_by_its_verdict(
 ) -> None:
     asked: list[Any] = []
 
-    def fake(source: str, target: Any = None, *, forbid_licenses: Any = ()) -> Report:
-        asked.append((source, target, *forbid_licenses))
+    def fake(source: str, target: Any = None, **how: Any) -> Report:
+        asked.append((source, target, *how["forbid_licenses"]))
         return Report(verdict=verdict)
 
     monkeypatch.setattr(persistlib, "check", fake, raising=False)

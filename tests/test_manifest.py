@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from older_schemas import STEPS, older, sealed
 from persistlib.canonical import encode
 from persistlib.digests import PREFIX, digest
 from persistlib.errors import IntegrityError, ManifestError, PersistlibError
@@ -81,12 +82,6 @@ def data_of(draft: Manifest) -> bytes:
 def raw_of(draft: Manifest | None = None) -> dict[str, Any]:
     raw: dict[str, Any] = json.loads(data_of(draft or manifest()))
     return raw
-
-
-def sealed(raw: dict[str, Any]) -> bytes:
-    """Return the bytes of a raw manifest with a digest that fits."""
-    content = {key: value for key, value in raw.items() if key != "digest"}
-    return encode(content | {"digest": PREFIX + digest(encode(content))})
 
 
 def refused(data: bytes, **arguments: Any) -> PersistlibError:
@@ -527,23 +522,8 @@ def test_what_makes_the_bundle_id_is_only_what_the_model_is() -> None:
 # -- upgrades ----------------------------------------------------------------------------------
 
 
-def step_09(raw: dict[str, Any]) -> dict[str, Any]:
-    """A toy step: version 0.9 kept the weights under another name, and the builder in two parts."""
-    raw["weights"] = raw.pop("tensors_and_files")
-    architecture = raw["architecture"]
-    architecture["builder"] = f"{architecture.pop('module')}:{architecture.pop('callable')}"
-    return raw
-
-
-STEPS = {"0.9": upgrades.Step("1.0", step_09)}
-
-
 def old() -> dict[str, Any]:
-    raw = raw_of()
-    raw["manifest_version"] = "0.9"
-    raw["tensors_and_files"] = raw.pop("weights")
-    architecture = raw["architecture"]
-    architecture["module"], architecture["callable"] = architecture.pop("builder").split(":")
+    raw: dict[str, Any] = json.loads(older(data_of(manifest())))
     return raw
 
 
@@ -576,7 +556,7 @@ def test_an_older_file_is_verified_as_it_is_before_it_is_upgraded() -> None:
         return raw
 
     steps = {"0.9": upgrades.Step("1.0", step)}
-    assert codes(encode(old()), steps=steps) == {"PL103"}
+    assert codes(encode(old() | {"license": "MIT"}), steps=steps) == {"PL103"}
     assert called == []
 
 

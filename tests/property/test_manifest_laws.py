@@ -10,8 +10,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from persistlib.canonical import encode
-from persistlib.digests import PREFIX, digest
+from older_schemas import sealed
 from persistlib.errors import Code, PersistlibError
 from persistlib.manifest import document
 from persistlib.manifest.schema import Environment, Manifest
@@ -19,12 +18,6 @@ from property.strategies import json_objects, json_values, manifests, texts
 
 KNOWN = {code.identifier for code in Code}
 slowly = settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
-
-
-def sealed(raw: dict[str, Any]) -> bytes:
-    """Return the bytes of a raw manifest with a digest that fits."""
-    content = {key: value for key, value in raw.items() if key != "digest"}
-    return encode(content | {"digest": PREFIX + digest(encode(content))})
 
 
 def outcome(data: bytes) -> Manifest | PersistlibError:

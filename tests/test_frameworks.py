@@ -540,6 +540,14 @@ def test_the_source_of_an_own_class_is_compared_without_importing_it(
     assert judged("own_of_frameworks.none:Net") == [("PL215", "error")]
     assert judged("nowhere_of_frameworks:Net") == [("PL215", "error")]
     assert not told(own_sources.drift(facts("own_of_frameworks:X", source=digest), Target()))
+    for name, is_here in (
+        *(("own_of_frameworks.nets:Net", True), ("nowhere_of_frameworks:Net", False)),
+        *(("builtins:abs", True), ("math:sqrt", True), ("_struct:Struct", True)),
+        *(("collections.abc:Sized", True), ("numpy.random._pcg64:PCG64", True)),
+        *(("numpy.nowhere:x", False), ("importlib:import_module", True)),
+    ):
+        found = told(own_sources.drift(facts(edits=edit(name)), here()))
+        assert found == ([] if is_here else [("PL215", "error")]), name
     assert not [name for name in sys.modules if name.startswith("own_of_frameworks")]
 
 

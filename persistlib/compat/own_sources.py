@@ -8,10 +8,12 @@ from __future__ import annotations
 import ast
 import importlib.util
 import tokenize
+from importlib.machinery import all_suffixes
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from persistlib.compat.frameworks import PACKAGES
+from persistlib.compat.recipes import Use, uses
 from persistlib.compat.severities import torch_severity
 from persistlib.digests import PREFIX, digest
 from persistlib.errors import Code, Severity, finding
@@ -28,64 +30,76 @@ _KNOWN = {*PACKAGES, "persistlib"}
 
 
 def drift(facts: Facts, target: Target) -> Iterator[Finding]:
-    """Yield that a builder's module is not here, or is not what it was."""
+    """Yield modules that the recipe names and are not here, and that the builder's has changed."""
     if facts.manifest is None or not target.is_here or facts.runtime == "onnxruntime":
         return
     architecture = facts.manifest.architecture
-    module, _, name = architecture.builder.partition(":")
-    if module.partition(".")[0] in _KNOWN:
+    named = [use for use in uses(architecture) if use.package not in _KNOWN]
+    for name in dict.fromkeys(use.name for use in named):
+        module = name.partition(":")[0]
+        if not _is_here(module):
+            remedy = "put the folder that holds it on PYTHONPATH"
+            reason = f"no module {module} is to be found here"
+            yield finding(Code.BUILDER_ABSENT, name, reason, remedy, torch_severity(facts, target))
+    if architecture.source is None or Use(architecture.builder).package in _KNOWN:
         return
-    path = _file(module)
-    if path is None:
-        reason = "its module is not to be found here"
-        remedy = "put the folder that holds it on PYTHONPATH"
-        severity = torch_severity(facts, target)
-        yield finding(Code.BUILDER_ABSENT, architecture.builder, reason, remedy, severity)
-    elif architecture.source is not None:
-        text = _defining(module, name, path)
-        if text is not None and PREFIX + digest(text.encode()) != architecture.source:
-            yield finding(
-                Code.SOURCE_DRIFT,
-                architecture.builder,
-                "its source here is not the one that saved the model",
-                f"persistlib verify --behaviour {facts.source}",
-                Severity.WARNING,
-            )
+    text = _defining(*architecture.builder.split(":"))
+    if text is not None and PREFIX + digest(text.encode()) != architecture.source:
+        reason = "its source here is not the one that saved the model"
+        remedy = f"persistlib verify --behaviour {facts.source}"
+        yield finding(Code.SOURCE_DRIFT, architecture.builder, reason, remedy, Severity.WARNING)
 
 
-def _file(module: str) -> Path | None:
-    """Return the file of a module, or None where none is found; parents are not imported."""
+def _places(module: str) -> tuple[Path, ...] | None:
+    """Return where a module may lie, without its suffix; None where only importing would tell.
+
+    Parents are not imported: of the top-level package Python is asked, below it names are folders.
+    """
     top, *below = module.split(".")
     try:
         spec = importlib.util.find_spec(top)
-    except (ImportError, ValueError):
+    except (ImportError, ValueError, AttributeError):
         return None
     if spec is None:
-        return None
+        return ()
     if not below:
-        return Path(spec.origin) if spec.origin else None
-    for folder in spec.submodule_search_locations or ():
-        place = Path(folder, *below)
-        for path in (place.with_suffix(".py"), place / "__init__.py"):
+        is_file = spec.has_location and spec.origin is not None
+        return (Path(str(spec.origin)).with_suffix(""),) if is_file else None
+    folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
+    if not all(folder.is_dir() for folder in folders):
+        return None
+    return tuple(folder.joinpath(*below) for folder in folders)
+
+
+def _is_here(module: str) -> bool:
+    """Return whether a module lies here; True where that cannot be told."""
+    places = _places(module)
+    return places is None or any(
+        place.is_dir() or any(Path(f"{place}{suffix}").is_file() for suffix in all_suffixes())
+        for place in places
+    )
+
+
+def _file(module: str) -> Path | None:
+    """Return the Python file of a module, or None where none is found."""
+    for place in _places(module) or ():
+        for path in (Path(f"{place}.py"), place / "__init__.py"):
             if path.is_file():
                 return path
     return None
 
 
-def _defining(module: str, name: str, path: Path) -> str | None:
+def _defining(module: str, name: str) -> str | None:
     """Return the text of the module that defines a name, however it is handed through."""
     for _ in range(_FORWARDED):
-        text = _text(path)
-        if text is None:
+        path = _file(module)
+        text = _text(path) if path else None
+        if path is None or text is None:
             return None
         home = _imported_from(text, module, name, is_package=path.name == "__init__.py")
         if home is None:
             return text
         module, name = home
-        following = _file(module)
-        if following is None:
-            return None
-        path = following
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import sys
@@ -289,7 +290,9 @@ def test_position_tables_are_interpolated_as_torchvision_does_it(tmp_path: Path)
     made = persistlib.load(path, adapt={"image_size": 48})
     wanted = interpolate_embeddings(48, 8, OrderedDict(model.state_dict()))
     assert all(torch.equal(tensor, wanted[name]) for name, tensor in made.state_dict().items())
-    assert record(made).changes[0].location == "encoder.pos_embedding"
+    size, table = record(made).changes
+    assert (size.kind, size.before, size.after) == ("image_size", "32x32", "48x48")
+    assert (table.kind, table.location) == ("positions", "encoder.pos_embedding")
     manifest = persistlib.save(made, tmp_path / "again")
     assert manifest.architecture.arguments["image_size"] == 48
     assert not manifest.architecture.edits
@@ -336,6 +339,26 @@ def test_names_of_a_weights_file_are_changed_by_rules(tmp_path: Path) -> None:
         with pytest.raises(PersistlibError) as caught:
             build(path, adapt={"rename": rules})
         assert caught.value.code == code.identifier
+
+
+def test_torchvisions_weights_bring_their_labels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torchvision.models import SqueezeNet1_1_Weights, squeezenet1_1
+
+    from persistlib.architecture import pretrained
+
+    known = awake(squeezenet1_1())
+    monkeypatch.setattr(pretrained, "fetch", lambda *_: copy.deepcopy(known))
+    for weights in ("DEFAULT", "IMAGENET1K_V1", SqueezeNet1_1_Weights.DEFAULT):
+        given: Any = weights
+        asked: Any = {"classes": ["goldfish", "unicorn"]}
+        made: Any = persistlib.build(f"{ZOO}:squeezenet1_1", weights=given, adapt=asked)
+        assert torch.equal(made.classifier[1].weight[0], known.classifier[1].weight[1])
+    manifest = persistlib.save(made, tmp_path / "fish")
+    assert manifest.interface.labels == ("goldfish", "unicorn")
+    assert manifest.lineage[0].relation == "adapted-from"
+    assert manifest.lineage[0].source.startswith(f"{ZOO}:squeezenet1_1:")
 
 
 def test_what_fits_is_taken_and_the_rest_is_told(tmp_path: Path) -> None:

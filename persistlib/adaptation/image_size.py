@@ -90,7 +90,7 @@ def resize(
         made, changes = _rebuilt(model, recipe, given, trust, is_square=is_square)
         _require_runs(made, trial, image, size)
         plain = Change("image_size", "", *told, f"built with {argument}")
-        return Resized(made, given, changes or (plain,))
+        return Resized(made, given, (plain, *changes))
     _require_runs(model, trial, image, size)
     return Resized(model, recipe, (Change("image_size", "", *told, "the model takes any size"),))
 
@@ -181,7 +181,7 @@ def _rebuilt(
         tensor, detail = _following(item, target, is_square=is_square)
         tensors[item.name] = item._replace(tensor=tensor)
         shapes = "x".join(map(str, item.tensor.shape)), "x".join(map(str, tensor.shape))
-        changes.append(Change("image_size", item.name, *shapes, detail))
+        changes.append(Change("positions", item.name, *shapes, detail))
     carried = _carried(model, made, from_recipe(old, trust))
     toggles, kept = module_state.training_toggles(model), kept_in_eval(model)
     module_state.assign(made, tensors)

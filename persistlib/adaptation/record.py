@@ -20,7 +20,7 @@ class Change(NamedTuple):
     """One thing that was changed.
 
     Attributes:
-        kind: "classes", "channels", "image_size" or "rename".
+        kind: "image_size", "positions", "channels" or "classes".
         location: the layer or tensor; empty where none changed.
         before: what it was, in words.
         after: what it is.

@@ -254,6 +254,27 @@ def test_dtypes_and_what_loading_does_are_those_of_the_installed_torch() -> None
             [("PL215", "error")],
         ),
         (facts("torch.nn:Quaternion"), at("2.99.0"), [("PL218", "note"), ("PL215", "warning")]),
+        (
+            facts(
+                edits=edit(
+                    "torchvision.ops:MLP",
+                    in_channels=3,
+                    hidden_channels=[3],
+                    norm_layer={"$object": "torch.nn:RMSNorm"},
+                )
+            ),
+            at("2.3.0", "0.21.0"),
+            [("PL215", "error")],
+        ),
+        (
+            facts(
+                edits=(
+                    Edit(op="set", path="", attribute="f", value=[{"$object": "torch.nn:RMSNorm"}]),
+                )
+            ),
+            at("2.3.0", "0.21.0"),
+            [("PL215", "error")],
+        ),
         (facts(arguments={"nonsense": 1}), at("2.6.0", "0.21.0"), [("PL216", "error")]),
         (facts("my.package:Net"), at("2.6.0"), []),
         (facts("torch.nn:Softplus"), at("2.0.0"), []),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from typing import TYPE_CHECKING
 
 from persistlib.calls import require_torch
@@ -58,6 +59,15 @@ def convert_whole(
 
             return convert_onnx(
                 source, destination, architecture=architecture, trust=trust, overwrite=overwrite
+            )
+        if file.format == "onnx":
+            name = os.path.splitext(os.fspath(source))[0]
+            first = shlex.join(("persistlib", "convert", os.fspath(source), name))
+            raise error(
+                Code.USAGE,
+                source,
+                "a graph is written anew from a bundle, which it gives first",
+                f"{first}, and convert that with the same options",
             )
     raise error(
         Code.USAGE,

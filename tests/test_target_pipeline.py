@@ -17,7 +17,7 @@ from torch import nn
 
 import persistlib
 from persistlib.cli.main import cli
-from persistlib.errors import ExportError
+from persistlib.errors import ExportError, UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -95,6 +95,14 @@ def test_a_bare_graph_has_a_remedy_too(tmp_path: Path) -> None:
     assert persistlib.check(tmp_path / "new.onnx", OLD).verdict == "refused"
     pasted(remedy_for(tmp_path / "new.onnx", OLD))
     assert persistlib.check(tmp_path / "new-onnxruntime-1.15.1.onnx", OLD).verdict == "ok"
+
+
+def test_a_graph_that_is_to_be_another_is_told_the_way(tmp_path: Path) -> None:
+    bundle, *_ = saved(tmp_path / "net", onnx=False)
+    persistlib.convert(bundle, tmp_path / "new.onnx")
+    with pytest.raises(UsageError, match="written anew from a bundle") as caught:
+        persistlib.convert(tmp_path / "new.onnx", tmp_path / "old.onnx", target=OLD)
+    assert f"persistlib convert {tmp_path}/new.onnx {tmp_path}/new," in str(caught.value)
 
 
 def test_a_graph_that_the_target_would_refuse_is_not_written(tmp_path: Path) -> None:

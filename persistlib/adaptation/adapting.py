@@ -61,12 +61,14 @@ class Origin:
     Attributes:
         parent: the model itself; None for initial values.
         ancestors: its own lineage.
+        unchanged: the lineage of the model if nothing is changed.
         fit: which stored tensors were taken, where not all had to be.
         renamed: stored names to the model's, where they differ.
     """
 
     parent: Lineage | None = None
     ancestors: tuple[Lineage, ...] = ()
+    unchanged: tuple[Lineage, ...] = ()
     fit: Fit | None = None
     renamed: Mapping[str, str]
 
@@ -112,7 +114,7 @@ def adapt(
         renamed={old: new for old, new in origin.renamed.items() if old != new},
         notes=work.notes,
         interface=work.interface,
-        lineage=origin.ancestors,
+        lineage=origin.unchanged,
     )
     _remember(work, record, origin)
     return work.model

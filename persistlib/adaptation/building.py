@@ -71,7 +71,8 @@ def build(
         raise error(Code.USAGE, asked, "is about a weights file", "pass weights=PATH")
     else:
         module = recipe.build(builder, weights=weights, edits=edits, trust=trust, **arguments)
-    origin = Origin(parent=recipe.origin(module), fit=fit, renamed=names)
+    parent = recipe.origin(module)
+    origin = Origin(parent=parent, unchanged=(parent,) if parent else (), fit=fit, renamed=names)
     built = recipe.recorded(module)
     assert built is not None
     interface = Interface(labels=_labels(builder, weights))

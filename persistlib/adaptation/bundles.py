@@ -74,7 +74,10 @@ def adapted(
     parent = Lineage(
         relation=RELATION, id=manifest.bundle_id, source=name, license=manifest.license
     )
-    origin = Origin(parent=parent, ancestors=manifest.lineage, fit=found, renamed=names)
+    ancestors = manifest.lineage
+    origin = Origin(
+        parent=parent, ancestors=ancestors, unchanged=ancestors, fit=found, renamed=names
+    )
     recipe = Recipe.of(manifest.architecture)
     return adapt(model, recipe, manifest.interface, wishes, origin, trust=trust)
 

@@ -30,6 +30,7 @@ BUDGETS: dict[str, int] = {
     "tests/test_provider_environments.py": 1800,  # the long suite: pip fetches 500 MB
     "tests/test_save_load.py": 120,
     "tests/test_target_pipeline.py": 180,  # pip fetches two releases of the runtime
+    "tests/test_training_resume.py": 120,  # the disk is waited for at every checkpoint
     "tests/test_zoo_bundles.py": 900,  # the long suite
 }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import random
 import shutil
@@ -16,8 +18,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import persistlib
-from persistlib.errors import PersistlibError, PersistlibWarning
-from persistlib.training import plots
+from persistlib.canonical import parse
+from persistlib.errors import Code, PersistlibError, PersistlibWarning
+from persistlib.training import checkpoints, plots
 from persistlib.training.events import BatchDone, EpochDone, WentOn
 from persistlib.training.loop import Folder
 from persistlib.training.optimizers import OPTIMIZERS
@@ -344,6 +347,42 @@ def test_a_run_that_had_no_checkpoint_yet_begins(tmp_path: Path) -> None:
     assert digest(result) == digest(finetune(None, data=arrays()))
 
 
+def strange(value: Any) -> Iterator[Any]:
+    """Yield what may stand where a value of a checkpoint stood."""
+    yield from (None, -1, 1 << 70, 1.5, "x", [], {}, [[]], {"x": None}, [value], {"x": value})
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize("how", [{}, {"schedule": "onecyclelr", "precision": "f16"}])
+def test_well_formed_bytes_of_strange_content_are_refused_or_said(
+    tmp_path: Path, how: dict[str, Any]
+) -> None:
+    """Whoever writes a file can digest it too."""
+    run, work = tmp_path / "run", tmp_path / "work"
+    broken(run, 10, data=arrays(), checkpoint_every=3, **how)
+    path = newest(run)
+    whole = json.loads((path / "state.json").read_bytes())
+    del whole["digest"]
+    refused = 0
+    for name, value in whole["facts"].items():
+        for other in strange(value):
+            shutil.copytree(run, work)
+            for folder in (work / "checkpoints").iterdir():
+                facts = {**whole["facts"], name: other}
+                data = json.dumps({**whole, "facts": facts}, sort_keys=True, separators=(",", ":"))
+                with contextlib.suppress(PersistlibError):  # no JSON of ours
+                    record = parse(data.encode(), "here", code=Code.CHECKPOINT_DAMAGED)
+                    (folder / "state.json").write_bytes(checkpoints.seal(record))
+            try:
+                changed(work, data=arrays(), progress=leave_after(0), **how)
+            except PersistlibError:
+                refused += 1
+            except LeftError:
+                pass  # it makes no difference
+            shutil.rmtree(work)
+    assert refused > 80
+
+
 # -- changed ----------------------------------------------------------------------------------
 
 
@@ -421,7 +460,7 @@ def test_layers_of_one_shape_declared_in_another_order_get_their_own_state(tmp_p
 def test_another_freeze_takes_over_what_trains_still_and_says_what_not(tmp_path: Path) -> None:
     run = tmp_path / "run"
     broken(run, 13, data=arrays())
-    kept = persistlib.training.checkpoints.read(newest(run)).below("model")
+    kept = checkpoints.read(newest(run)).below("model")
     result, said = changed(run, freeze=["0", "1"], data=arrays())
     text = "\n".join(said)
     assert "PL813 strategy" in text
@@ -447,7 +486,7 @@ def test_thawing_more_goes_on_with_the_head_and_begins_the_rest(tmp_path: Path) 
 def test_a_replaced_head_keeps_its_new_values_and_the_rest_goes_on(tmp_path: Path) -> None:
     run = tmp_path / "run"
     broken(run, 13, data=arrays())
-    kept = persistlib.training.checkpoints.read(newest(run)).below("model")
+    kept = checkpoints.read(newest(run)).below("model")
     model, head = net(), nn.Linear(8, 5)
     model[8] = head
     new = head.weight.clone()

@@ -95,7 +95,7 @@ def read(path: StrPath) -> Snapshot:
     with publish.open_folder(path) as folder:
         try:
             record = unseal(folder.read(FACTS, limit=_LIMIT), os.path.join(path, FACTS), _SCHEMA)
-            facts = plain.decode(record["facts"])
+            facts = dict(plain.decode(record["facts"]))
             tensors = _tensors(folder, record["tensors"])
         except PersistlibError as fault:
             raise _damaged(path, fault.reason) from fault

@@ -138,9 +138,25 @@ def group_numbers(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
 def put_group_numbers(
     optimizer: torch.optim.Optimizer, groups: Iterable[Mapping[str, Any]]
 ) -> None:
-    """Set each group to what `group_numbers` gave; names that it has not are passed over."""
+    """Set each group to what `group_numbers` gave; names that it has not are passed over.
+
+    Raises:
+        TypeError: a value is of another kind.
+    """
     for group, numbers in zip(optimizer.param_groups, groups, strict=True):
-        group.update({name: value for name, value in numbers.items() if name in group})
+        for name in group.keys() & numbers.keys():
+            if not _are_alike(group[name], numbers[name]):
+                raise TypeError(f"{name} is a {type(numbers[name]).__name__}")
+            group[name] = numbers[name]
+
+
+def _are_alike(one: Any, other: Any) -> bool:
+    """Return whether a number may stand for another: of their kind, tuples member by member."""
+    if isinstance(one, tuple) and isinstance(other, tuple):
+        return len(one) == len(other) and all(map(_are_alike, one, other))
+    numbers = (int, float)
+    both = isinstance(one, numbers) and isinstance(other, numbers)
+    return type(one) is type(other) or (both and bool not in {type(one), type(other)})
 
 
 def _unkept(optimizer: torch.optim.Optimizer, slot: str, value: Any) -> PersistlibError:

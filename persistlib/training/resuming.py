@@ -30,7 +30,10 @@ if TYPE_CHECKING:
     from persistlib.training.trainer import Trainer
 
 _SHOWN = 5
+_MOST = 1 << 53  # of epochs, batches and steps
 _WIDE = 120  # characters of a setting in a message
+# What well-formed bytes of strange content lead to.
+_FAULTS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 # Settings on which the place within an epoch depends.
 _PLACE = ("seed", "batch_size", "accumulate")
 # What makes no difference to the weights.
@@ -55,7 +58,7 @@ def resume(trainer: Trainer, folder: RunFolder) -> str | None:
     path, snapshot, best = chosen
     try:
         tell(_restore(trainer, snapshot, best))
-    except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as fault:
+    except _FAULTS as fault:
         reason = f"cannot be gone on from: {type(fault).__name__} {fault}"
         raise error(Code.CHECKPOINT_DAMAGED, path, reason, "begin anew") from fault
     folder.drop_after(path, trainer.best.epoch if trainer.best else 0)
@@ -78,8 +81,9 @@ def _newest_whole(
         best = found.facts.get("best")
         try:
             return path, found, folder.best(int(best["epoch"])) if best else None
-        except PersistlibError as fault:
-            reason = f"its best weights: {fault.reason}; the one before is taken"
+        except (PersistlibError, KeyError, TypeError, ValueError) as fault:
+            why = fault.reason if isinstance(fault, PersistlibError) else f"{fault}"
+            reason = f"its best weights: {why}; the one before is taken"
             warning = finding(Code.CHECKPOINT_DAMAGED, path, reason, severity=Severity.WARNING)
             damaged.append(warning)
             without = without or (path, found, None)
@@ -89,6 +93,7 @@ def _newest_whole(
 def _restore(trainer: Trainer, snapshot: Snapshot, best: Snapshot | None) -> list[Finding]:
     """Bring a trainer to a checkpoint; return what is not as it was."""
     facts = snapshot.facts
+    _require_sense(trainer, facts)
     plan, now = facts["plan"], trainer.job.plan
     _require_same_data(plan["data"], now["data"])
     _require_same_frozen(trainer, facts["frozen"])
@@ -106,6 +111,22 @@ def _restore(trainer: Trainer, snapshot: Snapshot, best: Snapshot | None) -> lis
     same_phases = plan["settings"]["strategy"] == now["settings"]["strategy"]
     trainer.stage_path = facts["stage"] if same_phases and not changes else None
     return changes
+
+
+def _require_sense(trainer: Trainer, facts: Mapping[str, Any]) -> None:
+    """Raise ValueError where what is written cannot have been a moment of a run."""
+    counts = [facts[name] for name in ("epoch", "batch", "steps")]
+    counts += [facts["tally"][name] for name in ("right", "answers")]
+    if any(type(count) is not int or not 0 <= count < _MOST for count in counts):
+        raise ValueError("a count that is none")
+    rows = [dict(row) for row in facts["history"]]
+    metrics = [*rows, dict(facts["best"]["metrics"] if facts["best"] else {})]
+    if len(rows) != facts["epoch"] or any(row["train_loss"] is None for row in rows):
+        raise ValueError("a history of another length")
+    if any(type(value) not in {int, float} for some in metrics for value in some.values()):
+        raise ValueError("a metric that is no number")
+    if facts["stage"] is not None:
+        trainer.job.model.get_submodule(facts["stage"])
 
 
 def _require_same_data(before: Mapping[str, str], now: Mapping[str, str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -156,3 +157,19 @@ def test_images_are_prepared_the_same_in_memory_and_one_by_one(
         left, right = together[index], alone[index]
         assert left[0].equal(right[0])
         assert left[1] == right[1] == data.labels[index]
+
+
+def test_prepared_images_have_a_digest_of_every_image_label_and_preparation(folder: Path) -> None:
+    data, record = open_data(folder), parse({"resize": 8})
+    every = range(len(data))
+    first = PreparedImages(data, every, record).digest
+    assert first == PreparedImages(open_data(folder), [*every], record).digest
+    others = [
+        PreparedImages(data, every[:-1], record),
+        PreparedImages(data, [*every[1:], 0], record),
+        PreparedImages(data, every, parse({"resize": 9})),
+        PreparedImages(replace(data, labels=(1, *data.labels[1:])), every, record),
+    ]
+    (folder / "owl" / "03.png").write_bytes((folder / "owl" / "04.png").read_bytes())
+    others.append(PreparedImages(open_data(folder), every, record))
+    assert len({first, *(other.digest for other in others)}) == 6

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from blake3 import blake3
 from torch.utils.data import Dataset
 
 from persistlib import preprocessing
+from persistlib.canonical import encode
+from persistlib.digests import PREFIX
 from persistlib.training.labelled import DIGITS, ImageData, Split, open_data
 
 if TYPE_CHECKING:
@@ -26,6 +29,7 @@ class PreparedImages(Dataset[tuple[torch.Tensor, int]]):
 
     Attributes:
         fixed: each is the same every time; nothing is augmented.
+        digest: of the images, their labels in order, and how they are prepared.
     """
 
     fixed = True
@@ -34,6 +38,7 @@ class PreparedImages(Dataset[tuple[torch.Tensor, int]]):
         self._images = [data.images[index] for index in indices]
         self._labels = [data.labels[index] for index in indices]
         self._record = record
+        self.digest = _digest(data, indices, record)
         self._prepared: torch.Tensor | None = None
         size = record.size
         if size and 4 * record.channels * size.height * size.width * len(indices) <= _MEMORY:
@@ -47,3 +52,10 @@ class PreparedImages(Dataset[tuple[torch.Tensor, int]]):
             return self._prepared[index], self._labels[index]
         image = preprocessing.apply([self._images[index]], self._record)[0]
         return torch.from_numpy(image), self._labels[index]
+
+
+def _digest(data: ImageData, indices: Sequence[int], record: ImagePreprocessing) -> str:
+    hasher = blake3(encode(record.to_dict()))
+    for index in indices:
+        hasher.update(data.digests[index] + data.classes[data.labels[index]].encode() + b"\n")
+    return PREFIX + hasher.hexdigest()

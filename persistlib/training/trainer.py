@@ -141,8 +141,8 @@ class Trainer:
         return Scheduler(settings.schedule, self.optimizer, length, settings.schedule_options)
 
     def _train_epoch(self, epoch: int) -> None:
-        started = time.monotonic()
         self._prepare(epoch)
+        started = time.monotonic()
         self.job.model.train()
         for number, batch in enumerate(self._batches(epoch), self.batch + 1):
             self._train_batch(epoch, number, batch)

@@ -7,6 +7,7 @@ import inspect
 import subprocess
 import sys
 import textwrap
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -691,11 +692,15 @@ def test_a_digest_of_code_changes_with_what_is_used_and_not_with_words() -> None
     assert digest("raise ValueError", "raise TypeError") != plain
 
 
-def test_findings_are_told_once_with_how_often() -> None:
+def test_a_fault_that_stands_in_many_places_is_told_once() -> None:
     many = tuple(one for _ in range(3) for one in edit("torch.nn:Nothing", path="fc"))
     found: list[Finding] = list(offers.recipe(facts(edits=many), at("2.6.0")))
-    assert len(found) == 3  # the places differ: edits.0, edits.1, edits.2
-    norm = {"$object": "torch.nn:Nothing"}
-    twice = facts(arguments={"norm_layer": [norm, norm]})
-    (one,) = offers.recipe(twice, at("2.6.0"))
-    assert one.message.endswith("(2 times)")
+    assert [one.location for one in found] == ["edits.0 fc: torch.nn:Nothing (and 2 more)"]
+
+
+def test_a_hostile_recipe_of_many_names_is_judged_in_time() -> None:
+    many = tuple(edit(f"torch.nn:Nothing{number}")[0] for number in range(5_000))
+    started = time.process_time()
+    model = facts("torch.nn:Identity", edits=many)
+    assert len(list(offers.recipe(model, at("2.0.0")))) == 5_000
+    assert time.process_time() - started < 20  # it takes a second

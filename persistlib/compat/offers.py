@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import ast
 import difflib
-from collections import Counter
+from collections import defaultdict
 from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from packaging.specifiers import SpecifierSet
@@ -68,13 +69,15 @@ def recipe(facts: Facts, target: Target) -> Iterator[Finding]:
     }
     held = Held(offered(target), saved, torch_severity(facts, target), facts.source)
     used = [use for use in uses(manifest.architecture) if use.package in held.there]
-    told: Counter[Finding] = Counter()
     for package in dict.fromkeys(use.package for use in used):
-        told.update(_unknown(held.there[package]))
+        yield from _unknown(held.there[package])
+    groups: dict[tuple[str, str, str], list[Finding]] = defaultdict(list)
     for use in used:
-        told.update(_judged(use, held))
-    for one, count in told.items():
-        yield replace(one, message=f"{one.message} ({count} times)") if count > 1 else one
+        for one in _judged(use, held):
+            groups[use.name, one.code, one.message].append(one)
+    for first, *more in groups.values():
+        also = f" (and {len(more)} more)" if more else ""
+        yield replace(first, location=first.location + also)
 
 
 def offered(target: Target) -> Offered:
@@ -148,7 +151,7 @@ def _judged(use: Use, held: Held) -> Iterator[Finding]:
 
 def _absent(use: Use, release: Framework, then: Definition | None, held: Held) -> Finding:
     reason = f"{release.package} {release.version} has no such name"
-    if first := _first_with(use, release):
+    if first := _first_with(use.name, release.package, release.place):
         remedy = f"pip install '{release.package}>={first}'"
     elif then is None and (near := _near(use, release)):
         remedy = f"did you mean {near}?"
@@ -166,17 +169,15 @@ def _near(use: Use, release: Framework) -> str | None:
     return next(iter(difflib.get_close_matches(use.name, among, 1)), None)
 
 
-def _first_with(use: Use, release: Framework, keyword: str | None = None) -> str | None:
-    """Return the first later release that has a name, and takes a keyword; or None."""
-    for version in frameworks.versions(release.package):
-        other = frameworks.framework(release.package, version)
-        if other is None or other.place <= release.place:
+@lru_cache(maxsize=4096)
+def _first_with(name: str, package: str, after: int, keyword: str | None = None) -> str | None:
+    """Return the first release after a place that has a name, and takes a keyword; or None."""
+    for version in frameworks.versions(package)[after + 1 :]:
+        other = frameworks.framework(package, version)
+        found = other.find(name) if other else None
+        if other is None or found is None:
             continue
-        found = other.find(use.name)
-        if found is None:
-            continue
-        taken = frameworks.accepted(found, {release.package: other})
-        if keyword is None or keyword in taken.defaults:
+        if keyword is None or keyword in frameworks.accepted(found, {package: other}).defaults:
             return version
     return None
 
@@ -207,7 +208,7 @@ def _refused(
     if left_out:
         reason = f"{where} has no argument {name}; its value was the default, and it is left out"
         return finding(Code.ARGUMENT_ABSENT, _place(use), reason, "", Severity.NOTE)
-    first = _first_with(use, release, name)
+    first = _first_with(use.name, release.package, release.place, name)
     remedy = (
         f"pip install '{release.package}>={first}'"
         if first

@@ -257,6 +257,28 @@ def test_a_signal_leaves_a_checkpoint_after_the_step_at_hand(tmp_path: Path, num
     assert digest(result) == digest(finetune(None))
 
 
+@pytest.mark.usefixtures("no_pictures")
+def test_a_signal_ends_the_computing_of_features_too(tmp_path: Path) -> None:
+    model, calls = two_parts(), 0
+    front = model[0]
+
+    def interrupt(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 6:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    hook = front.register_forward_hook(interrupt)
+    how: dict[str, Any] = {"freeze": ["*", "!1"], "data": arrays()}
+    with pytest.raises(KeyboardInterrupt):
+        finetune(tmp_path / "run", model=model, **how)
+    assert calls == 6
+    hook.remove()
+    again = finetune(tmp_path / "run", model=two_parts(), resume=True, **how)
+    assert again.resumed is None
+    assert digest(again) == digest(finetune(None, model=two_parts(), **how))
+
+
 def test_a_run_outside_the_main_thread_keeps_no_signal(tmp_path: Path) -> None:
     outcomes: list[Any] = []
     thread = threading.Thread(
@@ -581,3 +603,6 @@ def test_a_folder_of_its_own_may_be_named_by_resume_alone(tmp_path: Path) -> Non
     result = persistlib.finetune(model, **arrays(), resume=run, **SETTINGS)
     assert result.resumed is not None
     assert Folder().path is None
+    with pytest.raises(PersistlibError) as caught:
+        persistlib.finetune(net(), **arrays(), resume=True, **SETTINGS)
+    assert (caught.value.code, caught.value.location) == ("PL901", "resume")

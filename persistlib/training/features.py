@@ -19,7 +19,7 @@ from persistlib.architecture.freezing import is_kept_in_eval
 from persistlib.training.batches import Batches, call
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 # Kept for all samples together; beyond it the whole model is run each time.
 _MEMORY = 1 << 30
@@ -48,8 +48,17 @@ class _Entry(NamedTuple):
     random: torch.Tensor
 
 
+def _go_on() -> None:
+    """Let nothing come between two batches."""
+
+
 def stage(
-    model: torch.nn.Module, train: Batches, valid: Batches | None, *, known: str | None = None
+    model: torch.nn.Module,
+    train: Batches,
+    valid: Batches | None,
+    *,
+    known: str | None = None,
+    between: Callable[[], None] = _go_on,
 ) -> Stage:
     """Return the smallest part of a frozen model that need be run in each epoch.
 
@@ -58,24 +67,31 @@ def stage(
         train: training batches.
         valid: held-out batches.
         known: the part's path where an earlier trial found it, empty for the whole model.
+        between: called after each batch whose features were computed; what it raises ends that.
     """
     whole = Stage("", model, train, valid)
     if known is not None:
-        return _staged(model, known, train, valid) if known else whole
+        return _staged(model, known, train, valid, between) if known else whole
     if not train.fixed or not (valid is None or valid.fixed):
         return whole
     for path in _parts(model):
         size = _feature_bytes(model, path, train)
         count = (train.size or 0) + (valid.size or 0 if valid else 0)
         if size is not None and size * count <= _MEMORY:
-            return _staged(model, path, train, valid)
+            return _staged(model, path, train, valid, between)
     return whole
 
 
-def _staged(model: torch.nn.Module, path: str, train: Batches, valid: Batches | None) -> Stage:
+def _staged(
+    model: torch.nn.Module,
+    path: str,
+    train: Batches,
+    valid: Batches | None,
+    between: Callable[[], None],
+) -> Stage:
     part = model.get_submodule(path)
-    held_out = valid and _features(model, part, valid)
-    return Stage(path, part, _features(model, part, train), held_out)
+    held_out = valid and _features(model, part, valid, between)
+    return Stage(path, part, _features(model, part, train, between), held_out)
 
 
 def _parts(model: torch.nn.Module) -> Iterator[str]:
@@ -153,7 +169,9 @@ def _watched(
 
 
 @torch.no_grad()
-def _features(model: torch.nn.Module, part: torch.nn.Module, samples: Batches) -> Batches:
+def _features(
+    model: torch.nn.Module, part: torch.nn.Module, samples: Batches, between: Callable[[], None]
+) -> Batches:
     """Return the part's inputs for all samples, in batches as before."""
     model.eval()
     features: list[torch.Tensor] = []
@@ -162,6 +180,7 @@ def _features(model: torch.nn.Module, part: torch.nn.Module, samples: Batches) -
         (entry,), _ = _watched(model, part, batch.inputs)
         features.append(entry.features)
         targets.append(batch.targets)
+        between()
     pair = (torch.cat(features), torch.cat(targets))
     place = pair[0].device
     return Batches(pair, samples.name, samples.batch_size, place, seed=samples.seed)

@@ -89,7 +89,7 @@ class Trainer:
         Raises:
             TrainingError: model, loss and samples do not fit, or the loss is not finite.
             PersistlibError: memory ran out.
-            StoppedError: a signal asked for it.
+            StoppedError: a signal asked for it, and a checkpoint of what was trained stands.
         """
         settings = self.job.settings
         try:
@@ -168,9 +168,20 @@ class Trainer:
         if job.cache:
             self._where = f"epoch {epoch}, before its first batch"
             state = randomness.capture(job.device)
-            self.stage = stage(job.model, job.train, job.valid, known=self.stage_path)
+            self.stage = stage(
+                job.model,
+                job.train,
+                job.valid,
+                known=self.stage_path,
+                between=self._stop_if_asked,
+            )
             randomness.restore(state, job.device)
         self.stage_path = self.stage.path
+
+    def _stop_if_asked(self) -> None:
+        """Leave where nothing is lost by it: the last checkpoint stands, or none is needed."""
+        if self._asked.signal:
+            raise StoppedError
 
     def _batches(self, epoch: int) -> Iterator[Batch]:
         """Return the batches of an epoch that are left.
@@ -276,8 +287,7 @@ class Trainer:
             raise error(Code.LOSS_NOT_FINITE, self._where, reason, "lower lr")
         assert self._folder is not None
         self._folder.write(self.done, self.batch, snapshots.take(self))
-        if self._asked.signal:
-            raise StoppedError
+        self._stop_if_asked()
 
     def _is_finite(self) -> bool:
         return all(bool(item.isfinite().all()) for item in self.parameters.values())

@@ -315,6 +315,26 @@ def test_a_lock_file_says_all_that_is_there(
         assert target.python == "3.10"
 
 
+def test_a_lock_is_installed_without_extras_and_with_its_default_groups(tmp_path: Path) -> None:
+    text = """\
+lock-version = "1.0"
+extras = ["gpu"]
+dependency-groups = ["serve", "dev"]
+default-groups = ["serve"]
+[[packages]]
+name = "onnxruntime"
+version = "1.17.3"
+marker = "'gpu' not in extras and 'serve' in dependency_groups"
+[[packages]]
+name = "onnxruntime"
+version = "1.20.1"
+marker = "'gpu' in extras or 'dev' in dependency_groups"
+"""
+    target = parse_target(written(tmp_path, "pylock.toml", text))
+    assert target.version("onnxruntime") == "1.17.3"
+    assert not target.choices
+
+
 def test_versions_of_a_lock_are_told_apart_by_their_markers(tmp_path: Path) -> None:
     path = written(tmp_path, "uv.lock", UV)
     assert parse_target(f"{path},python==3.10").version("onnxruntime") == "1.17.3"

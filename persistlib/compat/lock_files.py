@@ -39,9 +39,10 @@ def toml_description(path: str, document: Mapping[str, Any]) -> Description:
     Raises:
         UsageError: it is none, or a member of it is malformed.
     """
+    groups: object = []
     match document:
         case {"lock-version": _, "packages": list(packages)}:
-            python = document.get("requires-python")
+            python, groups = document.get("requires-python"), document.get("default-groups", [])
         case {"package": list(packages)}:
             python = document.get("requires-python", _older_python(document.get("metadata")))
         case {"project": dict(project)}:
@@ -49,7 +50,8 @@ def toml_description(path: str, document: Mapping[str, Any]) -> Description:
         case _:
             raise refused(path, "no lock file of a known form", _NO_LOCK)
     found = (*_locked(path, packages), *_python(path, python))
-    return Description(mentions=found, is_lock=True, target=_COMPLETE)
+    named = frozenset(map(str, groups)) if isinstance(groups, list) else frozenset[str]()
+    return Description(mentions=found, is_lock=True, groups=named, target=_COMPLETE)
 
 
 def _older_python(metadata: object) -> object:
@@ -93,7 +95,8 @@ def _marker(where: str, text: Any) -> Marker:
     try:
         return Marker(str(text))
     except (InvalidMarker, RecursionError) as fault:
-        raise refused(where, f"{text!r} is no marker", _AGAIN) from fault
+        remedy = f"{_AGAIN}; or pip install --upgrade packaging, which may know it"
+        raise refused(where, f"{text!r} is no marker", remedy) from fault
 
 
 def _python(path: str, text: object) -> Iterator[Mention]:

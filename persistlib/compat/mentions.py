@@ -57,12 +57,14 @@ class Description:
         mentions: each package as often as it is named.
         constraints: versions of packages that count only where the package is mentioned.
         is_lock: whether several mentions of one package are alternatives and not one range.
+        groups: of dependencies that are installed where nobody asks for others.
         target: what else is known; it is complete where everything that is installed is named.
     """
 
     mentions: tuple[Mention, ...] = ()
     constraints: tuple[Mention, ...] = ()
     is_lock: bool = False
+    groups: frozenset[str] = frozenset()
     target: Target = field(default_factory=Target)
 
 
@@ -156,25 +158,27 @@ def _versions(one: Description, there: Mapping[str, str]) -> dict[str, Sequence[
     """Return for each package the ranges of which one holds: a single one where it is no lock."""
     found: dict[str, list[SpecifierSet]] = defaultdict(list)
     limits: dict[str, list[SpecifierSet]] = defaultdict(list)
+    asked: dict[str, str | frozenset[str]] = {**there}
+    asked |= {"extras": frozenset(), "dependency_groups": one.groups}
     for mention in one.mentions:
-        if _counts(mention, there):
+        if _counts(mention, asked):
             found[mention.name].append(mention.versions)
     for mention in one.constraints:
-        if _counts(mention, there):
+        if _counts(mention, asked):
             limits[mention.name].append(mention.versions)
     if one.is_lock:
         return dict(found)
     return {name: [reduce(and_, [*some, *limits[name]])] for name, some in found.items()}
 
 
-def _counts(mention: Mention, there: Mapping[str, str]) -> bool:
+def _counts(mention: Mention, there: Mapping[str, str | frozenset[str]]) -> bool:
     """Return whether a marker of a mention holds, or there is none."""
     from packaging.markers import UndefinedComparison, UndefinedEnvironmentName
 
     try:
         return not mention.markers or any(marker.evaluate({**there}) for marker in mention.markers)
     except (UndefinedComparison, UndefinedEnvironmentName, KeyError):
-        return True  # asks for what no environment has: a group of a lock file, an extra
+        return True  # compares what no environment says
 
 
 def _with(target: Target, name: str, ranges: Sequence[SpecifierSet]) -> Target:

@@ -6,6 +6,7 @@ import copy
 import io
 import json
 import random
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -163,6 +164,28 @@ def test_gradients_agree_with_finite_differences() -> None:
         except (PersistlibError, RuntimeError, AssertionError) as fault:  # noqa: PERF203 - names it
             raise AssertionError(f"{operator} in {case.name}") from fault
     assert count >= 100
+
+
+# Of these onnx has only cases that are too large to be differentiated number by number.
+LARGE: dict[str, tuple[np.ndarray, ...]] = {
+    "Erf": (floats(2, 3),),
+    "Slice": (floats(4, 5), np.array([1, -4]), np.array([4, 9]), np.array([0, 1])),
+}
+
+
+@pytest.mark.parametrize("operator", LARGE)
+def test_gradients_of_operators_with_large_cases_agree_with_finite_differences(
+    operator: str,
+) -> None:
+    arrays = LARGE[operator]
+    names = [f"x{i}" for i in range(len(arrays))]
+    ends = [
+        value(n, a.shape, INT64 if i else FLOAT)
+        for i, (n, a) in enumerate(zip(names, arrays, strict=True))
+    ]
+    proto = model([node(operator, names, ["y"])], ends, [value("y", "ab")], opset=17)
+    case = SimpleNamespace(model=proto, data_sets=[(list(arrays), [])], name=operator)
+    assert checked(case)
 
 
 # --- versions and kinds that onnx's tests leave out ----------------------------------------------

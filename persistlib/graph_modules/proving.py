@@ -138,7 +138,7 @@ def _is_shaky(module: nn.Module, session: Session, ways: Sequence[Drawing], limi
     Of a sum that cancels little is left but rounding: there two right runtimes differ. A wrong
     operator is as wrong in doubles, and stays a difference.
     """
-    double = _in_doubles(module)
+    double = in_doubles(module)
     for way in ways:
         inputs = draw(session.inputs, way, 0)
         wide = [t.double() if t.is_floating_point() else t for t in inputs]
@@ -156,7 +156,7 @@ def _is_shaky(module: nn.Module, session: Session, ways: Sequence[Drawing], limi
     return False
 
 
-def _in_doubles(module: nn.Module) -> nn.Module:
+def in_doubles(module: nn.Module) -> nn.Module:
     """Return a copy of the module that computes in doubles where it computed in floats."""
     whole = parse(module.config)  # type: ignore[arg-type] # a GraphModule's text
     graphs = tuple(

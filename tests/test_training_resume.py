@@ -195,6 +195,36 @@ def test_training_on_features_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     assert digest(result) == digest(uninterrupted)
 
 
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(36, 36), nn.BatchNorm1d(36)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        hidden: torch.Tensor = self.norm(self.linear(inputs))
+        return hidden.relu()
+
+
+def thawing() -> nn.Sequential:
+    """A model of which less and less is a frozen front while it thaws."""
+    torch.manual_seed(0)
+    tail = nn.Sequential(Block(), nn.Linear(36, 3))
+    return nn.Sequential(nn.Flatten(), Block(), nn.Sequential(Block(), tail))
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize("batches", [7, 10, 14, 17, 21])
+def test_a_run_broken_off_between_two_phases_thaws_what_is_next(
+    tmp_path: Path, batches: int
+) -> None:
+    """What was run once for the phase before is not taken for the next."""
+    how: dict[str, Any] = {"data": arrays(), "strategy": "gradual"}
+    uninterrupted = finetune(None, model=thawing(), **how)
+    broken(tmp_path / "run", batches, model=thawing(), **how)
+    result = finetune(tmp_path / "run", resume=True, model=thawing(), **how)
+    assert digest(result) == digest(uninterrupted)
+
+
 @pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_of_torch_goes_on_with_its_state(tmp_path: Path, name: str) -> None:
@@ -306,6 +336,13 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
+def turn(path: Path) -> None:
+    """Give a weight another shape of as many elements."""
+    before, after = b'"shape":[3,8]', b'"shape":[8,3]'
+    assert before in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(before, after))
+
+
 def empty(path: Path) -> None:
     path.write_bytes(bytes(path.stat().st_size))
 
@@ -315,7 +352,10 @@ def empty(path: Path) -> None:
     ("kind", "name", "harm"),
     [
         *(("checkpoints", "state.json", harm) for harm in (cut, flip, os.unlink)),
-        *(("checkpoints", "state.safetensors", harm) for harm in (cut, flip, empty, os.unlink)),
+        *(
+            ("checkpoints", "state.safetensors", harm)
+            for harm in (cut, flip, turn, empty, os.unlink)
+        ),
         *(("best", "state.safetensors", harm) for harm in (flip, os.unlink)),
     ],
 )
@@ -540,6 +580,17 @@ def test_other_numbers_are_said_each(tmp_path: Path) -> None:
     text = "\n".join(said)
     for fact in ("optimizer state: is another optimizer's", "schedule: begins anew"):
         assert fact in text
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_another_rate_decay_is_that_of_the_blocks_from_there_on(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    how: dict[str, Any] = {"data": arrays(), "schedule": "constant", "keep": "last"}
+    broken(run, 13, strategy={"kind": "full", "rate_decay": 0.5}, **how)
+    changed(run, strategy={"kind": "full", "rate_decay": 0.25}, **how)
+    facts = checkpoints.read(newest(run)).facts
+    rates = sorted(group["lr"] for group in facts["groups"])
+    assert rates == pytest.approx([0.02 / 16, 0.02 / 4, 0.02])
 
 
 @pytest.mark.usefixtures("no_pictures")

@@ -70,8 +70,10 @@ def stage(
         between: called after each batch whose features were computed; what it raises ends that.
     """
     whole = Stage("", model, train, valid)
-    if known is not None:
-        return _staged(model, known, train, valid, between) if known else whole
+    if known == "":
+        return whole
+    if known is not None and _holds_all(model, known):
+        return _staged(model, known, train, valid, between)
     if not train.fixed or not (valid is None or valid.fixed):
         return whole
     for path in _parts(model):
@@ -100,9 +102,16 @@ def _parts(model: torch.nn.Module) -> Iterator[str]:
     shared = names[0].split(".")[:-1]
     while shared:
         prefix = ".".join(shared)
-        if all(name.startswith(f"{prefix}.") for name in names) and _rest_is_still(model, prefix):
+        if _holds_all(model, prefix):
             yield prefix
         shared.pop()
+
+
+def _holds_all(model: torch.nn.Module, prefix: str) -> bool:
+    """Return whether all that trains, and all statistics that move, lie in a part."""
+    named = model.named_parameters(remove_duplicate=False)
+    trains = (name for name, item in named if item.requires_grad)
+    return all(name.startswith(f"{prefix}.") for name in trains) and _rest_is_still(model, prefix)
 
 
 def _rest_is_still(model: torch.nn.Module, prefix: str) -> bool:

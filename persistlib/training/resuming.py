@@ -108,8 +108,10 @@ def _restore(trainer: Trainer, snapshot: Snapshot, best: Snapshot | None) -> lis
     trainer.done, trainer.steps = int(facts["epoch"]), int(facts["steps"])
     changes += _put_place(trainer, snapshot)
     changes += _put_best(trainer, facts["best"], best)
-    same_phases = plan["settings"]["strategy"] == now["settings"]["strategy"]
-    trainer.stage_path = facts["stage"] if same_phases and not changes else None
+    # Of the phase that was at work; another one looks anew at what need be run.
+    phase, done = trainer.job.strategy.phase, trainer.done
+    is_same_phase = phase(done + 1 if facts["batch"] else max(done, 1)) == phase(done + 1)
+    trainer.stage_path = facts["stage"] if is_same_phase and not changes else None
     return changes
 
 
@@ -235,7 +237,8 @@ def _put_optimizer(trainer: Trainer, snapshot: Snapshot, taken: set[str]) -> Ite
                 _names(left), "no longer trains, or is another: its optimizer state is gone"
             )
     own = trainer.optimizer.param_groups
-    alike = len(facts["groups"]) == len(own) and all(
+    scales = [group["scale"] for group in facts["groups"]]
+    alike = scales == [group["scale"] for group in own] and all(
         before[name] == now[name] for name in ("optimizer", "optimizer_options", *_RATES)
     )
     if alike:

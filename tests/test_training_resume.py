@@ -309,6 +309,25 @@ def test_a_signal_ends_the_computing_of_features_too(tmp_path: Path) -> None:
     assert digest(again) == digest(finetune(None, model=two_parts(), **how))
 
 
+@pytest.mark.usefixtures("no_pictures")
+def test_the_same_model_goes_on_after_an_interruption_as_a_new_one_would(tmp_path: Path) -> None:
+    """A phase that was at work is not taken for what the caller froze."""
+    how: dict[str, Any] = {"data": arrays(), "strategy": "gradual"}
+    uninterrupted = digest(finetune(None, model=thawing(), **how))
+    model = thawing()
+    broken(tmp_path / "run", 10, model=model, **how)
+    assert all(item.requires_grad for item in model.parameters())
+    result, said = changed(tmp_path / "run", model=model, **how)
+    assert said == []
+    assert digest(result) == uninterrupted
+    model = thawing()
+    model[1].requires_grad_(requires_grad=False)
+    broken(tmp_path / "held", 10, model=model, **how)
+    assert not any(item.requires_grad for item in model[1].parameters())
+    _, said = changed(tmp_path / "held", model=thawing(), **how)
+    assert any("frozen before" in text for text in said)
+
+
 def test_a_run_outside_the_main_thread_keeps_no_signal(tmp_path: Path) -> None:
     outcomes: list[Any] = []
     thread = threading.Thread(

@@ -69,12 +69,7 @@ def apply(model: nn.Module, phase: Phase, held: Before) -> Frozen:
 
     Modules of which every parameter of their own is frozen keep their statistics too.
     """
-    for parameter in model.parameters():
-        if parameter.is_floating_point() or parameter.is_complex():
-            parameter.requires_grad_(id(parameter) not in held.parameters)
-    for module in model.modules():
-        if freezing.is_kept_in_eval(module) and id(module) not in held.modules:
-            freezing.let_go(module)
+    give_back(model, held)
     frozen = freezing.freeze(model, phase.freeze)
     for module in model.modules():
         own = list(module.parameters(recurse=False))
@@ -82,3 +77,13 @@ def apply(model: nn.Module, phase: Phase, held: Before) -> Frozen:
         if own and has_buffers and not any(item.requires_grad for item in own):
             freezing.keep_in_eval(module)
     return frozen
+
+
+def give_back(model: nn.Module, held: Before) -> None:
+    """Let all train again but what was frozen before the run."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point() or parameter.is_complex():
+            parameter.requires_grad_(id(parameter) not in held.parameters)
+    for module in model.modules():
+        if freezing.is_kept_in_eval(module) and id(module) not in held.modules:
+            freezing.let_go(module)

@@ -157,6 +157,7 @@ def finetune(
     with torch.inference_mode(mode=False), torch.enable_grad():
         with randomness.own(settings.seed, place), naming_memory(settings, _before):
             model.to(place)
+            data_sets = {"train": samples, "valid": held_out}
             first, plan = _strategy(model, samples, held_out, strategy, freeze, settings)
             job = Job(
                 model=model,
@@ -170,11 +171,18 @@ def finetune(
                 metrics=metrics or {},
                 cache=cache,
                 device=place,
-                plan=_plan(settings, plan, samples, held_out, loss) if where.path else {},
+                plan=_plan(model, settings, plan, data_sets, is_default=loss is None)
+                if where.path
+                else {},
             )
         # Begun anew: what was drawn to prepare must not show in the weights.
         with randomness.own(settings.seed, place):
-            trainer, kept, resumed = _run(job, where, progress or _silent, labels)
+            try:
+                trainer, kept, resumed = _run(job, where, progress or _silent, labels)
+            except BaseException:
+                # Or a second try would take the phase at hand for the caller's own wish.
+                freezes.give_back(model, job.held)
+                raise
     model.eval()
     return FinetuneResult(
         model=model,
@@ -259,19 +267,20 @@ def _loss(settings: Settings, samples: Batches, place: torch.device) -> Loss:
 
 
 def _plan(
+    model: torch.nn.Module,
     settings: Settings,
     plan: strategies.Strategy,
-    samples: Batches,
-    held_out: Batches | None,
-    loss: Loss | None,
+    data: dict[str, Batches | None],
+    *,
+    is_default: bool,
 ) -> dict[str, Any]:
     """Return what a run is known by when it goes on."""
-    data = {"train": samples, "valid": held_out}
     return {
         "settings": {**settings.to_dict(), "strategy": plan.to_dict()},
         "context": {
-            "loss": "cross_entropy" if loss is None else "custom",
-            "held_out": held_out is not None,
+            "loss": "cross_entropy" if is_default else "custom",
+            "held_out": data["valid"] is not None,
+            "frozen before": [n for n, item in model.named_parameters() if not item.requires_grad],
             "torch": str(torch.__version__),
             "threads": torch.get_num_threads(),
         },

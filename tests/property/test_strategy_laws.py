@@ -94,6 +94,7 @@ def test_frozen_means_frozen_in_every_epoch_of_every_strategy(
         assert fault.code in {"PL804", "PL805", "PL901"}  # noqa: PT017 - either outcome is right
         assert all(moments[0][name].equal(value) for name, value in model.state_dict().items())
         return
+    assert not any(item.requires_grad for name, item in model.named_parameters() if name in by_hand)
     phases: Any = result.training.strategy["phases"]
     for epoch in range(1, EPOCHS + 1):
         frozen = [phase["freeze"] for phase in phases if phase["epoch"] <= epoch][-1]

@@ -66,8 +66,9 @@ def adapted(
     }
     found: Fit | None = None
     if partly:
-        place = os.path.join(stored.path, manifest.weights.files[0].path)
-        model, tensors, found = complete(model, manifest.architecture, tensors, place, trust=trust)
+        model, tensors, found = complete(
+            model, manifest.architecture, tensors, stored.path, trust=trust
+        )
     assign(model, tensors)
     _restore(model, manifest, stored, partly=partly, names=names)
     name = manifest.name or os.path.basename(os.path.abspath(stored.path))

@@ -187,6 +187,9 @@ def test_gradual_thawing_trains_each_block_from_its_epoch_on() -> None:
             n.split(".")[0] for n, v in moments[epoch].items() if not v.equal(moments[epoch - 1][n])
         }
         assert moved == thawed
+        for block in thawed - {"3"}:
+            name = f"{block}.norm.running_mean"
+            assert not moments[epoch][name].equal(moments[epoch - 1][name])
 
 
 def test_blocks_learn_at_rates_by_their_depth() -> None:
@@ -243,9 +246,10 @@ def without_norm() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
 
 
-def test_accumulated_batches_make_the_steps_of_one_large_batch() -> None:
+@pytest.mark.parametrize("clip", [None, 0.4])
+def test_accumulated_batches_make_the_steps_of_one_large_batch(clip: float | None) -> None:
     """Up to rounding, the last and smaller step of an epoch included."""
-    how: dict[str, Any] = {"optimizer": "sgd", "schedule": "constant", "clip": 0.4}
+    how: dict[str, Any] = {"optimizer": "sgd", "schedule": "constant", "clip": clip}
     data = rows(33)
     large = finetune(without_norm(), data, **how, batch_size=33)
     small = finetune(without_norm(), data, **how, batch_size=7, accumulate=5)

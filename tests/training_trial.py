@@ -216,7 +216,10 @@ def serve() -> None:
 
 if __name__ == "__main__":
     # What every job would import.
-    for name in ("crash_shim", "matplotlib.figure", "torch.utils.tensorboard"):
+    for name in (
+        *("crash_shim", "matplotlib.figure", "torch.utils.tensorboard"),
+        *("persistlib.api", "persistlib.training.loop"),
+    ):
         importlib.import_module(name)
     torch.set_num_threads(1)
     serve()

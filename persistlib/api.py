@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, overload
 
 from persistlib.adaptation.record import Adaptation
@@ -26,17 +26,21 @@ from persistlib.errors import (
 from persistlib.formats import FORMATS, by_name, by_suffix, ending
 from persistlib.graph_wishes import GraphWishes, graph_wishes
 from persistlib.manifest.schema import Interface, Lineage, Manifest, Training
+from persistlib.materializing import materialize as materialize  # noqa: PLC0414 - public here
+from persistlib.parents import with_parent
 from persistlib.sources import BUNDLE, is_folder
 from persistlib.standing import set_status as set_status  # noqa: PLC0414 - public here
 from persistlib.standing import tell_status
 from persistlib.summary import Summary, summarize
 from persistlib.upgrading import upgrade as upgrade  # noqa: PLC0414 - public here
 from persistlib.verification import FileState, verify_files
+from persistlib.versions import log as log  # noqa: PLC0414 - public here
+from persistlib.versions import prune as prune  # noqa: PLC0414 - public here
 from persistlib.whole_models import convert_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
-    from typing import Literal, TypedDict
+    from collections.abc import Collection, Mapping, Sequence
+    from typing import Literal
 
     import torch
     from torch import nn
@@ -44,47 +48,17 @@ if TYPE_CHECKING:
 
     from persistlib.adaptation.wishes import Adapt
     from persistlib.architecture.freezing import Frozen
+    from persistlib.calls import Judging, Opening
     from persistlib.compat.targets import Target
     from persistlib.evaluation.judging import Evaluation
     from persistlib.files import StrPath
     from persistlib.graph_wishes import GraphOptions
     from persistlib.identification.reading import Identification
     from persistlib.manifest.schema import Architecture
+    from persistlib.parents import Parent
     from persistlib.patterns import Patterns, Rules
     from persistlib.runtime.session import Session
     from persistlib.training.loop import FinetuneResult
-
-    class Judging(TypedDict, total=False):
-        """What `evaluate` takes besides model, data and runtime."""
-
-        held_out: bool
-        batch_size: int
-        calls: int
-        threads: int | None
-        providers: Sequence[Any] | None
-        require: str | None
-        graph: str | None
-        trust: Collection[str]
-        allow_withdrawn: bool
-        progress: Callable[[str, int, int], None] | None
-
-    class Opening(TypedDict, total=False):
-        """What `load` takes whatever it returns."""
-
-        device: str | torch.device
-        train: bool | None
-        mmap: bool
-        verify: bool
-        strict: bool | Literal["report"]
-        trust: Collection[str]
-        adapt: Adapt | None
-        allow_withdrawn: bool
-        providers: Sequence[Any] | None
-        require: str | None
-        min_share: float | None
-        threads: int | None
-        timeout: float | None
-        graph: str | None
 
 
 _RUNTIMES = ("torch", "onnxruntime")
@@ -143,6 +117,7 @@ def save(
     name: str | None = None,
     license: str | None = None,
     onnx: bool | GraphOptions = False,
+    base: StrPath | None = None,
     sha256: bool = False,
     shard_bytes: int = SHARD_BYTES,
     overwrite: bool = False,
@@ -166,6 +141,9 @@ def save(
         license: SPDX identifier.
         onnx: whether an ONNX graph is made too, proved to compute the same; or what is asked of
             it, such as `{"opset": 17}`, see `GraphOptions`.
+        base: a bundle whose tensors are referred to where they are the same, bit for bit; only the
+            others are stored. It is found again where it stands beside `path`, elsewhere by
+            `load(..., base=)`. Of a delta, its own base is taken.
         sha256: whether every file's SHA-256 is recorded beside its BLAKE3.
         shard_bytes: weights above this many bytes are written as shards.
         overwrite: whether an old bundle at `path` is replaced.
@@ -194,7 +172,7 @@ def save(
         inputs = examples.name_inputs(model, example_inputs)
         shown = examples.Examples(inputs, examples.run(model, inputs))
         given = examples.describe_interface(given, shown)
-    plan = saving.Plan(
+    asked = saving.Plan(
         interface=given,
         examples=shown,
         training=section(Training, training),
@@ -204,9 +182,14 @@ def save(
         sha256=sha256,
         shard_bytes=shard_bytes,
     )
-    return saving.save_module(
-        model, path, plan, architecture=architecture, onnx=wishes, overwrite=overwrite
-    )
+
+    def work(parent: Parent | None) -> Manifest:
+        plan = replace(asked, parent=parent)
+        return saving.save_module(
+            model, path, plan, architecture=architecture, onnx=wishes, overwrite=overwrite
+        )
+
+    return with_parent(base, path, work)
 
 
 @overload
@@ -252,6 +235,7 @@ def load(
     trust: Collection[str] = (),
     allow_withdrawn: bool = False,
     adapt: Adapt | None = None,
+    base: StrPath | None = None,
     providers: Sequence[Any] | None = None,
     require: str | None = None,
     min_share: float | None = None,
@@ -276,6 +260,8 @@ def load(
         trust: packages beyond torchvision.models and torch.nn that may be imported.
         allow_withdrawn: whether a model that was withdrawn is opened all the same, with a warning.
         adapt: changes such as `{"classes": 20}`; see docs/adaptation.md.
+        base: where the bundle is that a delta was saved over, when it does not stand beside it; it
+            is held to the weights identity that the delta names.
         providers: ONNX Runtime execution providers in order, such as ["cuda", "cpu"], or
             [("cuda", {"device_id": 1}), "cpu"] with options; by default the CPU.
         require: the provider that must be given operators.
@@ -329,7 +315,7 @@ def load(
 
     if runtime == "torch":
         require_torch("loading a module")
-    return reading(path, work)
+    return reading(path, work, base=base)
 
 
 @dataclass(frozen=True)
@@ -350,14 +336,21 @@ class VerifyReport:
         return all(f.severity != Severity.ERROR.value for f in self.findings)
 
 
-def verify(path: StrPath, *, behaviour: bool = False, trust: Collection[str] = ()) -> VerifyReport:
-    """Compare every byte of every file of a bundle with its manifest.
+def verify(
+    path: StrPath,
+    *,
+    behaviour: bool = False,
+    trust: Collection[str] = (),
+    base: StrPath | None = None,
+) -> VerifyReport:
+    """Compare every byte of every file of a bundle with its manifest; of a delta, of its base too.
 
     Args:
         path: the folder that `save` made.
         behaviour: whether the stored example outputs are also computed again and compared, in every
             runtime that is installed here.
         trust: packages that may be imported to rebuild the module.
+        base: as `load`.
 
     Raises:
         TargetError: nothing stands at `path`, or no bundle.
@@ -373,7 +366,7 @@ def verify(path: StrPath, *, behaviour: bool = False, trust: Collection[str] = (
         return VerifyReport(result.files, findings)
 
     try:
-        return reading(path, work)
+        return reading(path, work, base=base)
     except TargetError:
         raise
     except PersistlibError as fault:

@@ -12,6 +12,7 @@ import os
 from collections import defaultdict
 from typing import TYPE_CHECKING, TypeVar
 
+from persistlib import bases
 from persistlib.canonical import SIZE_LIMIT
 from persistlib.digests import digest, digest_all
 from persistlib.errors import Code, IntegrityError, error
@@ -55,9 +56,11 @@ class Bundle:
         manifest: what the manifest says.
     """
 
-    def __init__(self, folder: Folder, manifest: Manifest) -> None:
+    def __init__(self, folder: Folder, manifest: Manifest, base: StrPath | None = None) -> None:
         self.folder = folder
         self.manifest = manifest
+        self._base_path = base
+        self._base: Bundle | None = None
 
     @property
     def path(self) -> str:
@@ -68,6 +71,30 @@ class Bundle:
         """Return the bytes of all files that the manifest vouches for, and its own."""
         own = len(document.write(self.manifest))
         return own + sum(entry.size for entry in self.manifest.verified_files())
+
+    def base(self) -> Bundle:
+        """Return the open bundle that has the tensors which this one, a delta, does not store.
+
+        Raises:
+            IntegrityError: it is not there, or is not the one.
+            PersistlibError: it is no bundle that this release can read.
+        """
+        base = self.manifest.weights.base
+        assert base is not None
+        if self._base is None:
+            folder = bases.open_base(self.path, base, self._base_path)
+            try:
+                found = _read_manifest(folder)
+                bases.require_base(self.path, base, folder.path, found)
+            except BaseException:
+                folder.close()
+                raise
+            self._base = Bundle(folder, found)
+        return self._base
+
+    def lent(self) -> tuple[TensorRecord, ...]:
+        """Return what the manifest says of the tensors that the base has."""
+        return tuple(record for record in self.manifest.weights.tensors if record.file is None)
 
     def tensors(
         self, names: Iterable[str] | None = None, *, mapped: bool = True, verify: bool = True
@@ -86,6 +113,34 @@ class Bundle:
         records = {record.name: record for record in weights.tensors}
         wanted = records if names is None else {name: records[name] for name in names}
         return self._read(weights.files, wanted, mapped=mapped, verify=verify)
+
+    def lend(
+        self, wanted: Mapping[str, TensorRecord | UnsavedTensor], *, mapped: bool, verify: bool
+    ) -> dict[str, memoryview]:
+        """Return the bytes of stored tensors for a delta that stands on this bundle; not compared.
+
+        Args:
+            wanted: what the delta says of each, by name.
+            mapped: as `tensors`.
+            verify: whether headers are compared with their digests; without, no link is followed.
+
+        Raises:
+            IntegrityError: there is no such tensor, or it is of another dtype or shape.
+        """
+        own = {record.name: record for record in self.manifest.weights.tensors}
+        by_file: dict[int, dict[str, TensorRecord | UnsavedTensor]] = defaultdict(dict)
+        for name, record in wanted.items():
+            if name not in own:
+                reason = f"it has no tensor {name}"
+                raise error(Code.BASE_WRONG, self.path, reason, _REFETCH)
+            file = own[name].file
+            assert file is not None
+            by_file[file][name] = record
+        views: dict[str, memoryview] = {}
+        for index, records in by_file.items():
+            entry = self.manifest.weights.files[index]
+            views |= self._views(entry, records, tuple(records), mapped=mapped, verify=verify)
+        return views
 
     def unsaved(self, *, mapped: bool = True, verify: bool = True) -> dict[str, memoryview]:
         """Return the bytes of the stored tensors that are no part of the state_dict.
@@ -165,26 +220,25 @@ class Bundle:
         mapped: bool,
         verify: bool,
     ) -> dict[str, memoryview]:
-        by_file: dict[int, dict[str, _Record]] = defaultdict(dict)
+        by_file: dict[int | None, dict[str, _Record]] = defaultdict(dict)
         for name, record in wanted.items():
-            assert record.file is not None
             by_file[record.file][name] = record
         views: dict[str, memoryview] = {}
+        places: dict[int | None, str] = {}
         for index, records in by_file.items():
-            views |= self._views(
-                files[index], records, tuple(records), mapped=mapped, verify=verify
-            )
+            if index is None:
+                views |= self.base().lend(records, mapped=mapped, verify=verify)
+                places[index] = self.base().path
+            else:
+                names, places[index] = tuple(records), self.place(files[index])
+                views |= self._views(files[index], records, names, mapped=mapped, verify=verify)
         if verify:
             digests = digest_all([views[name] for name in wanted])
-            for (name, record), found in zip(wanted.items(), digests, strict=True):
-                if found != record.blake3:
-                    assert record.file is not None
-                    raise error(
-                        Code.TENSOR_DIGEST,
-                        f"{self.place(files[record.file])}: {name}",
-                        "the tensor's bytes differ from its digest",
-                        _REFETCH,
-                    )
+            for (name, record), computed in zip(wanted.items(), digests, strict=True):
+                if computed != record.blake3:
+                    place = f"{places[record.file]}: {name}"
+                    reason = "the tensor's bytes differ from its digest"
+                    raise error(Code.TENSOR_DIGEST, place, reason, _REFETCH)
         return {name: views[name] for name in wanted}
 
     def _views(
@@ -262,11 +316,18 @@ class Bundle:
         fault: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if self._base is not None:
+            self._base.folder.close()
         self.folder.close()
 
 
-def open_bundle(path: StrPath) -> Bundle:
+def open_bundle(path: StrPath, base: StrPath | None = None) -> Bundle:
     """Return the bundle at `path` with its manifest read and checked; no weight is read.
+
+    Args:
+        path: the folder.
+        base: where the bundle is that a delta stands on; None for where its manifest says. A bundle
+            that is whole needs none, and looks at none.
 
     Raises:
         TargetError: nothing stands there, or no bundle.
@@ -275,7 +336,7 @@ def open_bundle(path: StrPath) -> Bundle:
     """
     folder = open_folder(path)
     try:
-        return Bundle(folder, _read_manifest(folder))
+        return Bundle(folder, _read_manifest(folder), base)
     except BaseException:
         folder.close()
         raise
@@ -296,18 +357,23 @@ def not_a_bundle(path: StrPath) -> PersistlibError:
     return error(Code.NOT_A_BUNDLE, path, f"no {document.NAME} in it", remedy)
 
 
-def reading(path: StrPath, work: Callable[[Bundle], _T]) -> _T:
+def reading(path: StrPath, work: Callable[[Bundle], _T], *, base: StrPath | None = None) -> _T:
     """Return what `work` makes of the bundle at `path`, from one whole version of it.
 
     A writer that replaces the bundle sweeps the old one while it may still be read: then the work
     begins again on the new one.
+
+    Args:
+        path: the bundle.
+        work: what is done with it while it is open.
+        base: as `open_bundle`.
 
     Raises:
         PersistlibError: as `open_bundle` and `work`.
     """
     for _ in range(_ATTEMPTS):
         with contextlib.suppress(_ReplacedError):
-            return _attempt(path, work)
+            return _attempt(path, work, base)
     raise error(Code.SOURCE_READ, path, "replaced faster than it can be read", "try again")
 
 
@@ -315,9 +381,9 @@ class _ReplacedError(Exception):
     """A writer put another version in the place of the folder that is being read."""
 
 
-def _attempt(path: StrPath, work: Callable[[Bundle], _T]) -> _T:
+def _attempt(path: StrPath, work: Callable[[Bundle], _T], base: StrPath | None) -> _T:
     try:
-        bundle = open_bundle(path)
+        bundle = open_bundle(path, base)
     except IntegrityError as fault:
         if fault.code == Code.FILE_MISSING.identifier:
             raise _ReplacedError from fault

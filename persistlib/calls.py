@@ -12,9 +12,48 @@ from persistlib.installed import is_importable
 from persistlib.manifest.schema import Section
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Collection, Mapping, Sequence
+    from typing import Literal, TypedDict
 
+    import torch
+
+    from persistlib.adaptation.wishes import Adapt
+    from persistlib.files import StrPath
     from persistlib.patterns import Patterns
+
+    class Judging(TypedDict, total=False):
+        """What `evaluate` takes besides model, data and runtime."""
+
+        held_out: bool
+        batch_size: int
+        calls: int
+        threads: int | None
+        providers: Sequence[Any] | None
+        require: str | None
+        graph: str | None
+        trust: Collection[str]
+        allow_withdrawn: bool
+        progress: Callable[[str, int, int], None] | None
+
+    class Opening(TypedDict, total=False):
+        """What `load` takes whatever it returns."""
+
+        device: str | torch.device
+        train: bool | None
+        mmap: bool
+        verify: bool
+        strict: bool | Literal["report"]
+        trust: Collection[str]
+        adapt: Adapt | None
+        base: StrPath | None
+        allow_withdrawn: bool
+        providers: Sequence[Any] | None
+        require: str | None
+        min_share: float | None
+        threads: int | None
+        timeout: float | None
+        graph: str | None
+
 
 _Section = TypeVar("_Section", bound=Section)
 

@@ -94,6 +94,8 @@ class Code(Enum):
     TENSOR_DIGEST = ("PL117", IntegrityError, "a tensor's bytes differ from its digest")
     BEHAVIOUR = ("PL118", IntegrityError, "recomputed outputs differ from the stored ones")
     DOCUMENT_MISSING = ("PL119", IntegrityError, "a listed document is missing")
+    BASE_MISSING = ("PL120", IntegrityError, "the bundle that a delta stands on is not there")
+    BASE_WRONG = ("PL121", IntegrityError, "it is not the bundle that a delta stands on")
 
     PYTHON_VERSION = ("PL201", CompatibilityError, "this Python is outside the required range")
     PACKAGE_VERSION = ("PL202", CompatibilityError, "a package is outside the required range")
@@ -163,6 +165,7 @@ class Code(Enum):
     SOURCE_MISSING = ("PL412", TargetError, "nothing stands there")
     SOURCE_READ = ("PL413", TargetError, "reading failed")
     NAME_UNSAFE = ("PL414", TargetError, "a file name that does not stay in its folder")
+    TARGET_NEEDED = ("PL415", TargetError, "another bundle stands on the one that would go")
 
     FORMAT_UNKNOWN = ("PL501", FormatError, "not a format that persistlib knows")
     FORMAT_HEADER = ("PL502", FormatError, "a header breaks its format's rules")

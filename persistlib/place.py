@@ -103,6 +103,10 @@ class Place:
         before = self.leftovers("old")
         return self._name("old", int(before[-1][-16:], 16) + 1 if before else 0)
 
+    def gone(self) -> str:
+        """Return an unused name for a version that is to be deleted."""
+        return self._name("gone", secrets.randbits(64))
+
     def leftovers(self, *kinds: str, among: Iterable[str] | None = None) -> list[str]:
         """Return the names of these kinds that stand in the parent, sorted.
 
@@ -146,7 +150,7 @@ class Place:
             with contextlib.suppress(OSError):
                 doomed = name
                 if self.leftovers("old", among=[name]):
-                    doomed = self._name("gone", secrets.randbits(64))
+                    doomed = self.gone()
                     self.rename(name, doomed)
                 _remove(self.fd, doomed)
 

@@ -7,10 +7,9 @@ all of that holds is the folder published; otherwise it is removed.
 
 from __future__ import annotations
 
-import contextlib
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -27,11 +26,10 @@ from persistlib.architecture.module_state import (
     tensor_bytes,
     unsaved_tensors,
 )
-from persistlib.bundle import CARD, EXAMPLES, GRAPH, SHARD_BYTES, STATE, WEIGHTS
-from persistlib.canonical import SIZE_LIMIT
+from persistlib.bundle import CARD, EXAMPLES, SHARD_BYTES, STATE, WEIGHTS
 from persistlib.clock import timestamp
 from persistlib.digests import digest
-from persistlib.errors import Code, PersistlibError, Severity, error, finding, tell
+from persistlib.errors import Code, Severity, error, finding, tell
 from persistlib.graph_wishes import GraphWishes
 from persistlib.manifest import document
 from persistlib.manifest.schema import Examples as ExamplesRecord
@@ -47,8 +45,9 @@ from persistlib.manifest.schema import (
     Weights,
 )
 from persistlib.model_notes import ModelNote, noted_lineage, render
-from persistlib.upkeep import is_left_copy
-from persistlib.writing import write_file, write_tensors
+from persistlib.parents import require_unneeded
+from persistlib.upkeep import foreign_files
+from persistlib.writing import Written, write_file, write_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -60,10 +59,10 @@ if TYPE_CHECKING:
     from persistlib.errors import Finding
     from persistlib.examples import Examples
     from persistlib.export.onnx_export import Exported
-    from persistlib.files import Folder, StrPath
+    from persistlib.files import StrPath
     from persistlib.manifest.schema import Architecture, Lineage, Training
+    from persistlib.parents import Parent
     from persistlib.publish import NewFolder
-from persistlib.writing import Written
 
 _PACKAGES = ("torch", "torchvision", "numpy", "safetensors")
 _GRAPH_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -91,6 +90,7 @@ class Plan:
         status: whether the model may be used.
         requires: packages that the module cannot be rebuilt without, beyond torch, each with the
             versions that will do.
+        parent: a whole bundle whose equal tensors are referred to instead of stored.
     """
 
     interface: Interface
@@ -103,6 +103,7 @@ class Plan:
     shard_bytes: int = SHARD_BYTES
     status: Status = field(default_factory=Status)
     requires: Mapping[str, str] = field(default_factory=dict)
+    parent: Parent | None = None
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,8 @@ def save_module(
     Raises:
         PersistlibError: see `persistlib.save`.
     """
+    if overwrite:
+        require_unneeded(path)
     state = capture(model)
     with (
         publish.folder(path, overwrite=overwrite, foreign=foreign_files) as folder,
@@ -172,7 +175,7 @@ def save_module(
 
 
 def _write_weights(folder: NewFolder, state: ModuleState, plan: Plan) -> Written:
-    """Write the tensors of a state_dict while others try the module.
+    """Write the tensors of a state_dict that no parent has, while others try the module.
 
     A trial may change buffers for its duration, so copies of them are written; parameters that
     change meanwhile are a torn state that nobody asked to save.
@@ -185,13 +188,18 @@ def _write_weights(folder: NewFolder, state: ModuleState, plan: Plan) -> Written
         item.name: item.tensor if item.is_parameter else item.tensor.detach().clone()
         for item in state.tensors
     }
-    written = write_tensors(
-        folder,
-        TensorCheckpoint(stored, state.aliases),
-        stem=WEIGHTS,
-        limit=plan.shard_bytes,
-        sha256=plan.sha256,
-    )
+    known = {} if plan.parent is None else _lent(plan.parent, stored)
+    own = {name: tensor for name, tensor in stored.items() if name not in known}
+    written = Written((), None, {}, {})
+    if own:
+        written = write_tensors(
+            folder,
+            TensorCheckpoint(own, state.aliases),
+            stem=WEIGHTS,
+            limit=plan.shard_bytes,
+            sha256=plan.sha256,
+        )
+    written = replace(written, digests={**written.digests, **known})
     for name, tensor, is_parameter in state.tensors:
         if is_parameter and tensor._version != versions[name]:  # noqa: SLF001 - as above
             raise error(
@@ -201,6 +209,17 @@ def _write_weights(folder: NewFolder, state: ModuleState, plan: Plan) -> Written
                 "save between training steps, and outside the model's own forward",
             )
     return written
+
+
+def _lent(parent: Parent, stored: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """Return the digests of the tensors that a parent has, bit for bit, under the same names."""
+    found: dict[str, str] = {}
+    for name, tensor in stored.items():
+        row = parent.tensors.get(name)
+        alike = (dtype_of(tensor).name, tuple(tensor.shape))
+        if row is not None and (row.dtype, row.shape) == alike:
+            found[name] = digest(tensor_bytes(tensor))
+    return {name: known for name, known in found.items() if known == parent.tensors[name].blake3}
 
 
 def _probe(plan: Plan) -> tuple[torch.Tensor, ...] | None:
@@ -305,21 +324,6 @@ def _export(model: nn.Module, plan: Plan, noted: _Noted, wishes: GraphWishes) ->
     return Proved(exported, prove(model, exported))
 
 
-def foreign_files(folder: Folder) -> list[str]:
-    """Return the names in an old bundle that are not persistlib's to delete."""
-    names = set(folder.names())
-    own = {document.NAME, CARD, EXAMPLES, STATE, GRAPH}
-    with contextlib.suppress(PersistlibError):
-        data = folder.read(document.NAME, limit=SIZE_LIMIT)
-        manifest = document.read(data)
-        own |= {entry.path for entry in manifest.verified_files()} | set(manifest.documents)
-        return sorted(name for name in names - own if not is_left_copy(folder, name))
-    ours = names - own
-    return sorted(
-        n for n in ours if not n.startswith(f"{WEIGHTS}-") and n != f"{WEIGHTS}.safetensors"
-    )
-
-
 def _previous_card(path: StrPath) -> str | None:
     try:
         with open(os.path.join(path, CARD), encoding="utf-8") as handle:
@@ -332,7 +336,7 @@ def _write(folder: NewFolder, prepared: _Prepared, plan: Plan, written: Written)
     """Write every other file of the bundle, the manifest last, and return it."""
     state, graph = prepared.state, prepared.graph
     devices = {item.tensor.device for item in state.tensors}
-    weights = _weights(state, written)
+    weights = _weights(state, written, plan.parent)
     draft = Manifest(
         writer=installed.writer(),
         bundle_id=document.UNSEALED,
@@ -366,14 +370,14 @@ def _write(folder: NewFolder, prepared: _Prepared, plan: Plan, written: Written)
     return manifest
 
 
-def _weights(state: ModuleState, written: Written) -> Weights:
+def _weights(state: ModuleState, written: Written, parent: Parent | None) -> Weights:
     records = tuple(
         TensorRecord(
             name=item.name,
             dtype=dtype_of(item.tensor).name,
             shape=tuple(item.tensor.shape),
             blake3=written.digests[item.name],
-            file=written.placed[item.name],
+            file=written.placed.get(item.name),
             role="parameter" if item.is_parameter else "buffer",
             frozen=item.frozen,
         )
@@ -381,6 +385,7 @@ def _weights(state: ModuleState, written: Written) -> Weights:
     )
     draft = Weights(
         identity=document.UNSEALED,
+        base=parent.record if parent and len(written.placed) < len(records) else None,
         index=written.index,
         files=written.files,
         tensors=records,

@@ -13,7 +13,7 @@ import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from persistlib.amendment import amended
-from persistlib.bundle import not_a_bundle
+from persistlib.bundle import CARD, EXAMPLES, GRAPH, STATE, WEIGHTS, not_a_bundle
 from persistlib.canonical import SIZE_LIMIT
 from persistlib.digests import digest
 from persistlib.errors import PersistlibError
@@ -97,6 +97,21 @@ def is_left_copy(folder: Folder, name: str) -> bool:
     """Return whether a file is the copy of the manifest that an interrupted upgrade left."""
     return _KEPT.fullmatch(name) is not None and _holds(
         folder, name, folder.read(document.NAME, limit=SIZE_LIMIT)
+    )
+
+
+def foreign_files(folder: Folder) -> list[str]:
+    """Return the names in an old bundle that are not persistlib's to delete."""
+    names = set(folder.names())
+    own = {document.NAME, CARD, EXAMPLES, STATE, GRAPH}
+    with contextlib.suppress(PersistlibError):
+        data = folder.read(document.NAME, limit=SIZE_LIMIT)
+        manifest = document.read(data)
+        own |= {entry.path for entry in manifest.verified_files()} | set(manifest.documents)
+        return sorted(name for name in names - own if not is_left_copy(folder, name))
+    ours = names - own
+    return sorted(
+        n for n in ours if not n.startswith(f"{WEIGHTS}-") and n != f"{WEIGHTS}.safetensors"
     )
 
 

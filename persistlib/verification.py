@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from persistlib.compat import Target, standing
 from persistlib.compat.facts import Facts
 from persistlib.digests import digest_all
-from persistlib.errors import Code, Finding, PersistlibError, Severity, finding
+from persistlib.dtypes import DType
+from persistlib.errors import Code, Finding, PersistlibError, Severity, error_of, finding
 from persistlib.manifest import document
 from persistlib.upkeep import is_left_copy
 
@@ -53,8 +54,47 @@ def verify_files(bundle: Bundle) -> Verification:
         faults = tuple(_file_findings(bundle, entry))
         states.append(FileState(entry.path, entry.size, ok=not faults))
         findings.extend(faults)
+    if manifest.weights.base is not None:
+        state, lent_faults = _base_state(bundle)
+        states.append(state)
+        findings.extend(lent_faults)
     findings += [*_listing_findings(bundle), *_status_notes(bundle)]
     return Verification(tuple(states), tuple(findings))
+
+
+def require_intact(bundle: Bundle) -> None:
+    """Refuse a bundle of which `verify_files` finds a fault.
+
+    Raises:
+        IntegrityError: it finds one.
+    """
+    findings = verify_files(bundle).findings
+    if any(found.severity == Severity.ERROR.value for found in findings):
+        raise error_of(findings)
+
+
+def _base_state(bundle: Bundle) -> tuple[FileState, tuple[Finding, ...]]:
+    """Return what was found of the tensors that a delta's base has, down to every wrong one."""
+    base, lent = bundle.manifest.weights.base, bundle.lent()
+    assert base is not None
+    name = f"base {base.hint or base.identity}"
+    size = sum(DType[row.dtype].nbytes(row.shape) for row in lent)
+    try:
+        whole = bundle.base()
+        views = whole.lend({row.name: row for row in lent}, mapped=True, verify=True)
+    except PersistlibError as fault:
+        return FileState(name, size, ok=False), fault.findings
+    faults = tuple(
+        finding(
+            Code.TENSOR_DIGEST,
+            f"{whole.path}: {row.name}",
+            "the tensor's bytes differ from the digest that the delta recorded",
+            _REFETCH,
+        )
+        for row, found in zip(lent, digest_all([*views.values()]), strict=True)
+        if found != row.blake3
+    )
+    return FileState(name, size, ok=not faults), faults
 
 
 def _status_notes(bundle: Bundle) -> Iterator[Finding]:

@@ -462,7 +462,7 @@ def test_a_failing_call_leaves_the_bundle_as_it_was(memory: Path, fault: str) ->
 def test_what_an_interrupted_upgrade_left_does_not_stop_a_save(bundle: Path) -> None:
     from persistlib.files import Folder
     from persistlib.gap import open_folder
-    from persistlib.saving import foreign_files
+    from persistlib.upkeep import foreign_files
 
     old = make_older(bundle)
     (bundle / "manifest-0.9.json").write_bytes(old)

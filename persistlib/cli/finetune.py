@@ -251,11 +251,11 @@ class _RehearsedError(Exception):
 
 def _rehearse(out: str, *, overwrite: bool) -> None:
     """Fail now, not after the training, where the bundle cannot be put in its place."""
-    from persistlib import publish, saving
+    from persistlib import publish, upkeep
 
     with (
         suppress(_RehearsedError),
-        publish.folder(out, overwrite=overwrite, foreign=saving.foreign_files),
+        publish.folder(out, overwrite=overwrite, foreign=upkeep.foreign_files),
     ):
         raise _RehearsedError
 

@@ -44,10 +44,13 @@ VERBS = {
     "providers": Entry("Look", "Show what ONNX Runtime can compute with here, and why not more."),
     "environment": Entry("Look", "Describe this machine, so that another can check for it."),
     "evaluate": Entry("Look", "Measure how often a model is right, and how fast it is."),
+    "log": Entry("Look", "List the versions in a folder, how they did and what they cost."),
     "verify": Entry("Trust", "Compare every byte with what was saved."),
     "check": Entry("Trust", "Say whether a model will work here, or elsewhere."),
     "status": Entry("Trust", "Show whether a model may be used, withdraw or supersede it."),
     "upgrade": Entry("Trust", "Bring older bundles to this release's manifest, in place."),
+    "materialize": Entry("Trust", "Make a bundle that stands on another one whole."),
+    "prune": Entry("Trust", "Remove older versions, and none that others stand on."),
 }
 
 # What other tools call it.
@@ -70,6 +73,10 @@ _OTHER_NAMES = {
     "devices": "providers",
     "withdraw": "status",
     "migrate": "upgrade",
+    "versions": "log",
+    "history": "log",
+    "flatten": "materialize",
+    "clean": "prune",
 }
 
 _TOUR = (

@@ -207,6 +207,8 @@ def _files(manifest: Manifest) -> Iterator[Row]:
     if manifest.examples:
         yield "examples", listing(tuple(entry.path for entry in manifest.examples.files))
     if base := manifest.weights.base:
-        yield "base", f"{base.identity}" + (f" ({base.hint})" if base.hint else "")
+        lent = sum(record.file is None for record in manifest.weights.tensors)
+        where = base.hint or "elsewhere"
+        yield "stands on", f"{where} for {counted(lent, 'tensor')} · {base.identity[:_SHORT]}…"
     yield "bundle", manifest.bundle_id
     yield "weights", manifest.weights.identity

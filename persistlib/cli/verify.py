@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 @click.command("verify", cls=Verb)
 @click.argument("bundle")
 @click.option("--behaviour", is_flag=True, help="Also run the stored examples and compare.")
+@click.option("--base", help="The bundle that BUNDLE stands on, where it is not beside it.")
 @trust_option
-def command(bundle: str, *, behaviour: bool, trust: tuple[str, ...]) -> Answer:
-    """Compare every byte of BUNDLE with what was saved.
+def command(bundle: str, *, behaviour: bool, base: str | None, trust: tuple[str, ...]) -> Answer:
+    """Compare every byte of BUNDLE with what was saved, and of what it stands on.
 
     Exits with 0 when all is intact, with 1 when anything differs.
     """
-    report = persistlib.verify(bundle, behaviour=behaviour, trust=trust)
+    report = persistlib.verify(bundle, behaviour=behaviour, trust=trust, base=base)
     files = tuple(report.files)
     text = "intact" if report.ok else "NOT intact"
     findings = tuple(report.findings)

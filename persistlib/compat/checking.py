@@ -15,6 +15,7 @@ from persistlib.compat.facts import Facts
 from persistlib.compat.graph_reading import read_structure, structure_of
 from persistlib.compat.judging import findings_of
 from persistlib.compat.verdicts import verdict_of
+from persistlib.errors import PersistlibError, Severity
 from persistlib.formats import by_content
 from persistlib.graph_notes import MODEL
 from persistlib.sources import is_folder, open_file
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from persistlib.bundle import Bundle
     from persistlib.compat.targets import Target
     from persistlib.compat.verdicts import Report
+    from persistlib.errors import Finding
     from persistlib.files import StrPath
     from persistlib.licenses import Pattern
     from persistlib.model_notes import ModelNote
@@ -100,7 +102,20 @@ def check_bundle(
         forbidden=forbidden,
         trusted=trusted,
     )
-    return verdict_of(findings_of(facts, target), upgraded=bool(manifest.upgraded_from))
+    found = (*findings_of(facts, target), *_base_findings(bundle))
+    return verdict_of(found, upgraded=bool(manifest.upgraded_from))
+
+
+def _base_findings(bundle: Bundle) -> Iterator[Finding]:
+    """Yield that the bundle's base is not to be had; with a graph of its own it still runs."""
+    if bundle.manifest.weights.base is None:
+        return
+    try:
+        bundle.base()
+    except PersistlibError as fault:
+        severity = Severity.WARNING if bundle.manifest.graphs else Severity.ERROR
+        for found in fault.findings:
+            yield replace(found, severity=severity.value)
 
 
 def _structures(bundle: Bundle) -> Iterator[onnx.ModelProto]:

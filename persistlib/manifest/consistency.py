@@ -32,6 +32,7 @@ def contradictions(manifest: Manifest, location: object) -> Iterator[Finding]:
     """Yield every place where two fields of the manifest cannot both be true."""
     faults = [*_name_faults(manifest), *_file_faults(manifest)]
     faults += [*_tensor_faults(manifest), *_layout_faults(manifest), *_recipe_faults(manifest)]
+    faults += _base_faults(manifest)
     for field, reason in faults:
         yield finding(Code.MANIFEST_FIELD, f"{location}: {field}", reason, REFETCH)
     if faults:
@@ -80,6 +81,17 @@ def _tensor_faults(manifest: Manifest) -> Iterator[tuple[str, str]]:
         (f"state.unsaved_buffers.{n}", tensor) for n, tensor in state.unsaved_buffers.items()
     ]
     yield from _misplaced("state.files", state.files, unsaved)
+
+
+def _base_faults(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    """Yield the tensors that no file holds where there is no base, and a base without any."""
+    weights = manifest.weights
+    lent = [index for index, record in enumerate(weights.tensors) if record.file is None]
+    if weights.base is None:
+        for index in lent:
+            yield f"weights.tensors.{index}.file", "is null, and there is no base"
+    elif not lent:
+        yield "weights.base", "every tensor is stored here"
 
 
 def _misplaced(

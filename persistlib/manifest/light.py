@@ -109,12 +109,12 @@ def read(data: bytes) -> Manifest | None:
 
 def _is_beyond_the_schema(manifest: Manifest, data: bytes) -> bool:
     """Return whether a rule that is code, not schema, might refuse the manifest."""
-    names = [*(entry.path for entry in manifest.verified_files()), *manifest.documents]
-    has_hint = manifest.weights.base is not None and manifest.weights.base.hint is not None
+    base = manifest.weights.base
+    hints = (base.hint,) if base is not None and base.hint is not None else ()
+    names = [*(entry.path for entry in manifest.verified_files()), *manifest.documents, *hints]
     return (
         b"\\u0000" in data  # in a tensor's name
         or bool(manifest.extensions)
-        or has_hint
         or any(name_fault(name) for name in names)
     )
 

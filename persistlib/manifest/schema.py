@@ -187,7 +187,7 @@ class TensorRecord(Section):
         dtype: element type.
         shape: extents.
         blake3: digest of its little-endian row-major bytes.
-        file: index into the section's files.
+        file: index into the section's files; null for a tensor that the base holds.
         role: parameter or buffer.
         frozen: a parameter that does not train (`requires_grad` false).
     """
@@ -196,13 +196,13 @@ class TensorRecord(Section):
     dtype: DTypeName
     shape: Shape
     blake3: Digest
-    file: Count
+    file: Count | None
     role: Literal["parameter", "buffer"]
     frozen: bool = False
 
 
 class Base(Section):
-    """The full bundle that a delta stands on.
+    """The whole bundle that a delta stands on; it has every tensor that the delta does not store.
 
     Attributes:
         identity: its weights identity.

@@ -14,15 +14,16 @@ from persistlib.bundle import GRAPH
 from persistlib.canonical import SIZE_LIMIT
 from persistlib.conversion import ToldGraph
 from persistlib.dtypes import DType
-from persistlib.errors import Code, PersistlibError, error, error_of
+from persistlib.errors import Code, PersistlibError, error
 from persistlib.manifest import document
 from persistlib.manifest.schema import Graph, Interface
+from persistlib.materializing import whole_weights
 from persistlib.quantization.deriving import Derived, Source, derive
 from persistlib.quantization.kernels import kernels_of
 from persistlib.quantization.noting import RELATION
 from persistlib.quantization.parts import dtype_of, take_apart
 from persistlib.runtime.graph_files import read_graph_file
-from persistlib.verification import verify_files
+from persistlib.verification import require_intact
 from persistlib.writing import write_file
 
 if TYPE_CHECKING:
@@ -114,14 +115,16 @@ def add_graph(
     if first is None:
         remedy = "save it with onnx=True"
         raise error(Code.GRAPH_ABSENT, bundle.path, "it was saved without a graph", remedy)
-    if faults := verify_files(bundle).findings:
-        raise error_of(faults)
+    require_intact(bundle)
     derived = derived_from(bundle, {e.path: bundle.whole(e) for e in first.files}, wishes)
     with publish.folder(destination, overwrite=overwrite, foreign=_foreign) as folder:
         kept = tuple(g for g in manifest.graphs if g.precision != derived.precision or g is first)
         dropped = {e.path for g in manifest.graphs if g not in kept for e in g.files}
+        index = (manifest.weights.index,) if manifest.weights.index else ()
+        own = {entry.path for entry in (*index, *manifest.weights.files)}
+        weights = whole_weights(folder, bundle)
         for entry in manifest.verified_files():
-            if entry.path not in dropped:
+            if entry.path not in dropped | own:
                 with folder.create(entry.path) as out:
                     out.write(bundle.mapped(entry))
         for name in manifest.documents:
@@ -137,11 +140,12 @@ def add_graph(
             derived_from=derived.source,
             proof=derived.proof,
         )
-        data = document.write(document.seal(manifest.model_copy(update={"graphs": (*kept, graph)})))
+        changes = {"graphs": (*kept, graph), "weights": weights}
+        data = document.write(document.seal(manifest.model_copy(update=changes)))
         document.read(data)  # what no reader would accept is not published
         with folder.create(document.NAME) as out:
             out.write(data)
-    weights, way = manifest.weights, (bundle.path, destination, "bundle")
+    way = (bundle.path, destination, "bundle")
     return told(derived).report(weights.tensors, weights.aliases, weights.identity, way)
 
 

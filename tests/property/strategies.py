@@ -14,6 +14,7 @@ from persistlib.formats import FORMATS
 from persistlib.manifest import document
 from persistlib.manifest.schema import (
     Architecture,
+    Base,
     Edit,
     Environment,
     FileEntry,
@@ -130,7 +131,7 @@ def _tensors(draw: st.DrawFn, files: int) -> tuple[tuple[TensorRecord, ...], dic
             dtype=draw(dtypes).name,
             shape=draw(shapes),
             blake3=draw(digests),
-            file=draw(st.integers(0, files - 1)),
+            file=draw(st.none() | st.integers(0, files - 1)),
             role=draw(st.sampled_from(["parameter", "buffer"])),
             frozen=draw(st.booleans()),
         )
@@ -184,8 +185,10 @@ def manifests(draw: st.DrawFn) -> Manifest:
     paths = draw(file_names(4))
     count = draw(st.integers(0, 2))
     records, aliases = draw(_tensors(count))
+    base = Base(identity=draw(identities), hint=draw(st.none() | st.sampled_from(["1", "эпоха"])))
     weights = Weights(
         identity=document.UNSEALED,
+        base=base if any(record.file is None for record in records) else None,
         files=tuple(_entry(path, header=True) for path in paths[:count]),
         tensors=records,
         aliases=aliases,

@@ -37,7 +37,7 @@ SEVEN = (
 )
 LIMIT = 1e-4
 ENTRIES = 5  # parameters whose derivatives are compared, the first and the last among them
-STEP = 1e-5
+MOVED = 1e-7  # part of the sum by which a step moves it: far above rounding, and far from a kink
 
 pytestmark = pytest.mark.slow
 
@@ -109,7 +109,8 @@ def require_gradients(module: nn.Module, shape: tuple[int, ...]) -> None:
         result: torch.Tensor = (scores * torch.from_numpy(weights)).sum()
         return result
 
-    total().backward()  # type: ignore[no-untyped-call] # torch says no types of it
+    before = total()
+    before.backward()  # type: ignore[no-untyped-call] # torch says no types of it
     trained = [p for p in module.parameters() if p.requires_grad]
     places = np.linspace(0, len(trained) - 1, ENTRIES).round().astype(int)
     for parameter in (trained[place] for place in places):
@@ -118,14 +119,15 @@ def require_gradients(module: nn.Module, shape: tuple[int, ...]) -> None:
         at = int(gradient.abs().argmax())
         expected = float(gradient.view(-1)[at])
         assert expected
+        step = MOVED * abs(float(before.detach()) / expected)
         flat = parameter.detach().view(-1)
         sums = []
-        for side in (STEP, -STEP):
+        for side in (step, -step):
             flat[at] += side
             with torch.no_grad():
                 sums.append(float(total()))
             flat[at] -= side
-        found = (sums[0] - sums[1]) / (2 * STEP)
+        found = (sums[0] - sums[1]) / (2 * step)
         assert abs(found - expected) <= 1e-3 * abs(expected), (found, expected)
 
 

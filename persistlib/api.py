@@ -658,6 +658,7 @@ def finetune(
         PersistlibError: saving failed, as `save`.
     """
     require_torch("fine-tuning")
+    from persistlib import run_versions
     from persistlib.training import loop
 
     lineage = origin(model)
@@ -666,9 +667,12 @@ def finetune(
     place = run if isinstance(resume, bool) else resume
     if resume is True and run is None:
         raise error(Code.USAGE, "resume", "nothing says which run", "give run=, its folder")
-    folder = loop.Folder(path=place, resume=resume is not False, overwrite=overwrite)
+    own = loop.Folder(path=place, resume=resume is not False, overwrite=overwrite)
     known = section(Interface, settings.get("interface"))
-    settings = {"folder": folder, **settings, "interface": known}
+    folder = run_versions.kept_in(
+        settings.get("folder") or own, known, lineage, name=name, license=license
+    )
+    settings = {**settings, "folder": folder, "interface": known}
     result = loop.finetune(
         model, train, valid, freeze=freeze, epochs=epochs, lr=lr, seed=seed, **settings
     )

@@ -57,7 +57,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("evaluation", "quantization"),
     (
         *("alignment", "behaviour", "calls", "graph_bundles", "graph_modules", "graphs"),
-        *("keras_conversion", "loading", "measurement", "saving"),
+        *("keras_conversion", "loading", "measurement", "run_versions", "saving"),
         "whole_models",
     ),
     ("api",),
@@ -85,6 +85,7 @@ NEED_TORCH = (
     "keras_conversion",
     "keras_models",
     "noted_models",
+    "run_versions",
     "runtime.torch_predictions",
     "saving",
     "training",

@@ -30,7 +30,7 @@ _RUN = ".run"
 _NUMBERS = (
     *("epochs", "lr", "seed", "batch_size", "optimizer", "weight_decay", "schedule"),
     *("label_smoothing", "patience", "accumulate", "clip", "precision", "workers"),
-    "checkpoint_every",
+    *("checkpoint_every", "keep"),
 )
 # What a run is begun with, and goes on with.
 _NOTED = (
@@ -97,6 +97,13 @@ _TRIED = (
     help="Weigh rare classes more, by the inverse of how often they are.",
 )
 @click.option("--patience", type=int, metavar="N", help="End after N epochs without a better one.")
+@click.option(
+    "--keep",
+    type=click.Choice(("best", "last", "all")),
+    default="best",
+    show_default=True,
+    help="Whose epoch's weights; with all, every other epoch's too, as versions in RUN.",
+)
 @click.option("--accumulate", type=int, default=1, metavar="N", help="Batches that make one step.")
 @click.option("--clip", type=float, metavar="F", help="The most that the gradients' norm may be.")
 @click.option(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from persistlib.versions import rank as rank  # noqa: PLC0414 - used by all that choose
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -62,8 +64,3 @@ def valid_metrics(row: Mapping[str, float]) -> dict[str, float]:
     """Return what a row of the history says of the held-out samples."""
     prefix = "valid_"
     return {n.removeprefix(prefix): value for n, value in row.items() if n.startswith(prefix)}
-
-
-def rank(metrics: Mapping[str, float]) -> tuple[float, float]:
-    """Return what the best epoch has most of: accuracy, and of equals the lower loss."""
-    return metrics.get("accuracy", 0.0), -metrics.get("loss", 0.0)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -23,12 +24,12 @@ from persistlib.training.interruption import Interruption, deferred
 from persistlib.training.job import Job
 from persistlib.training.memory import naming_memory
 from persistlib.training.scoring import Loss, Metric, balanced_weights, cross_entropy
-from persistlib.training.settings import BALANCED, Numbers, Settings
+from persistlib.training.settings import ALL, BALANCED, Numbers, Settings
 from persistlib.training.trainer import StoppedError, Trainer
 from persistlib.training.watching import Watch, together
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping
+    from collections.abc import Callable, Generator, Mapping
 
     from typing_extensions import Unpack
 
@@ -77,12 +78,15 @@ class Folder:
         resume: whether a run that stands there is gone on with.
         overwrite: whether it is removed otherwise.
         command: what whoever started the run wants to know when it goes on.
+        write_version: saves the model at the end of an epoch, where all are kept; called with the
+            model, where to, what its manifest says of the run, and inputs that it takes.
     """
 
     path: StrPath | None = None
     resume: bool = False
     overwrite: bool = False
     command: Mapping[str, Any] | None = None
+    write_version: Callable[[torch.nn.Module, str, schema.Training, Any], None] | None = None
 
     @contextlib.contextmanager
     def opened(self) -> Generator[tuple[RunFolder | None, Interruption]]:
@@ -148,12 +152,13 @@ def finetune(
         KeyboardInterrupt: the process was asked to stop; with a folder a checkpoint was written.
     """
     settings = Settings(epochs=epochs, lr=lr, **numbers)
+    where = folder or Folder()
     _require_values(model, settings, valid)
+    _require_folder(settings, where)
     place = torch.device(device) if device is not None else next(model.parameters()).device
     samples = _samples(train, "train", settings, place)
     held_out = None if valid is None else _samples(valid, "valid", settings, place)
-    where = folder or Folder()
-    labels = tuple(interface.labels or ()) if interface else ()
+    record = partial(_record, patterns=freeze, data=data, is_default=loss is None)
     with torch.inference_mode(mode=False), torch.enable_grad():
         with randomness.own(settings.seed, place), naming_memory(settings, _before):
             model.to(place)
@@ -175,10 +180,11 @@ def finetune(
                 if where.path
                 else {},
             )
+            told = _Told(interface or schema.Interface(), record, first_samples(first, _EXAMPLES))
         # Begun anew: what was drawn to prepare must not show in the weights.
         with randomness.own(settings.seed, place):
             try:
-                trainer, kept, resumed = _run(job, where, progress or _silent, labels)
+                trainer, kept, resumed = _run(job, where, progress or _silent, told)
             except BaseException:
                 # Or a second try would take the phase at hand for the caller's own wish.
                 freezes.give_back(model, job.held)
@@ -188,22 +194,38 @@ def finetune(
         model=model,
         history=tuple(trainer.history),
         metrics=kept.metrics,
-        training=_record(trainer, kept, freeze, data, is_default=loss is None),
-        interface=interface or schema.Interface(),
-        example_inputs=first_samples(first, _EXAMPLES),
+        training=record(trainer, kept),
+        interface=told.interface,
+        example_inputs=told.inputs,
         frozen=trainer.frozen,
         resumed=resumed,
     )
 
 
+class _Told(NamedTuple):
+    """What a run says of itself: to the watchers, in a version, and in the end."""
+
+    interface: schema.Interface
+    record: Callable[[Trainer, Kept], schema.Training]
+    inputs: Any
+
+    def write_version(self, where: Folder, folder: RunFolder, trainer: Trainer, kept: Kept) -> None:
+        """Write the model at the end of an epoch."""
+        assert where.write_version is not None
+        path, training = folder.version(kept.epoch), self.record(trainer, kept)
+        where.write_version(trainer.job.model, path, training, self.inputs)
+
+
 def _run(
-    job: Job, where: Folder, progress: Progress, labels: tuple[str, ...]
+    job: Job, where: Folder, progress: Progress, told: _Told
 ) -> tuple[Trainer, Kept, str | None]:
     """Train, from a checkpoint where there is one; return what was kept, and that checkpoint."""
     resumed: str | None = None
     with where.opened() as (folder, asked):
-        watch = Watch(folder.path, labels) if folder else None
+        watch = Watch(folder.path, tuple(told.interface.labels or ())) if folder else None
         trainer = Trainer(job, folder, together(progress, watch), asked)
+        if folder:
+            trainer.keep_version = partial(told.write_version, where, folder, trainer)
         if folder and where.resume:
             resumed = resuming.resume(trainer, folder)
         if resumed is not None:
@@ -232,6 +254,13 @@ def _require_values(model: Any, settings: Settings, valid: Samples | None) -> No
         raise error(Code.NOTHING_TO_TRAIN, "freeze", f"{len(named)} parameters frozen", remedy)
     if settings.patience is not None and valid is None:
         raise error(Code.USAGE, "patience", "needs held-out samples", "give valid=")
+
+
+def _require_folder(settings: Settings, where: Folder) -> None:
+    """Refuse to keep all versions where nothing says in which folder, or how they are saved."""
+    if settings.keep == ALL and (where.path is None or where.write_version is None):
+        remedy = "give run=, the folder of the run"
+        raise error(Code.USAGE, f"keep={ALL!r}", "nothing says where versions go", remedy)
 
 
 def _samples(samples: Samples, name: str, settings: Settings, place: torch.device) -> Batches:

@@ -20,6 +20,7 @@ from persistlib.errors import Code, PersistlibError, Severity, error, error_of, 
 from persistlib.training import optimizers, randomness
 from persistlib.training.job import Kept
 from persistlib.training.scoring import Tally
+from persistlib.training.settings import LAST
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -283,7 +284,7 @@ def _put_best(
     trainer: Trainer, facts: Mapping[str, Any] | None, best: Snapshot | None
 ) -> Iterator[Finding]:
     """Remember the best weights so far, where they are weights of this model."""
-    if facts is None or trainer.job.settings.keep != "best":
+    if facts is None or trainer.job.settings.keep == LAST:
         return
     if best is None:
         yield _said("best weights", "are damaged: the best is looked for anew")

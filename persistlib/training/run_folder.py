@@ -3,6 +3,7 @@
     RUN/run.json                      what the run was started with
     RUN/checkpoints/000003-000000000  after 3 epochs and 0 batches of the next; the last two stay
     RUN/best/000002                   the best weights so far, of epoch 2
+    RUN/versions/000002               a bundle of epoch 2, where all epochs are kept
 
 Laws: after a kill at any moment there is a checkpoint that is whole, or none was ever finished; one
 process trains in a folder at a time; nothing but what runs wrote is ever deleted.
@@ -23,6 +24,7 @@ from persistlib.lock import locked
 from persistlib.place import FOLDER_FLAGS, make_parents
 from persistlib.publish import write_fault
 from persistlib.training import checkpoints, plain
+from persistlib.versions import FOLDER
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping
@@ -32,8 +34,12 @@ if TYPE_CHECKING:
 
 RUN = "run.json"
 _SCHEMA = "persistlib.run/1"
-_CHECKPOINTS, _BEST = "checkpoints", "best"
-_NAMES = {_CHECKPOINTS: re.compile(r"\d{6}-\d{9}"), _BEST: re.compile(r"\d{6}")}
+_CHECKPOINTS, _BEST, _VERSIONS = "checkpoints", "best", FOLDER
+_NAMES = {
+    _CHECKPOINTS: re.compile(r"\d{6}-\d{9}"),
+    _BEST: re.compile(r"\d{6}"),
+    _VERSIONS: re.compile(r"\d{6}"),
+}
 # Left by a writer that was killed, or by a deletion that was (`place`).
 _LEFT = re.compile(r"\.\d{6}(-\d{9})?\.(lock|(new|old|gone)-[0-9a-f]{16})|\.gone-[\d-]+")
 _WATCHED = ("history.json", "curves.png", "confusion.png", "tensorboard")
@@ -79,6 +85,10 @@ class RunFolder:
         for name in self._names(_BEST)[: -_KEPT - 1]:
             self._remove(_BEST, name)
 
+    def version(self, epoch: int) -> str:
+        """Return where the version of an epoch stands."""
+        return self.place(_VERSIONS, f"{epoch:06}")
+
     def best(self, epoch: int) -> Snapshot:
         """Return the best weights, of an epoch.
 
@@ -107,16 +117,17 @@ class RunFolder:
 
     def drop_after(self, path: str, best: int) -> None:
         """Remove what came after the checkpoint that is gone on from, whose best epoch is given."""
-        last = {_CHECKPOINTS: os.path.basename(path), _BEST: f"{best:06}"}
+        newest_of = os.path.basename(path)
+        last = {_CHECKPOINTS: newest_of, _BEST: f"{best:06}", _VERSIONS: newest_of[:6]}
         for kind, newest in last.items():
-            for name in self._names(kind):
+            for name in reversed(self._names(kind)):
                 if name > newest:
                     self._remove(kind, name)
 
     def clear(self) -> None:
         """Remove what an earlier run left."""
         for kind in _NAMES:
-            for name in self._names(kind):
+            for name in reversed(self._names(kind)):  # versions stand on the first
                 self._remove(kind, name)
             self.sweep(kind)
             with contextlib.suppress(OSError):

@@ -49,7 +49,8 @@ class Settings:
         epochs: how often all training samples are gone through.
         lr: learning rate at the start.
         seed: of the order of samples, their augmentation, and dropout.
-        keep: the weights kept: of the best epoch on the held-out samples, or of the last.
+        keep: the weights kept: of the best epoch on the held-out samples, or of the last; or those
+            of the best, and all others as versions in the run's folder.
         batch_size: samples a batch, at most.
         optimizer: one of torch's, such as adamw, or sgd with momentum 0.9.
         optimizer_options: what else that optimizer takes, such as {"momentum": 0.8}.
@@ -177,7 +178,8 @@ _RULES: dict[str, tuple[Callable[[float], bool], str]] = {
     "weight_decay": (lambda value: 0 <= value < math.inf, "a number from 0 on"),
     "label_smoothing": (lambda value: 0 <= value < 1, "a number from 0 to below 1"),
 }
-KEPT = ("best", "last")
+LAST, ALL = "last", "all"
+KEPT = ("best", LAST, ALL)
 _WORDS: dict[str, tuple[str, ...]] = {
     "keep": KEPT,
     "optimizer": tuple(OPTIMIZERS),

@@ -21,9 +21,10 @@ from persistlib.training.memory import naming_memory
 from persistlib.training.precision import Precision
 from persistlib.training.schedules import Length, Scheduler
 from persistlib.training.scoring import Tally, apply_batch, evaluate
+from persistlib.training.settings import ALL, LAST
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from persistlib.training.batches import Batch
     from persistlib.training.events import Progress
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
     from persistlib.training.job import Job
     from persistlib.training.run_folder import RunFolder
     from persistlib.training.strategies import Phase
+
+
+def _keep_none(kept: Kept) -> None:
+    """Keep no version."""
 
 
 class StoppedError(Exception):
@@ -55,6 +60,7 @@ class Trainer:
         entry: the random state in which the caller's own batches of this epoch were begun.
         stage_path: the part that is run in each epoch, where that is known.
         stage: what is trained on what; made by `train`.
+        keep_version: called at the end of each epoch, where all are kept, before its checkpoint.
         frozen: what the phase at hand froze.
         frozen_digests: of what never trains, where there is a folder.
     """
@@ -70,6 +76,7 @@ class Trainer:
         self.entry: randomness.RandomState | None = None
         self.stage_path: str | None = None
         self.stage = Stage("", job.model, job.train, job.valid)
+        self.keep_version: Callable[[Kept], None] = _keep_none
         self.parameters = freezes.ever_trained(job.model, job.strategy, job.held)
         self.optimizer = self._optimizer()
         self.scheduler = self._scheduler()
@@ -272,12 +279,14 @@ class Trainer:
         self.done, self.batch, self.tally, self.entry = self.done + 1, 0, Tally(), None
         if self.scheduler is not None:
             self.scheduler.after_epoch(scores.get("loss", row["train_loss"]))
-        is_kept = bool(scores) and self.job.settings.keep == "best"
+        is_kept = bool(scores) and self.job.settings.keep != LAST
         if is_kept and (self.best is None or rank(scores) > rank(self.best.metrics)):
             tensors = {name: item.clone() for name, item in self.moving().items()}
             self.best = Kept(self.done, scores, tensors)
             if self._folder:
                 self._folder.write_best(self.done, snapshots.weights(tensors, self.done))
+        if self.job.settings.keep == ALL:
+            self.keep_version(Kept(self.done, scores, {}))
         if self._folder:
             self._checkpoint()
 

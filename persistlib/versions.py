@@ -8,12 +8,13 @@ A version first loses its name, durably, and then its files, so that half of one
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from persistlib import publish
-from persistlib.errors import Code, PersistlibError, error, error_of
+from persistlib.errors import Code, LockedError, PersistlibError, error, error_of
 from persistlib.files import read_fault
 from persistlib.lock import claim
 from persistlib.manifest import document, light
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from persistlib.place import Place
 
 FOLDER = "versions"
-_GONE = re.compile(r"\.(.+)\.gone-[0-9a-f]{16}")
+_LEFT = re.compile(r"\.(.+)\.(?:gone-[0-9a-f]{16}|lock)")
 _NUMBER = re.compile(r"(\d+)")
 
 
@@ -200,10 +201,12 @@ def _without_name(place: Place, fd: int) -> str:
 
 
 def _sweep(folder: str) -> None:
-    """Delete what an interrupted removal left."""
-    for name in os.listdir(folder):
-        if found := _GONE.fullmatch(name):
-            with publish.held(os.path.join(folder, found[1])) as place:
+    """Delete what interrupted removals left, unless somebody is at work there."""
+    left = {found[1] for name in os.listdir(folder) if (found := _LEFT.fullmatch(name))}
+    for name in sorted(left):
+        path = os.path.join(folder, name)
+        if not os.path.lexists(path):
+            with contextlib.suppress(LockedError), publish.held(path) as place:
                 place.sweep(*place.leftovers("gone"))
 
 

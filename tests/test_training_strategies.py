@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,7 +15,7 @@ from torch import nn
 import persistlib
 from persistlib.errors import PersistlibError
 from persistlib.training import randomness
-from persistlib.training.batches import Batches
+from persistlib.training.batches import Batches, _end_without
 from persistlib.training.depth import blocks
 from persistlib.training.events import BatchDone, EpochDone
 from persistlib.training.rates import find_rate
@@ -440,6 +441,16 @@ def test_a_samples_augmentation_follows_from_seed_epoch_and_index_alone() -> Non
     assert len({tuple(row) for row in first.values()}) == 9
     held_out = [[batch.inputs.tolist() for batch in alone.in_order()] for _ in range(2)]
     assert held_out[0] == held_out[1]
+
+
+def test_a_loaders_worker_ends_where_its_parent_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill between the fork and torch's own look at the parent would leave it for ever."""
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    _end_without(os.getppid(), 0)
+    assert codes == []
+    _end_without(os.getppid() + 1, 0)
+    assert codes == [1]
 
 
 @pytest.mark.parametrize(

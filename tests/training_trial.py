@@ -207,9 +207,14 @@ def serve() -> None:
         if (seconds := job.get("kill_after")) is not None:
             time.sleep(seconds)
             os.kill(child, signal.SIGKILL)
-        with open(reading, "rb") as pipe:
-            outcome = pipe.read().decode()
         _, status = os.waitpid(child, 0)
+        # Not to the pipe's end: the workers of a loader hold it a while longer.
+        os.set_blocking(reading, False)
+        try:
+            outcome = os.read(reading, 1 << 16).decode()
+        except BlockingIOError:
+            outcome = ""
+        os.close(reading)
         sys.stdout.write(("killed" if os.WIFSIGNALED(status) else outcome) + "\n")
         sys.stdout.flush()
 

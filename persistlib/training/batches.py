@@ -8,7 +8,10 @@ batches differ by at most one, so that no lone last sample breaks BatchNorm.
 
 from __future__ import annotations
 
+import functools
 import itertools
+import multiprocessing
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -155,6 +158,7 @@ class Batches:
             samples,
             batch_sampler=[chunk.tolist() for chunk in chunks],
             num_workers=min(self._workers, len(chunks)),
+            worker_init_fn=_worker_end(),
             generator=torch.Generator(),
         )
 
@@ -165,6 +169,22 @@ class Batches:
         if not targets.is_floating_point():
             targets = targets.long()
         return Batch(_moved(batch[0], self._device), targets.to(self._device))
+
+
+def _worker_end() -> Callable[[int], None] | None:
+    """Return what ends a loader's worker whose parent was killed as it began.
+
+    Torch's workers look whether the parent that they find at their start is still theirs
+    (torch.utils.data._utils.worker.ManagerWatchdog): one that finds none would wait for ever.
+    """
+    if multiprocessing.get_start_method() != "fork":
+        return None
+    return functools.partial(_end_without, os.getpid())
+
+
+def _end_without(parent: int, _: int) -> None:
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 class _Drawn(Dataset[Any]):

@@ -8,6 +8,8 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -646,6 +648,24 @@ def test_a_run_folder_is_neither_overwritten_nor_shared_unasked(tmp_path: Path) 
     with pytest.raises(PersistlibError) as caught:
         finetune(tmp_path / "other", overwrite=True, data=arrays())
     assert caught.value.code == "PL402"
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_the_workers_that_a_kill_left_are_waited_for(tmp_path: Path) -> None:
+    """They hold the lock that they were forked with, and end a little later."""
+    run = tmp_path / "run"
+    broken(run, 13, data=arrays())
+    code = (
+        "import fcntl, json, os, socket, sys, time\n"
+        "lock = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)\n"
+        "fcntl.flock(lock, fcntl.LOCK_EX)\n"
+        "os.write(lock, json.dumps({'pid': os.getpid(), 'host': socket.gethostname()}).encode())\n"
+        "if os.fork() == 0:\n    os.close(1); os.close(2); time.sleep(1.5)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(run / ".lock")], check=True, timeout=60)
+    result, said = changed(run, data=arrays())
+    assert [text.split()[0] for text in said] == ["PL409"]
+    assert digest(result) == digest(finetune(None, data=arrays()))
 
 
 @pytest.mark.usefixtures("no_pictures")

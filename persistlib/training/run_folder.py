@@ -12,13 +12,16 @@ process trains in a folder at a time; nothing but what runs wrote is ever delete
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
+import socket
+import time
 from typing import TYPE_CHECKING, Any
 
 from persistlib import publish
-from persistlib.errors import Code, PersistlibError, Severity, error, finding
+from persistlib.errors import Code, LockedError, PersistlibError, Severity, error, finding
 from persistlib.files import StrPath, read_fault
 from persistlib.lock import locked
 from persistlib.place import FOLDER_FLAGS, make_parents
@@ -45,6 +48,10 @@ _LEFT = re.compile(r"\.\d{6}(-\d{9})?\.(lock|(new|old|gone)-[0-9a-f]{16})|\.gone
 _WATCHED = ("history.json", "curves.png", "confusion.png", "tensorboard")
 _KEPT = 2  # checkpoints: one may turn out damaged
 _LIMIT = 1 << 20
+_LOCK = ".lock"
+# Torch's workers look for their parent every 5 s.
+_PATIENCE = 15.0
+_PAUSE = 0.05
 
 
 class RunFolder:
@@ -194,7 +201,8 @@ def opened(path: StrPath, *, resume: bool, overwrite: bool) -> Generator[RunFold
     except OSError as fault:
         raise write_fault(fault, path) from fault
     try:
-        with locked(fd, ".lock", os.fspath(path)):
+        with contextlib.ExitStack() as held:
+            _lock(held, fd, os.fspath(path))
             folder = RunFolder(os.fspath(path))
             for kind in _NAMES:
                 folder.sweep(kind)
@@ -203,6 +211,46 @@ def opened(path: StrPath, *, resume: bool, overwrite: bool) -> Generator[RunFold
             yield folder
     finally:
         os.close(fd)
+
+
+def _lock(held: contextlib.ExitStack, fd: int, path: str) -> None:
+    """Take the folder's lock; where its holder was killed, its loader's workers are waited for.
+
+    They have the lock with all else that a fork inherits, and end within seconds.
+
+    Raises:
+        LockedError: another process trains there.
+    """
+    deadline = time.monotonic() + _PATIENCE
+    while (fault := _refusal(held, fd, path)) is not None:
+        is_held = fault.code == Code.LOCK_HELD.identifier
+        if not is_held or time.monotonic() > deadline or not _is_left(path):
+            raise fault
+        time.sleep(_PAUSE)
+
+
+def _refusal(held: contextlib.ExitStack, fd: int, path: str) -> LockedError | None:
+    """Take the lock; return why it cannot be."""
+    try:
+        held.enter_context(locked(fd, _LOCK, path))
+    except LockedError as fault:
+        return fault
+    return None
+
+
+def _is_left(path: str) -> bool:
+    """Return whether the process that a folder's lock names is no more."""
+    try:
+        with open(os.path.join(path, _LOCK), encoding="utf-8") as file:
+            owner = json.loads(file.read(_LIMIT))
+        if owner["host"] != socket.gethostname():
+            return False
+        os.kill(int(owner["pid"]), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, LookupError, TypeError, ValueError):
+        return False
+    return False
 
 
 def command(path: StrPath) -> dict[str, Any]:

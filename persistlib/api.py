@@ -128,7 +128,8 @@ def save(
     returns, the new one survives a power cut. The module and the random state are untouched.
 
     Args:
-        model: any module; its architecture is found when `architecture` is not given.
+        model: any module, a Keras model on its torch backend among them; its architecture is found
+            when `architecture` is not given.
         path: the folder to make.
         architecture: a builder's name or a recipe, when the module was built by other means.
         example_inputs: a tensor, a sequence of tensors in the order of forward's arguments, or a
@@ -160,7 +161,9 @@ def save(
     require_torch("saving a module")
     from persistlib import examples, saving
     from persistlib.architecture.module_state import require_savable
+    from persistlib.keras_models import as_module
 
+    model = as_module(model)
     require_saving(model, name=name, license=license, shard_bytes=shard_bytes)
     wishes = graph_wishes(onnx)
     require_savable(model)
@@ -628,7 +631,8 @@ def finetune(
     """Train a model in place on labelled samples, and save it when `out` is given.
 
     Args:
-        model: trained in place; ends in evaluation mode.
+        model: trained in place; ends in evaluation mode. Of a Keras model on its torch backend the
+            result has a module that holds the same values (docs/keras.md).
         train: (inputs, labels) as arrays or tensors, a data set of such pairs, or a DataLoader.
         valid: held-out samples in the same forms.
         epochs: how often all training samples are gone through.
@@ -659,8 +663,10 @@ def finetune(
     """
     require_torch("fine-tuning")
     from persistlib import run_versions
+    from persistlib.keras_models import as_module
     from persistlib.training import loop
 
+    model = as_module(model)
     lineage = origin(model)
     if (done := adaptation_of(model)) is not None:
         settings.setdefault("interface", done.interface)

@@ -10,6 +10,7 @@ classes of Keras, and of packages that the caller trusts; never code from the fi
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from typing import TYPE_CHECKING, Any
@@ -18,13 +19,13 @@ import torch
 from torch import nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from persistlib.architecture import trusted
+from persistlib.architecture import recipe, trusted
 from persistlib.canonical import parse
 from persistlib.errors import Code, error, missing_extra
 from persistlib.installed import is_importable
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Collection, Generator, Iterator, Mapping
 
 BUILDER = "persistlib.keras_models:KerasModel"
 _BACKEND = "torch"
@@ -53,7 +54,8 @@ class KerasModel(nn.Module):
 
     Parameters are what Keras trains, buffers are its other weights (BatchNorm statistics), each
     under its path in Keras with dots for slashes. Inputs and outputs are Keras' own: images have
-    their channels last.
+    their channels last. A layer whose module is in evaluation, as `persistlib.freeze` puts it,
+    computes so.
     """
 
     def __init__(self, config: str, custom_objects: Mapping[str, Any] | None = None) -> None:
@@ -91,12 +93,85 @@ class KerasModel(nn.Module):
         model = _MODELS.get(self)
         if model is None:  # a copy of the module that was built
             model = _MODELS[self] = built(self.config, self.custom_objects)
+        owners: dict[int, nn.Module] = {}
         for path, variable in variables(model).items():
             owner, leaf = _owner(self.weights, path)
-            variable._value = getattr(owner, leaf)  # noqa: SLF001 - the one place that holds it
+            owners[id(variable)] = owner
+            value = getattr(owner, leaf)
+            # What Keras assigns to what is frozen is let go of: some layers assign to any weight.
+            is_still = leaf in owner._parameters or not owner.training  # noqa: SLF001 - torch's own
+            is_kept = self.training and is_still and not value.requires_grad
+            variable._value = value.clone() if is_kept else value  # noqa: SLF001 - what holds it
         device = next((t.device for t in inputs), torch.device("cpu"))
-        with backend().device(str(device)):
+        with backend().device(str(device)), _evaluating(model, owners):
             return model(inputs[0] if len(inputs) == 1 else list(inputs), training=self.training)
+
+
+@contextlib.contextmanager
+def _evaluating(model: Any, owners: Mapping[int, nn.Module]) -> Generator[None]:
+    """Let Keras' layers whose modules are in evaluation compute so, whatever the model does.
+
+    To Keras a BatchNormalization that does not train is one in evaluation.
+    """
+    still: list[Any] = []
+    for layer in _layers(model):
+        modules = [owners[id(v)] for v in _weights_of(layer) if id(v) in owners]
+        if layer._trainable and modules and not any(m.training for m in modules):  # noqa: SLF001
+            still.append(layer)
+    for layer in still:
+        layer._trainable = False  # noqa: SLF001 - `trainable` would change the tensors too
+    try:
+        yield
+    finally:
+        for layer in still:
+            layer._trainable = True  # noqa: SLF001 - as above
+
+
+def as_module(model: nn.Module) -> nn.Module:
+    """Return a Keras model as a module that can be saved, any other module as it is.
+
+    The values lie in the Keras model's own memory: what trains the one trains the other.
+
+    Raises:
+        FormatError: its configuration names code.
+        ArchitectureError: it names a class that is not Keras' own, or does not build the model.
+    """
+    keras = sys.modules.get(_KERAS)
+    if keras is None or not isinstance(model, keras.Model):
+        return model
+    own: Any = model
+    module = recipe.build(BUILDER, config=own.to_json())
+    assert isinstance(module, KerasModel)
+    held = _alike(model, _MODELS[module])
+    for path, variable in variables(_MODELS[module]).items():
+        owner, leaf = _owner(module.weights, path)
+        given, tensor = held[id(variable)], getattr(owner, leaf)
+        tensor.data = given.value.detach()
+        if isinstance(tensor, nn.Parameter):
+            tensor.requires_grad_(bool(given.trainable))
+    return module.train(model.training)
+
+
+def _alike(model: Any, made: Any) -> dict[int, Any]:
+    """Return the weights of a Keras model by the identity of their likes in one built from it.
+
+    A path says less: it is that of the layer in which a weight was built first.
+
+    Raises:
+        ArchitectureError: layers or weights are not alike.
+    """
+    rows = [[_weights_of(layer) for layer in _layers(one)] for one in (model, made)]
+    facts = [[[(v.name, v.shape) for v in weights] for weights in some] for some in rows]
+    if facts[0] != facts[1]:
+        reason = "its configuration builds other weights"
+        raise error(Code.LOOKALIKE, type(model).__name__, reason, "save it as a .keras file first")
+    pairs = zip(*([v for weights in some for v in weights] for some in rows), strict=True)
+    return {id(own): given for given, own in pairs}
+
+
+def _weights_of(layer: Any) -> list[Any]:
+    """Return the weights that are a layer's own."""
+    return [*layer._trainable_variables, *layer._non_trainable_variables]  # noqa: SLF001 - as above
 
 
 # Beside the modules and not on them: a Keras model is a torch module too, and its tensors would

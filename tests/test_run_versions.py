@@ -122,3 +122,16 @@ def test_an_old_runs_versions_go_with_it(tmp_path: Path) -> None:
 def test_versions_need_a_folder() -> None:
     with pytest.raises(UsageError, match="nothing says where versions go"):
         finetune(None)
+
+
+@pytest.mark.slow
+def test_fifty_versions_of_a_head_cost_hardly_more_than_one(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = persistlib.build("torchvision.models:resnet50", num_classes=10)
+    finetune(tmp_path / "run", model, epochs=50)
+    found = persistlib.log(tmp_path / "run").versions
+    assert len(found) == 50
+    on_disk = [file.stat().st_size for file in (tmp_path / "run" / "versions").rglob("*")]
+    whole = persistlib.save(model, tmp_path / "whole").weights.files[0].size
+    assert sum(on_disk) <= 1.15 * whole
+    assert persistlib.verify(found[36].path).ok

@@ -75,6 +75,7 @@ bench: .venv/installed
 	$(BIN)/python benchmarks/conversions.py --out docs/benchmarks-conversions.md
 	$(BIN)/python benchmarks/export.py --out docs/benchmarks-onnx.md
 	$(BIN)/python benchmarks/training.py --out docs/benchmarks-training.md
+	$(BIN)/python benchmarks/versions.py --out docs/benchmarks-versions.md
 
 lint: .venv/installed
 	$(call timed,ruff,10,$(BIN)/ruff check .; $(BIN)/ruff format --check .)

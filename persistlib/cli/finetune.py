@@ -291,6 +291,7 @@ def _plan(options: dict[str, Any]) -> Plan:
 def _answer(plan: Plan, result: FinetuneResult, summary: Summary, data: str, run: str) -> Answer:
     path = summary.path
     metrics = ", ".join(f"{name} {value:.4f}" for name, value in result.metrics.items())
+    versions = ", versions" if result.training.strategy["keep"] == "all" else ""
     graphs = [entry.path for graph in summary.manifest.graphs for entry in graph.files]
     return Answer(
         data={
@@ -308,7 +309,7 @@ def _answer(plan: Plan, result: FinetuneResult, summary: Summary, data: str, run
                 (
                     ("held out", metrics),
                     ("bundle", summary.manifest.bundle_id),
-                    ("run", f"{run}: history, curves, confusion, checkpoints"),
+                    ("run", f"{run}: history, curves, confusion, checkpoints{versions}"),
                     *((("graph", ", ".join(graphs)),) if graphs else ()),
                 )
             ),
@@ -319,5 +320,6 @@ def _answer(plan: Plan, result: FinetuneResult, summary: Summary, data: str, run
             words("persistlib", "verify", path),
             words("persistlib", "evaluate", path, "--data", data, "--held-out"),
             f"{words('persistlib', 'run', path)} IMAGE",
+            *([words("persistlib", "log", run)] if versions else []),
         ),
     )

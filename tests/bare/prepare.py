@@ -1,6 +1,7 @@
 """Save, where torch is, what `tests/bare` opens where it is not.
 
-`python tests/bare/prepare.py FOLDER` makes `bundle/`, `checkpoint.pt` and `image.png` there.
+`python tests/bare/prepare.py FOLDER` makes `bundle/`, `delta/`, which stands on it, `checkpoint.pt`
+and `image.png` there.
 """
 
 from __future__ import annotations
@@ -51,6 +52,11 @@ def main(folder: Path) -> None:
         onnx=True,
     )
     torch.save(model.state_dict(), folder / "checkpoint.pt")
+    with torch.no_grad():
+        model.get_parameter("fc.bias").add_(1)
+    persistlib.save(
+        model, folder / "delta", base=folder / "bundle", example_inputs=drawn(2), name="bare"
+    )
     pixels = np.random.default_rng(0).integers(0, 256, (90, 70, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(folder / "image.png")
 

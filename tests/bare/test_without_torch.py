@@ -155,6 +155,21 @@ def test_upgrading_and_licences_need_no_extra(tmp_path: Path) -> None:
     }
 
 
+def test_a_delta_is_verified_converted_made_whole_and_pruned(tmp_path: Path) -> None:
+    for name in ("bundle", "delta"):
+        shutil.copytree(PREPARED / name, tmp_path / name)
+    delta = tmp_path / "delta"
+    (base,) = (v["base"] for v in answer("log", tmp_path)["data"]["versions"] if v["stored"] == 1)
+    assert base == "bundle"
+    assert answer("verify", delta)["data"]["verdict"] == "intact"
+    assert answer("prune", tmp_path, "--keep", "1")["data"]["removed"] == []
+    converted = answer("convert", delta, tmp_path / "m.safetensors", "--allow-loss", "all")
+    told = answer("materialize", delta)["data"]
+    assert told["weights"] == converted["data"]["identity"]
+    shutil.rmtree(tmp_path / "bundle")
+    assert answer("verify", delta)["data"]["verdict"] == "intact"
+
+
 @pytest.mark.parametrize("name", ["out.safetensors", "out.pt"])
 def test_a_bundle_converts_and_comes_back_the_same(tmp_path: Path, name: str) -> None:
     answer("convert", BUNDLE, tmp_path / name, "--allow-loss", "all")

@@ -78,8 +78,8 @@ def verifying(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
     """Replace what `persistlib.verify` does: a value is returned, an exception raised."""
 
     def replace(outcome: Any) -> None:
-        def fake(path: str, *, behaviour: bool, trust: Sequence[str]) -> Any:
-            del path, behaviour, trust
+        def fake(path: str, *, behaviour: bool, trust: Sequence[str], base: str | None) -> Any:
+            del path, behaviour, trust, base
             if isinstance(outcome, BaseException):
                 raise outcome
             return outcome() if callable(outcome) else outcome

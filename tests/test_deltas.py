@@ -321,6 +321,26 @@ def test_making_whole_keeps_examples_and_what_no_state_dict_has(tmp_path: Path) 
     assert torch.equal(again(inputs), model(inputs))
 
 
+def test_a_graph_beside_a_delta_makes_it_whole_and_replaces_nothing_that_is_needed(
+    tmp_path: Path,
+) -> None:
+    torch.manual_seed(0)
+    model, inputs = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3)), torch.randn(5, 4)
+    persistlib.save(model, tmp_path / "1", example_inputs=inputs)
+    with torch.no_grad():
+        model[1].bias.add_(1)
+    over: dict[str, Any] = {"base": tmp_path / "1", "onnx": True, "example_inputs": inputs}
+    delta = persistlib.save(model, tmp_path / "2", **over)
+    assert delta.weights.base is not None
+    with pytest.raises(TargetError, match="stands on it"):
+        persistlib.convert(tmp_path / "2", tmp_path / "1", quantize="dynamic", overwrite=True)
+    persistlib.convert(tmp_path / "2", tmp_path / "3", quantize="dynamic")
+    made = persistlib.inspect(tmp_path / "3").manifest
+    assert made.bundle_id == delta.bundle_id
+    assert made.weights.base is None
+    assert persistlib.verify(tmp_path / "3", behaviour=True).ok
+
+
 # -- versions ---------------------------------------------------------------------------------
 
 

@@ -18,6 +18,7 @@ from persistlib.errors import Code, PersistlibError, error
 from persistlib.manifest import document
 from persistlib.manifest.schema import Graph, Interface
 from persistlib.materializing import whole_weights
+from persistlib.parents import require_unneeded
 from persistlib.quantization.deriving import Derived, Source, derive
 from persistlib.quantization.kernels import kernels_of
 from persistlib.quantization.noting import RELATION
@@ -116,6 +117,8 @@ def add_graph(
         remedy = "save it with onnx=True"
         raise error(Code.GRAPH_ABSENT, bundle.path, "it was saved without a graph", remedy)
     require_intact(bundle)
+    if overwrite and os.path.realpath(destination) != os.path.realpath(bundle.path):
+        require_unneeded(destination)
     derived = derived_from(bundle, {e.path: bundle.whole(e) for e in first.files}, wishes)
     with publish.folder(destination, overwrite=overwrite, foreign=_foreign) as folder:
         kept = tuple(g for g in manifest.graphs if g.precision != derived.precision or g is first)

@@ -47,6 +47,9 @@ ROWS, ROWS_OF_LARGE = 16, 4
 # allows: then a departure is the graph's.
 SCALES = (1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32)
 CALM = 1e-5
+# Of a channel that is level over the pictures that were shown: else what differs in another picture
+# is blown up, block after block.
+LEAST_VARIANCE = 0.05
 # What torch writes of the machine that exports. Shorter words stand in any weights.
 TRACES = ("site-packages", "stack_trace", "torchvision/", os.path.expanduser("~/"), os.getcwd())
 _HEAD = """\
@@ -161,6 +164,8 @@ def shown(model: nn.Module, edge: int) -> None:
         hook.remove()
     for norm, momentum in zip(norms, usual, strict=True):
         norm.momentum = momentum
+        assert norm.running_var is not None
+        norm.running_var.clamp_(min=LEAST_VARIANCE)
 
 
 def scaled(layer: nn.Module, _: Any, output: torch.Tensor) -> torch.Tensor:

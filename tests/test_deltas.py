@@ -328,7 +328,7 @@ def test_a_graph_beside_a_delta_makes_it_whole_and_replaces_nothing_that_is_need
     model, inputs = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3)), torch.randn(5, 4)
     persistlib.save(model, tmp_path / "1", example_inputs=inputs)
     with torch.no_grad():
-        model[1].bias.add_(1)
+        model.get_parameter("1.bias").add_(1)
     over: dict[str, Any] = {"base": tmp_path / "1", "onnx": True, "example_inputs": inputs}
     delta = persistlib.save(model, tmp_path / "2", **over)
     assert delta.weights.base is not None

@@ -254,7 +254,7 @@ def test_dtypes_and_what_loading_does_are_those_of_the_installed_torch() -> None
             at("2.3.0", "0.21.0"),
             [("PL215", "error")],
         ),
-        (facts("torch.nn:Quaternion"), at("2.99.0"), [("PL218", "note"), ("PL215", "warning")]),
+        (facts("torch.nn:Quaternion"), at("2.99.0"), [("PL215", "warning")]),
         (
             facts(
                 edits=edit(
@@ -459,6 +459,27 @@ def test_a_device_without_a_dtype_degrades() -> None:
     assert not told(tensors.numbers(facts(), Target(accelerators=("mps",))))
 
 
+@pytest.mark.parametrize("version", ["0.15", "0.15.0", "0.99", "0.24.2"])
+def test_a_model_is_never_ok_with_a_release_that_is_not_known(version: str) -> None:
+    partner = "2.99.0" if version == "0.99" else "2.9.1" if version == "0.24.2" else "2.0.0"
+    pairs = (at(partner, version), at("2.6.1"), at("2.99.0", "0.29.1"))
+    for there in pairs:
+        found = [one for one in findings_of(facts(), there) if one.code == "PL218"]
+        assert {one.severity for one in found} == {"warning"}
+        assert verdict_of(findings_of(facts(), there)).verdict == "degraded"
+    tensors_alone = Facts(source="w.safetensors", format="safetensors")
+    assert told(machines.unknown(tensors_alone, at("2.6.1"))) == [("PL218", "warning")]
+    assert not told(machines.unknown(tensors_alone, at("2.6.0", version)))
+
+
+def test_a_recipe_that_is_built_with_an_unknown_release_here_proves_more_than_the_table() -> None:
+    there = at("2.99.0", "0.99", is_here=True)
+    (first, _) = machines.unknown(facts(), there)
+    assert (first.severity, first.remedy) == ("warning", "persistlib check --build B")
+    built = machines.unknown(replace(facts(), trusted=()), there)
+    assert {one.severity for one in built} == {"note"}
+
+
 @pytest.mark.parametrize(
     ("there", "expected"),
     [
@@ -467,6 +488,16 @@ def test_a_device_without_a_dtype_degrades() -> None:
         (at("2.9.1", "0.21.0"), [("PL219", "error")]),
         (at("2.15.0", "0.29.1"), []),
         (at("2.9.1", "0.21.0", is_here=True), [("PL219", "warning")]),
+        # Releases that the table lacks are judged by the nearest.
+        (at("2.6.0", "0.15"), [("PL219", "error")]),
+        (at("2.6.0", "0.15.0"), [("PL219", "error")]),
+        (at("2.0.0", "0.15.0"), []),
+        (at("2.9.2", "0.24.2"), []),
+        (at("2.8.0", "0.24.2"), [("PL219", "error")]),
+        (at("2.6.0", "0.99"), [("PL219", "warning")]),
+        (at("2.99.0", "0.99"), []),
+        (at("2.6.0", "0.14.1"), [("PL219", "warning")]),
+        (at("1.13.1", "0.14.1"), []),
         (at("2.2.2", packages={"numpy": "2.0.1"}), [("PL219", "warning")]),
         (at("2.3.0", packages={"numpy": "2.0.1"}), []),
         (at("2.2.2", packages={"numpy": "1.26.4"}), []),

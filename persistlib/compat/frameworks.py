@@ -69,6 +69,16 @@ class Framework:
         """Whether the version that was asked for is newer than every release of the table."""
         return _number(self.wanted) > Version(versions(self.package)[-1])
 
+    @property
+    def is_close(self) -> bool:
+        """Whether the version that was asked for differs from the release in its last number."""
+        return minor(self.wanted) == minor(self.version)
+
+    @property
+    def is_later(self) -> bool:
+        """Whether the version that was asked for is newer than the release that stands in."""
+        return _number(self.wanted) > Version(self.version)
+
     def find(self, name: str) -> Definition | None:
         """Return what `module:name` stands for in this release, or None where it is nowhere."""
         for _ in range(_FORWARDED):
@@ -136,6 +146,12 @@ def framework(package: str, version: str | None) -> Framework | None:
 def _number(version: str) -> Version:
     """Return a version without what a build adds: 2.6.0 of 2.6.0+cpu, and of 2.6.0rc1."""
     return Version(Version(version).base_version)
+
+
+def minor(version: str) -> str:
+    """Return the first two numbers of a version: 2.6 of 2.6.1+cpu."""
+    number = Version(version)
+    return f"{number.major}.{number.minor}"
 
 
 def torch_versions() -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from packaging.version import InvalidVersion, Version
 from persistlib.compat import frameworks
 from persistlib.compat.offers import fits, offered
 from persistlib.compat.recipes import uses
+from persistlib.compat.remedies import command
 from persistlib.compat.severities import TENSORS, torch_severity
 from persistlib.errors import Code, Severity, finding
 
@@ -33,23 +34,39 @@ def partners(facts: Facts, target: Target) -> Iterator[Finding]:
     if torch is None or facts.runtime == "onnxruntime" or facts.format not in TENSORS:
         return
     named = target.version("torchvision") is not None and target.version("torch") is not None
-    known = vision is not None and vision.is_exact
-    if (
-        vision
-        and known
-        and named
-        and _needs(facts, "torchvision")
-        and not fits(vision, torch.wanted)
-    ):
+    if vision and named and _needs(facts, "torchvision") and not fits(vision, torch.wanted):
         # What is installed here may be another build than the index has.
-        severity = Severity.WARNING if target.is_here else torch_severity(facts, target)
-        reason = f"{vision.wanted} is built for torch {vision.facts['torch']}, not {torch.wanted}"
+        is_sure = not target.is_here and (vision.is_exact or vision.is_close)
+        severity = torch_severity(facts, target) if is_sure else Severity.WARNING
+        name = (
+            vision.version if vision.is_exact else f"{vision.wanted}, judged as {vision.version},"
+        )
+        reason = f"{name} is built for torch {vision.facts['torch']}, not {torch.wanted}"
         remedy = f"pip install 'torchvision=={_partner(torch) or vision.version}'"
         yield finding(Code.PARTNERS, "torchvision", reason, remedy, severity)
     numpy = target.version("numpy")
     if numpy is not None and _is_two(numpy) and Version(torch.version) < _NUMPY_2:
         reason = f"{numpy}: torch {torch.wanted} is built for numpy 1, and takes no arrays of 2"
         yield finding(Code.PARTNERS, "numpy", reason, "pip install 'numpy<2'", Severity.WARNING)
+
+
+def unknown(facts: Facts, target: Target) -> Iterator[Finding]:
+    """Yield each release that is not in the table: by another one nothing is proved of it.
+
+    Where the recipe is built with what is installed here, that proves more: then it is a note.
+    """
+    if facts.runtime == "onnxruntime" or facts.format not in TENSORS:
+        return
+    for package, there in offered(target).items():
+        if there.is_exact or not (package == "torch" or _needs(facts, package)):
+            continue
+        is_built = target.is_here and facts.trusted is not None
+        reason = f"not proved: {there.wanted} is not in the table; judged as {there.version}"
+        remedy = "pip install --upgrade persistlib, whose table may have it"
+        if target.is_here and facts.manifest is not None and not is_built:
+            remedy = command("check", "--build", facts.source)
+        severity = Severity.NOTE if is_built else Severity.WARNING
+        yield finding(Code.FRAMEWORK_UNKNOWN, package, reason, remedy, severity)
 
 
 def _needs(facts: Facts, package: str) -> bool:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from packaging.specifiers import SpecifierSet
 
 from persistlib.compat import frameworks
+from persistlib.compat.frameworks import minor
 from persistlib.compat.recipes import Use, uses
 from persistlib.compat.severities import torch_severity
 from persistlib.errors import Code, Finding, Severity, finding
@@ -69,8 +70,6 @@ def recipe(facts: Facts, target: Target) -> Iterator[Finding]:
     }
     held = Held(offered(target), saved, torch_severity(facts, target), facts.source)
     used = [use for use in uses(manifest.architecture) if use.package in held.there]
-    for package in dict.fromkeys(use.package for use in used):
-        yield from _unknown(held.there[package])
     groups: dict[tuple[str, str, str], list[Finding]] = defaultdict(list)
     for use in used:
         for one in _judged(use, held):
@@ -117,21 +116,21 @@ def _vision(target: Target, torch: Framework | None) -> str | None:
 
 
 def fits(vision: Framework | None, torch: str) -> bool:
-    """Return whether a release of torchvision is built for a version of torch."""
+    """Return whether a release of torchvision is built for a version of torch.
+
+    Of a release that the table lacks the nearest one tells it: within one minor version all are
+    built for one minor version of torch, a later one for none that is older, an earlier one for
+    none that is as new.
+    """
     if vision is None:
         return True
     wanted = str(vision.facts["torch"])
-    specifiers = SpecifierSet(wanted if wanted[0] in "<>=!~" else f"=={wanted}.*")
-    return specifiers.contains(torch, prereleases=True)
-
-
-def _unknown(there: Framework) -> Iterator[Finding]:
-    """Yield that a release was judged by another."""
-    if there.is_exact:
-        return
-    reason = f"{there.wanted} is not in the table; judged as {there.version}"
-    remedy = "pip install --upgrade persistlib"
-    yield finding(Code.FRAMEWORK_UNKNOWN, there.package, reason, remedy, Severity.NOTE)
+    number = wanted.lstrip("<>=!~")
+    if not vision.is_exact and not vision.is_close:
+        wanted = f">={number}" if vision.is_later else f"<{number}"
+    elif wanted == number:
+        wanted = f"=={number if vision.is_exact else minor(number)}.*"
+    return SpecifierSet(wanted).contains(torch, prereleases=True)
 
 
 def _judged(use: Use, held: Held) -> Iterator[Finding]:

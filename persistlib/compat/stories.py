@@ -205,15 +205,17 @@ STORIES: Mapping[Code, Story] = {
     Code.FRAMEWORK_UNKNOWN: Story(
         "The release of torch or torchvision is not in the table; it was judged as the nearest"
         " older one, or the oldest.",
-        "a note; what is missing from a newer one is then only degraded",
+        "degraded: not proved; a note where the recipe is built with it here (check --build). What"
+        " is missing from a newer one is then only degraded",
         "Take a newer persistlib, or add the release: make frameworks.",
         "`compat/frameworks.xz`, which `make frameworks` extends from the release's own wheel.",
     ),
     Code.PARTNERS: Story(
         "The target's torchvision is built for another torch, and fails when it is imported; or its"
         " torch is built for numpy 1 and numpy 2 is there, so that no array becomes a tensor.",
-        "refused for torchvision, degraded for numpy, and for torchvision of the running"
-        " environment, which may be another build than the index has",
+        "refused for torchvision, degraded for numpy, for torchvision of the running environment,"
+        " which may be another build than the index has, and for one of a minor version that is not"
+        " in the table, which is judged as the nearest",
         "Install the partner that the finding names.",
         "What each wheel of torchvision says that it needs; torch's notes on its release 2.3.",
     ),

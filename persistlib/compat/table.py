@@ -60,6 +60,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule("manifests:drift", (Code.PACKAGE_DRIFT,)),
     Rule("machines:room", (Code.MEMORY, Code.BYTE_ORDER)),
+    Rule("machines:unknown", (Code.FRAMEWORK_UNKNOWN,), walks=True),
     Rule("machines:partners", (Code.PARTNERS,), walks=True),
     Rule("machines:builds", (Code.NO_BUILD,), walks=True),
     Rule("tensors:numbers", (Code.DTYPE_ABSENT, Code.DEVICE_DTYPE), walks=True),
@@ -68,7 +69,7 @@ RULES: tuple[Rule, ...] = (
         "offers:recipe",
         (
             *(Code.BUILDER_ABSENT, Code.ARGUMENT_ABSENT, Code.DEFAULT_DRIFT),
-            *(Code.SOURCE_DRIFT, Code.FRAMEWORK_UNKNOWN),
+            Code.SOURCE_DRIFT,
         ),
         walks=True,
     ),

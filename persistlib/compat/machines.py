@@ -38,10 +38,9 @@ def partners(facts: Facts, target: Target) -> Iterator[Finding]:
         # What is installed here may be another build than the index has.
         is_sure = not target.is_here and (vision.is_exact or vision.is_close)
         severity = torch_severity(facts, target) if is_sure else Severity.WARNING
-        name = (
-            vision.version if vision.is_exact else f"{vision.wanted}, judged as {vision.version},"
-        )
-        reason = f"{name} is built for torch {vision.facts['torch']}, not {torch.wanted}"
+        judged = "" if vision.is_exact else f", judged as {vision.version},"
+        built = f"is built for torch {vision.facts['torch']}, not {torch.wanted}"
+        reason = f"{vision.wanted}{judged} {built}"
         remedy = f"pip install 'torchvision=={_partner(torch) or vision.version}'"
         yield finding(Code.PARTNERS, "torchvision", reason, remedy, severity)
     numpy = target.version("numpy")

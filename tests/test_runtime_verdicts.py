@@ -198,9 +198,9 @@ def test_a_release_that_is_not_in_the_table_is_not_proved(tmp_path: Path) -> Non
         persistlib.check(path, "onnxruntime==newest")
 
 
-def test_a_target_without_the_runtime_says_nothing_of_a_graph(tmp_path: Path) -> None:
+def test_a_target_without_the_runtime_judges_no_node_of_a_graph(tmp_path: Path) -> None:
     path = written(tmp_path, MODELS["custom-domain"])
-    assert persistlib.check(path, "torch==2.6").verdict == "ok"
+    assert [one.code for one in persistlib.check(path, "torch==2.6").findings] == ["PL214"]
     assert persistlib.check(path).verdict == "refused"
 
 

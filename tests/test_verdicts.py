@@ -197,7 +197,21 @@ def test_a_target_that_names_no_runtime_is_never_ok(bundle: Path, tmp_path: Path
         report = persistlib.check(bundle, target)
         assert (report.verdict, report.findings[0].code) == ("degraded", "PL214")
     assert not list(silent(Facts(source="x"), Target(is_complete=True)))
+    assert not list(silent(Facts(source="x"), Target(packages={"torch": "2.6.0"})))
     assert not list(silent(Facts(source="x"), here()))
+
+
+def test_a_graph_is_never_ok_where_no_runtime_for_graphs_is_named(tmp_path: Path) -> None:
+    graph = tmp_path / "net.onnx"
+    graph.write_bytes(NEW_GRAPH)
+    report = persistlib.check(graph, "torch==2.6.0")
+    assert (report.verdict, [one.code for one in report.findings]) == ("degraded", ["PL214"])
+    assert "onnxruntime" in report.findings[0].message
+    assert persistlib.check(graph, "torch==2.6.0,onnxruntime==1.20.1").verdict == "ok"
+    machine = tmp_path / "machine.json"
+    machine.write_text(json.dumps({"python": "3.11.4", "packages": {"torch": "2.6.0"}}))
+    absent = persistlib.check(graph, machine)
+    assert (absent.verdict, [one.code for one in absent.findings]) == ("refused", ["PL203"])
 
 
 def test_a_model_without_a_graph_is_refused_where_only_graphs_run(
@@ -270,6 +284,13 @@ def test_every_code_is_explained_and_a_wrong_one_has_its_neighbour_named() -> No
     assert wrong.exit_code == 2
     assert "did you mean GRAPH_VERSION?" in wrong.stderr
     assert invoke("check").exit_code == 2
+
+
+@pytest.mark.parametrize("words", [("",), ("", "torch==2.0.0"), ("torch==2.0.0", " ")])
+def test_an_empty_target_is_not_taken_for_none(bundle: Path, words: tuple[str, ...]) -> None:
+    shown = invoke("check", bundle, "--target", *words)
+    assert (shown.exit_code, shown.stdout) == (2, "")
+    assert "PL901 --target: empty" in shown.stderr
 
 
 def test_what_decided_is_the_next_command_to_try(plain: Path) -> None:

@@ -68,12 +68,24 @@ def command(
         raise click.UsageError("Missing argument 'BUNDLE|FILE'.", click.get_current_context())
     report = persistlib.check(
         source,
-        ",".join(target) or None,
+        _target(target),
         build=build,
         trust=trust,
         forbid_licenses=forbid_license,
     )
     return _judged(source, target, report)
+
+
+def _target(words: tuple[str, ...]) -> str | None:
+    """Return the description that words are; None where there are none.
+
+    Raises:
+        UsageError: one is empty, as where a shell's variable is not set.
+    """
+    if any(not word.strip() for word in words):
+        remedy = "write onnxruntime==1.17.3, or give a file; without --target it is this machine"
+        raise error(Code.USAGE, "--target", "empty", remedy)
+    return ",".join(words) if words else None
 
 
 def _judged(source: str, target: tuple[str, ...], report: Report) -> Answer:

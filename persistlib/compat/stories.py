@@ -48,7 +48,7 @@ STORIES: Mapping[Code, Story] = {
     ),
     Code.PACKAGE_ABSENT: Story(
         "A package that the bundle requires is not installed, or a target that names all it has"
-        " does not name it.",
+        " does not name it. An .onnx file requires ONNX Runtime.",
         "refused; a note where the bundle holds a graph, which ONNX Runtime runs without it",
         "Install it, or run the graph: persistlib.load(BUNDLE, runtime='onnxruntime').",
         "`requires` in the manifest; metadata of what is installed, without importing it. Lock"
@@ -167,8 +167,8 @@ STORIES: Mapping[Code, Story] = {
         "The releases that the tables know; versions are compared by PEP 440.",
     ),
     Code.TARGET_SILENT: Story(
-        "The target names neither torch nor ONNX Runtime, and does not claim to be complete: what"
-        " would run the model there was not judged.",
+        "The target names neither torch nor ONNX Runtime, or for an .onnx file no ONNX Runtime, and"
+        " does not claim to be complete: what would run the model there was not judged.",
         "degraded",
         "Add what runs it: --target requirements.txt onnxruntime==1.17.3; or describe the machine"
         " whole: persistlib environment --json > machine.json, run there.",

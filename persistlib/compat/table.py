@@ -75,7 +75,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule("building:structure", (Code.BUILDER_ABSENT, Code.STRUCTURE_DRIFT), walks=True),
     Rule("own_sources:drift", (Code.BUILDER_ABSENT, Code.SOURCE_DRIFT), walks=True),
-    Rule("coverage:silent", (Code.TARGET_SILENT,)),
+    Rule("coverage:silent", (Code.TARGET_SILENT, Code.PACKAGE_ABSENT)),
     Rule("graphs:absent", (Code.GRAPH_ABSENT,)),
     Rule(
         "graphs:kernels",

@@ -44,7 +44,7 @@ def status(facts: Facts, target: Target) -> Iterator[Finding]:  # noqa: ARG001 -
     reason = f": {said.reason}" if said.reason else ""
     remedy = f"use {said.successor}" if said.successor else "ask who published it"
     if withdrawn:
-        remedy += "; --allow-withdrawn (allow_withdrawn=True) uses it all the same"
+        remedy += "; persistlib run --allow-withdrawn and load(allow_withdrawn=True) use it anyway"
     yield finding(
         Code.STATUS,
         facts.said.name or facts.source,

@@ -111,8 +111,9 @@ STORIES: Mapping[Code, Story] = {
     Code.STATUS: Story(
         "Whoever published the model has withdrawn it, or has named a successor.",
         "refused when withdrawn, degraded when superseded; verify notes it and compares as ever",
-        "Use the successor, or ask who published it. A withdrawn model is used all the same with"
-        " --allow-withdrawn (allow_withdrawn=True). persistlib status shows and sets it.",
+        "Use the successor, or ask who published it. A withdrawn model is used all the same by"
+        " persistlib run --allow-withdrawn and by load(allow_withdrawn=True); convert converts it,"
+        " with a warning. persistlib status shows and sets it.",
         "`status` in the manifest.",
     ),
     Code.LICENSE: Story(

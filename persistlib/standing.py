@@ -15,6 +15,7 @@ from persistlib.bundle import open_bundle
 from persistlib.clock import now
 from persistlib.compat import Target, standing
 from persistlib.compat.facts import Facts
+from persistlib.compat.remedies import command
 from persistlib.digests import PREFIX
 from persistlib.errors import Code, PersistlibError, Severity, error, tell
 from persistlib.manifest.schema import Status
@@ -42,19 +43,21 @@ def set_status(
 ) -> Manifest:
     """Say in a bundle's manifest whether its model may be used, and return the manifest.
 
-    The change is dated today; setting the same status again changes nothing.
+    The change is dated today; setting the same status again changes nothing. What was withdrawn
+    stays so until it is made active: no other status makes it usable again.
 
     Args:
         path: the bundle.
         state: "active"; "superseded-by", of which `load` warns; or "withdrawn", which `load`
             refuses.
-        reason: why, for people; needed to withdraw. Of a successor that is named by its path, the
-            name by default.
+        reason: why, for people; needed to withdraw. Of a successor that is named by its path, that
+            it replaces the model by default.
         successor: what to use instead: a `bundle_id`, or the path of a bundle; needed where the
             model is superseded.
 
     Raises:
-        UsageError: reason or successor are missing, or do not go with the state.
+        UsageError: reason or successor are missing, or do not go with the state; or the model was
+            withdrawn, and is to be superseded.
         TargetError: nothing stands at a path, or no bundle; or the manifest cannot be written.
         ManifestError: a manifest cannot be read by this release.
         LockedError: another writer is at work there.
@@ -63,7 +66,7 @@ def set_status(
     follower, name = _successor(successor)
     status = Status(
         state=state,
-        reason=reason if reason is not None else name,
+        reason=f"{name} replaces it" if reason is None and name else reason,
         date=None if state == "active" else now().date().isoformat(),
         successor=follower,
     )
@@ -72,11 +75,24 @@ def set_status(
         if manifest.bundle_id == follower:
             reason = "a model does not follow itself"
             raise error(Code.USAGE, "successor", reason, "name the bundle that replaces it")
+        _require_active(manifest, state, path)
         if manifest.status.model_copy(update={"date": status.date}) == status:
             return manifest
         return manifest.model_copy(update={"status": status})
 
     return amend(path, change).manifest
+
+
+def _require_active(manifest: Manifest, state: State, path: StrPath) -> None:
+    """Refuse to supersede a withdrawn model, which would make it usable without a word.
+
+    Raises:
+        UsageError: it was withdrawn.
+    """
+    if manifest.status.state == "withdrawn" and state == "superseded-by":
+        reason = f"it was withdrawn: {manifest.status.reason}; superseded it could be used again"
+        remedy = f"{command('status', os.fspath(path), '--activate')}, if it may be used"
+        raise error(Code.USAGE, "superseded-by", reason, remedy)
 
 
 def tell_status(path: StrPath) -> None:

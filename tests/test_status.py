@@ -74,6 +74,7 @@ def test_the_status_changes_and_nothing_else(bundle: Path) -> None:
         "date": "2026-11-27",
         "successor": None,
     }
+    persistlib.set_status(bundle, "active")
     persistlib.set_status(bundle, "superseded-by", successor=OTHER, reason="a better one")
     assert raw(bundle)["status"]["successor"] == OTHER
     persistlib.set_status(bundle, "active")
@@ -99,7 +100,7 @@ def test_a_successor_may_be_named_by_its_path(bundle: Path, tmp_path: Path) -> N
     shutil.copytree(FIXTURES / "tied", tmp_path / "better")
     manifest = persistlib.set_status(bundle, "superseded-by", successor=tmp_path / "better")
     assert manifest.status.successor == raw(tmp_path / "better")["bundle_id"]
-    assert manifest.status.reason == "better"
+    assert manifest.status.reason == "better replaces it"
     assert str(tmp_path) not in (bundle / "manifest.json").read_text()
 
 
@@ -127,6 +128,21 @@ def test_a_model_does_not_follow_itself(bundle: Path, tmp_path: Path) -> None:
     for successor in (bundle, tmp_path / "copy", raw(bundle)["bundle_id"]):
         with pytest.raises(UsageError, match="follow itself"):
             persistlib.set_status(bundle, "superseded-by", successor=successor)
+
+
+def test_a_withdrawn_model_is_never_made_usable_by_naming_its_successor(bundle: Path) -> None:
+    persistlib.set_status(bundle, "withdrawn", reason="labels swapped")
+    before = files(bundle)
+    envelope, code = told("status", bundle, "--superseded-by", OTHER)
+    (found,) = envelope["findings"]
+    assert (code, found["code"], files(bundle)) == (2, "PL901", before)
+    assert "labels swapped" in found["message"]
+    assert f"persistlib status {bundle} --activate" in found["remedy"]
+    told("status", bundle, "--activate")
+    assert told("status", bundle, "--superseded-by", OTHER)[1] == 0
+    persistlib.set_status(bundle, "withdrawn", reason="worse still")
+    with pytest.raises(CompatibilityError, match="worse still"):
+        opened(bundle)
 
 
 def test_nothing_is_made_where_no_bundle_stands(tmp_path: Path) -> None:
@@ -186,6 +202,16 @@ def test_a_withdrawn_model_is_refused_unless_it_is_asked_for(bundle: Path) -> No
     assert session.run({session.inputs[0].name: np.zeros((2, 6), np.float32)})
 
 
+def test_the_way_to_use_a_withdrawn_model_names_a_verb_that_has_it(bundle: Path) -> None:
+    persistlib.set_status(bundle, "withdrawn", reason="labels swapped")
+    warned, _ = told("convert", bundle, bundle.parent / "w.pt", "--allow-loss", "all")
+    for found in (*warned["findings"], told("check", bundle)[0]["findings"][0]):
+        words = found["remedy"].rpartition("; ")[2].split()
+        assert words[0] == "persistlib"
+        assert words[2] == "--allow-withdrawn"
+        assert words[2] in invoke(words[1], "--help").stdout
+
+
 def test_permission_to_use_a_withdrawn_model_excuses_nothing_else(bundle: Path) -> None:
     document = raw(bundle)
     document["status"]["state"] = "withdrawn"
@@ -242,6 +268,7 @@ def test_the_verb_shows_and_sets(bundle: Path) -> None:
     envelope, code = told("status", bundle)
     assert (envelope["ok"], envelope["data"]["date"], code) == (False, "2026-11-27", 1)
     assert "labels swapped" in invoke("inspect", bundle).stdout
+    told("status", bundle, "--activate")
     told("status", bundle, "--superseded-by", OTHER, "--reason", "a better one")
     envelope, code = told("status", bundle)
     assert (envelope["data"]["successor"], envelope["data"]["reason"], code) == (

@@ -252,6 +252,22 @@ def test_finetune_states_its_plan_trains_and_saves(images: Path, tmp_path: Path)
     assert replaced["data"]["plan"]["head"]["classes"] == 3
 
 
+def test_finetune_begins_from_a_bundle_and_goes_on_with_that(
+    images: Path, bundles: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "mine"
+    words = ("--data", images, "--epochs", 1, "--out", out)
+    envelope, code = told("finetune", bundles / "plain", *words)
+    assert (code, envelope["data"]["plan"]["builder"]) == (0, "torchvision.models:squeezenet1_1")
+    parent = persistlib.inspect(bundles / "plain").manifest
+    made = persistlib.inspect(out).manifest
+    assert [entry.id for entry in made.lineage] == [parent.bundle_id]
+    assert made.interface.preprocessing is not None
+    assert made.interface.preprocessing["resize"] == [EDGE, EDGE]
+    again, code = told("finetune", "--resume", f"{out}.run", "--epochs", 2, "--overwrite")
+    assert (code, len(again["data"]["history"])) == (0, 2)
+
+
 @pytest.mark.parametrize(
     ("words", "expected", "exit_code"),
     [
@@ -263,12 +279,21 @@ def test_finetune_states_its_plan_trains_and_saves(images: Path, tmp_path: Path)
         (("squeezenet1_1", "--data", "{i}", "--out", "{t}/x", "--freeze", "*"), "PL901", 2),
         (("squeezenet1_1", "--data", "{i}", "--out", "{i}/cat/0.png"), "PL403", 1),
         (("squeezenet1_1", "--data", "{i}"), "PL901", 2),
+        (("{b}", "--weights", "DEFAULT", "--data", "{i}", "--out", "{t}/x"), "PL901", 2),
+        (("squeezenet1_1", "--weights", "{b}", "--data", "{i}", "--out", "{t}/x"), "PL901", 2),
+        (("{t}/absent", "--data", "{i}", "--out", "{t}/x"), "PL412", 1),
     ],
 )
 def test_finetune_refuses_before_it_trains(
-    images: Path, tmp_path: Path, words: tuple[str, ...], expected: str, exit_code: int
+    *,
+    images: Path,
+    bundles: Path,
+    tmp_path: Path,
+    words: tuple[str, ...],
+    expected: str,
+    exit_code: int,
 ) -> None:
-    places = {"i": images, "t": tmp_path}
+    places = {"i": images, "t": tmp_path, "b": bundles / "plain"}
     envelope, code = told("finetune", *(word.format(**places) for word in words))
     assert (envelope["findings"][0]["code"], code) == (expected, exit_code)
     assert os.listdir(tmp_path) == []

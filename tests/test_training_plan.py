@@ -11,7 +11,9 @@ import torch
 from PIL import Image
 from torch import nn
 
+import persistlib
 from persistlib.errors import PersistlibError, UsageError
+from persistlib.training.beginnings import Saved
 from persistlib.training.head import drop_auxiliary_heads, find_head, replace_head
 from persistlib.training.loop import finetune
 from persistlib.training.plan import plan
@@ -298,6 +300,74 @@ def test_inception_is_trained_on_images_that_its_auxiliary_head_would_refuse(fol
     assert finetune(made.model, made.train, **made.arguments).history
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of three classes that says how its images are prepared, all but its head frozen."""
+    torch.manual_seed(4)
+    model = persistlib.build("torchvision.models:squeezenet1_1", num_classes=3).eval()
+    persistlib.freeze(model, ["*", "!classifier.*"])
+    path = tmp_path_factory.mktemp("saved") / "bundle"
+    preprocessing = {"kind": "image", "channels": 3, "resize": [40, 48], "mean": [0.1, 0.2, 0.3]}
+    interface = {"labels": ["blue", "green", "red"], "preprocessing": preprocessing}
+    example = torch.randn(2, 3, 40, 48)
+    persistlib.save(
+        model, path, name="mine", license="MIT", example_inputs=example, interface=interface
+    )
+    return path
+
+
+def opened(path: Path) -> Saved:
+    return Saved(persistlib.load(path), persistlib.inspect(path).manifest)
+
+
+def test_a_bundle_is_begun_from_with_its_values_images_and_lineage(
+    folder: Path, saved: Path
+) -> None:
+    before = persistlib.load(saved).state_dict()
+    made = plan(opened(saved), data=folder, settings=SETTINGS, strategy="full")
+    assert made.preprocessing.mean == (0.1, 0.2, 0.3)
+    assert made.preprocessing.size == (40, 48)
+    assert all(value.equal(made.model.state_dict()[name]) for name, value in before.items())
+    assert dict(made.rows())["last layer"] == "classifier.1: kept, 3 classes as in the bundle"
+    assert made.counts.frozen == 0
+    assert made.lineage is not None
+    assert (made.lineage.source, made.lineage.license) == ("mine", "MIT")
+    assert made.lineage.id == persistlib.inspect(saved).manifest.bundle_id
+    smaller = plan(opened(saved), data=folder, settings=SETTINGS, resize=32)
+    assert (smaller.preprocessing.size, smaller.preprocessing.mean) == ((32, 32), (0.1, 0.2, 0.3))
+    assert smaller.freeze == ("*", "!classifier.1.*")
+
+
+def test_a_bundle_for_other_classes_gets_a_new_last_layer(
+    folder: Path, saved: Path, tmp_path: Path
+) -> None:
+    for name, other in (("blue", "azure"), ("green", "green"), ("red", "red")):
+        (tmp_path / other).symlink_to(folder / name)
+    before = persistlib.load(saved).state_dict()
+    made = plan(opened(saved), data=tmp_path, settings=SETTINGS)
+    assert dict(made.rows())["last layer"] == "classifier.1: 3 classes become 3"
+    now = made.model.state_dict()
+    changed = {name for name, value in before.items() if not value.equal(now[name])}
+    assert changed == {"classifier.1.weight", "classifier.1.bias"}
+
+
+def test_weights_with_another_last_layer_give_all_but_that(folder: Path, saved: Path) -> None:
+    file = saved / "model.safetensors"
+    before = persistlib.load(saved).state_dict()
+    made = plan("squeezenet1_1", data=folder, weights=file, resize=32, settings=SETTINGS)
+    words = "classifier.1: 1,000 classes become 3; that of the weights, 3 classes, is left out"
+    assert dict(made.rows())["last layer"] == words
+    now = made.model.state_dict()
+    changed = {name for name, value in before.items() if not value.equal(now[name])}
+    assert changed == {"classifier.1.weight", "classifier.1.bias"}
+    assert made.lineage is not None
+    assert made.lineage.id == persistlib.inspect(saved).manifest.weights.identity
+    with pytest.raises(PersistlibError) as caught:
+        plan("squeezenet1_0", data=folder, weights=file, resize=32, settings=SETTINGS)
+    assert caught.value.code == "PL807"
+    assert not any(found.location.startswith("classifier.1.") for found in caught.value.findings)
+
+
 def test_faults_of_a_plan_have_a_name(folder: Path) -> None:
     for arguments, code in (
         ({"freeze": "*"}, "PL901"),
@@ -306,6 +376,8 @@ def test_faults_of_a_plan_have_a_name(folder: Path) -> None:
         ({"data": "no/such"}, "PL801"),
         ({"fraction": 2.0}, "PL901"),
         ({"builder": "no_such_net"}, "PL304"),
+        ({"weights": folder}, "PL901"),
+        ({"strategy": "foo", "data": "no/such"}, "PL901"),
     ):
         given: dict[str, Any] = {"data": folder, "resize": 32, "builder": "squeezenet1_1"}
         given |= arguments

@@ -1,7 +1,7 @@
 """Weights to begin from: a checkpoint file, or one that torchvision fetches.
 
 Law: after `load(module, reader, path)` the module holds the file's bits under the file's names,
-every one of them, or nothing of it has changed.
+every one of them but those of submodules kept apart, or nothing of it has changed.
 """
 
 from __future__ import annotations
@@ -101,10 +101,25 @@ def open_checkpoint(path: str) -> CheckpointReader:
     return without_wrappers(open_file(path))
 
 
-def load(module: nn.Module, reader: CheckpointReader, path: str) -> Lineage | Unfit:
-    """Give a module the values of a checkpoint, or say why it does not fit and change nothing."""
-    state: Mapping[str, torch.Tensor] = module.state_dict(keep_vars=True)
-    names = {entry.name: entry.name for entry in reader.entries} | dict(reader.aliases)
+def load(
+    module: nn.Module, reader: CheckpointReader, path: str, *, apart: Collection[str] = ()
+) -> Lineage | Unfit:
+    """Give a module the values of a checkpoint, or say why it does not fit and change nothing.
+
+    Args:
+        module: changed in place.
+        reader: of the checkpoint.
+        path: that it was opened by.
+        apart: paths of submodules that keep their values, whatever the checkpoint has there.
+    """
+
+    def counts(name: str) -> bool:
+        return not any(name.startswith(f"{path}.") for path in apart)
+
+    whole: Mapping[str, torch.Tensor] = module.state_dict(keep_vars=True)
+    state = {name: tensor for name, tensor in whole.items() if counts(name)}
+    stored = {entry.name: entry.name for entry in reader.entries} | dict(reader.aliases)
+    names = {name: owner for name, owner in stored.items() if counts(name)}
     if found := tuple(_mismatches(state, names, reader)):
         return Unfit(found)
     take(module, reader, names)

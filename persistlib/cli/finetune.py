@@ -12,15 +12,16 @@ from click.core import ParameterSource
 import persistlib
 from persistlib.cli import progress
 from persistlib.cli.answer import Answer, Exit, Fields, verdict
-from persistlib.cli.command import Spread, Verb, trust_option
+from persistlib.cli.command import Spread, Verb, trust_option, withdrawn_option
 from persistlib.cli.text import command as words
 from persistlib.cli.text import size
-from persistlib.errors import missing_extra
+from persistlib.errors import Code, error, missing_extra
 from persistlib.installed import package_version
 
 if TYPE_CHECKING:
     from persistlib.cli.output import Output
     from persistlib.summary import Summary
+    from persistlib.training.beginnings import Saved
     from persistlib.training.loop import FinetuneResult
     from persistlib.training.plan import Plan
 
@@ -44,7 +45,7 @@ _TRIED = (
 
 
 @click.command("finetune", cls=Verb)
-@click.argument("builder", required=False)
+@click.argument("builder", metavar="BUILDER|BUNDLE", required=False)
 @click.option(
     "--data",
     metavar="DIR|NPZ|sklearn:digits",
@@ -60,7 +61,7 @@ _TRIED = (
 @click.option(
     "--weights",
     metavar="PATH|DEFAULT",
-    help="A checkpoint to begin from, or torchvision's own; fresh values without.",
+    help="A checkpoint of a builder's model, or torchvision's own; fresh values without.",
 )
 @click.option(
     "--freeze",
@@ -139,12 +140,14 @@ _TRIED = (
     help="Train nothing: try rising learning rates on a copy, and draw the loss.",
 )
 @trust_option
+@withdrawn_option
 @click.pass_context
 def command(context: click.Context, /, **options: Any) -> Answer:
-    """Train the last layers of what BUILDER builds on your images, and save it.
+    """Train the last layers of what BUILDER builds, or of BUNDLE, on your images, and save it.
 
-    BUILDER is one of torchvision's (mobilenet_v2) or package.module:callable. With --resume RUN
-    everything is as the run was begun, but for what is given again.
+    BUILDER is one of torchvision's (mobilenet_v2) or package.module:callable. BUNDLE says its
+    weights and how images are prepared. With --resume RUN everything is as the run was begun, but
+    for what is given again.
     """
     output: Output = context.obj
     _require_packages(onnx=options["onnx"])
@@ -155,7 +158,7 @@ def command(context: click.Context, /, **options: Any) -> Answer:
     plan = _plan(asked)
     output.show((Fields(plan.rows()),))
     if asked["find_lr"]:
-        return _rates(plan, asked["find_lr"])
+        return _rates(plan, asked["builder"], asked["find_lr"])
     return _train(output, plan, asked)
 
 
@@ -184,7 +187,7 @@ def _as_begun(context: click.Context, options: dict[str, Any]) -> dict[str, Any]
 def _require_given(context: click.Context, asked: dict[str, Any]) -> None:
     """Refuse a command line that lacks what nothing else says."""
     if not asked["builder"]:
-        raise click.UsageError("Missing argument 'BUILDER'.", context)
+        raise click.UsageError("Missing argument 'BUILDER|BUNDLE'.", context)
     needed = ("data",) if asked["find_lr"] else ("data", "out")
     for name in needed:
         if not asked[name]:
@@ -212,6 +215,7 @@ def _train(output: Output, plan: Plan, asked: dict[str, Any]) -> Answer:
                 folder=folder,
                 out=out,
                 name=asked["name"] or os.path.basename(os.path.abspath(out)),
+                license=plan.lineage.license if plan.lineage else None,
                 onnx=asked["onnx"],
                 overwrite=asked["overwrite"],
                 progress=tell,
@@ -223,7 +227,7 @@ def _train(output: Output, plan: Plan, asked: dict[str, Any]) -> Answer:
     return _answer(plan, result, persistlib.inspect(out), asked["data"], run)
 
 
-def _rates(plan: Plan, path: str) -> Answer:
+def _rates(plan: Plan, builder: str, path: str) -> Answer:
     """Try learning rates and draw what came of it."""
     from persistlib.training import plots
     from persistlib.training.rates import find_rate
@@ -238,7 +242,7 @@ def _rates(plan: Plan, path: str) -> Answer:
             Fields((("tried", f"{found.lrs[0]:.0e} to {found.lrs[-1]:.0e}, nothing was trained"),)),
         ),
         brief=(f"{found.suggestion:.2e}",),
-        hints=(f"{words(*_VERB, plan.builder, '--lr', f'{found.suggestion:.1e}')} ...",),
+        hints=(f"{words(*_VERB, builder, '--lr', f'{found.suggestion:.1e}')} ...",),
     )
 
 
@@ -277,7 +281,7 @@ def _plan(options: dict[str, Any]) -> Plan:
         strategy = strategies.wish_of({**wish, "rate_decay": options["rate_decay"]})
     weights = BALANCED if options["balanced"] else None
     return plan.plan(
-        options["builder"],
+        _beginning(options),
         data=options["data"],
         weights=options["weights"],
         freeze=options["freeze"] or None,
@@ -286,6 +290,25 @@ def _plan(options: dict[str, Any]) -> Plan:
         settings=Settings(class_weights=weights, **{name: options[name] for name in _NUMBERS}),
         trust=options["trust"],
     )
+
+
+def _beginning(options: dict[str, Any]) -> str | Saved:
+    """Return the builder that was named, or the bundle, loaded.
+
+    Raises:
+        UsageError: weights are given for a bundle.
+        PersistlibError: the bundle cannot be loaded.
+    """
+    from persistlib.training.beginnings import Saved, is_bundle
+
+    name: str = options["builder"]
+    if not is_bundle(name):
+        return name
+    if options["weights"] is not None:
+        reason = f"{name} is a bundle, which has its own"
+        raise error(Code.USAGE, "--weights", reason, "name a builder, or leave the weights out")
+    how = {"trust": options["trust"], "allow_withdrawn": options["allow_withdrawn"]}
+    return Saved(persistlib.load(name, **how), persistlib.inspect(name).manifest)
 
 
 def _answer(plan: Plan, result: FinetuneResult, summary: Summary, data: str, run: str) -> Answer:

@@ -6,31 +6,27 @@ carried out: `persistlib.finetune(plan.model, plan.train, plan.valid, **plan.arg
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from persistlib.architecture import recipe
-from persistlib.errors import Code, UsageError, error
+from persistlib.errors import Code, error
 from persistlib.manifest import schema
 from persistlib.patterns import matches, select
-from persistlib.preprocessing import Size
-from persistlib.training import randomness, strategies
+from persistlib.training import beginnings, strategies
 from persistlib.training.data import ImageData, PreparedImages, Split, open_data
-from persistlib.training.head import drop_auxiliary_heads, find_head, replace_head
-from persistlib.training.presets import EDGE, ZOO, preprocessings
+from persistlib.training.head import replace_head
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Collection, Mapping
 
+    import torch
     from pydantic import JsonValue
 
     from persistlib.patterns import Patterns
     from persistlib.preprocessing import ImagePreprocessing
-    from persistlib.training.head import Head
+    from persistlib.training.beginnings import Beginning, Saved
     from persistlib.training.settings import Settings
     from persistlib.training.strategies import Strategy, StrategyLike
 
@@ -39,11 +35,29 @@ _SHOWN_CLASSES = 12
 
 @dataclass(frozen=True, slots=True)
 class NewHead:
-    """The new last layer: its path, numbers in, classes before and now."""
+    """The new last layer: its path, classes before and now.
+
+    Attributes:
+        path: dotted.
+        was: classes that the model had.
+        classes: those of the data.
+        left_out: classes of the last layer in the weights, where it was of another width.
+        is_kept: whether it is that of a bundle, made for the very classes of the data.
+    """
 
     path: str
     was: int
     classes: int
+    left_out: int | None = None
+    is_kept: bool = False
+
+    def __str__(self) -> str:
+        if self.is_kept:
+            return f"{self.path}: kept, {self.classes:,} classes as in the bundle"
+        text = f"{self.path}: {self.was:,} classes become {self.classes:,}"
+        if self.left_out is None:
+            return text
+        return f"{text}; that of the weights, {self.left_out:,} classes, is left out"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +138,7 @@ class Plan:
     def rows(self) -> tuple[tuple[str, str], ...]:
         """Return the plan in words: a heading and a sentence each."""
         classes, size, run = self.data.classes, self.preprocessing.size, self.settings
-        head, divided = self.head, f"{len(self.split.train):,} to train on"
-        divided += f", {len(self.split.valid):,} held out"
+        divided = f"{len(self.split.train):,} to train on, {len(self.split.valid):,} held out"
         steps = f"{run.optimizer}, lr {run.lr:g} ({run.schedule})"
         names = ", ".join(classes[:_SHOWN_CLASSES])
         more = ", ..." if len(classes) > _SHOWN_CLASSES else ""
@@ -140,7 +153,7 @@ class Plan:
             ("split", f"{divided}; stratified, seed {run.seed}"),
             ("images", f"{edges} pixels, {self.preprocessing.channels} channels"),
             ("model", f"{self.builder}, beginning from {begin}"),
-            ("last layer", f"{head.path}: {head.was:,} classes become {head.classes:,}{dropped}"),
+            ("last layer", f"{self.head}{dropped}"),
             *((("strategy", self._strategy()),) if self.wish is not None else ()),
             ("trained", f"{trained} parameters"),
             ("frozen", f"{self.counts.frozen:,} parameters; {still}"),
@@ -186,7 +199,7 @@ class Plan:
 
 
 def plan(
-    builder: str,
+    builder: str | Saved,
     *,
     data: str | os.PathLike[str],
     weights: object = None,
@@ -198,15 +211,18 @@ def plan(
     trust: Collection[str] = (),
     arguments: Mapping[str, Any] | None = None,
 ) -> Plan:
-    """Return a plan for fine-tuning what a builder builds on labelled images.
+    """Return a plan for fine-tuning what a builder builds, or a bundle, on labelled images.
+
+    The last layer of a bundle stays where it was trained for the very classes of the data.
 
     Args:
-        builder: `package.module:callable`, or the bare name of one of torchvision's.
+        builder: `package.module:callable`, the bare name of one of torchvision's, or a bundle.
         data: as `open_data`.
-        weights: as `persistlib.build`.
+        weights: as `persistlib.build`, but for the last layer; a bundle has its own.
         freeze: patterns; None freezes all but the new last layer, or what the strategy says.
         strategy: as `finetune`.
-        resize: edge of the square images; None takes what torchvision's weights were made for.
+        resize: edge of the square images; None takes what the bundle, or torchvision's weights,
+            were made for.
         fraction: of each class that is held out.
         settings: epochs, learning rate, seed and the rest.
         trust: packages that may be imported beyond torch and torchvision.
@@ -218,17 +234,18 @@ def plan(
         ArchitectureError: the builder is unknown, untrusted, or failed.
         UsageError: the model refuses images of that size, or an argument is out of range.
     """
-    builder = builder if ":" in builder else f"{ZOO}:{builder}"
+    strategies.wish_of(strategy)  # before anything that takes long
     images = open_data(data)
     split = images.split(fraction=fraction, seed=settings.seed)
-    # Fresh values are drawn from the seed too: a run that goes on begins with the same model.
-    with randomness.own(settings.seed, torch.device("cpu")):
-        model = recipe.build(builder, weights=weights, trust=trust, **(arguments or {}))
-    dropped = drop_auxiliary_heads(model)
-    preprocessing, head = _fitting(model, preprocessings(builder, model, weights, resize))
-    example = _example(preprocessing)
-    classes = len(images.classes)
-    replace_head(model, head, classes, example=example, seed=settings.seed)
+    if isinstance(builder, str):
+        how: dict[str, Any] = {"resize": resize, "seed": settings.seed, "trust": trust}
+        begun = beginnings.of_builder(builder, weights, arguments=arguments or {}, **how)
+    else:
+        begun = beginnings.of_bundle(builder, resize=resize)
+    model, example = begun.model, beginnings.example(begun.preprocessing)
+    head = _new_head(begun, images.classes)
+    if not head.is_kept:
+        replace_head(model, begun.head, head.classes, example=example, seed=settings.seed)
     usual = ("*", f"!{head.path}.*") if strategy is None else ()
     patterns = usual if freeze is None else _as_tuple(freeze)
     resolved = strategies.resolve(strategy, model, example, freeze=patterns, epochs=settings.epochs)
@@ -236,14 +253,14 @@ def plan(
         remedy = f"add '!{head.path}.*' to the patterns"
         raise error(Code.USAGE, "freeze", f"freezes the new last layer {head.path}", remedy)
     return Plan(
-        builder=builder,
+        builder=begun.builder,
         model=model,
-        head=NewHead(head.path, head.width, classes),
-        dropped=dropped,
+        head=head,
+        dropped=begun.dropped,
         data=images,
         split=split,
         fraction=fraction,
-        preprocessing=preprocessing,
+        preprocessing=begun.preprocessing,
         freeze=patterns,
         wish=strategy,
         strategy=resolved,
@@ -253,24 +270,10 @@ def plan(
     )
 
 
-def _fitting(
-    model: torch.nn.Module, candidates: tuple[ImagePreprocessing, ...]
-) -> tuple[ImagePreprocessing, Head]:
-    """Return the first preprocessing whose images the model takes, and the model's last layer.
-
-    Raises:
-        PersistlibError: as `find_head`, for the last candidate.
-    """
-    *others, last = candidates
-    for candidate in others:
-        with contextlib.suppress(UsageError):
-            return candidate, find_head(model, _example(candidate))
-    return last, find_head(model, _example(last))
-
-
-def _example(preprocessing: ImagePreprocessing) -> torch.Tensor:
-    size = preprocessing.size or Size(EDGE, EDGE)
-    return torch.zeros(1, preprocessing.channels, *size)
+def _new_head(begun: Beginning, classes: tuple[str, ...]) -> NewHead:
+    path, _, width = begun.head
+    is_kept = begun.labels == classes and width == len(classes)
+    return NewHead(path, width, len(classes), begun.left_out, is_kept)
 
 
 def _counts(model: torch.nn.Module, patterns: tuple[str, ...]) -> Counts:

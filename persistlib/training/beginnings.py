@@ -1,0 +1,177 @@
+"""What a fine-tuning begins from: what a builder builds, its weights, or a bundle.
+
+Law: of weights all is taken but the last layer and auxiliary heads, which do not stay; whatever
+classes those were made for makes no difference.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from persistlib.architecture import freezing, pretrained, recipe
+from persistlib.errors import Code, TrainingError, UsageError, error
+from persistlib.preprocessing import Size, parse
+from persistlib.training import randomness
+from persistlib.training.head import drop_auxiliary_heads, find_head
+from persistlib.training.presets import EDGE, ZOO, preprocessings
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from torch import nn
+
+    from persistlib.manifest.schema import Manifest
+    from persistlib.preprocessing import ImagePreprocessing
+    from persistlib.training.head import Head
+
+
+class Saved(NamedTuple):
+    """A bundle to begin from: its module, loaded, and its manifest."""
+
+    model: nn.Module
+    manifest: Manifest
+
+
+class Beginning(NamedTuple):
+    """A model that is ready for its new last layer.
+
+    Attributes:
+        builder: `package.module:callable`.
+        model: with the values that it begins from, in evaluation mode.
+        dropped: paths of auxiliary heads that were removed.
+        preprocessing: how images become inputs.
+        head: the last layer.
+        left_out: classes of the weights' own last layer, where it was of another width.
+        labels: the classes that a bundle's last layer was trained for.
+    """
+
+    builder: str
+    model: nn.Module
+    dropped: tuple[str, ...]
+    preprocessing: ImagePreprocessing
+    head: Head
+    left_out: int | None = None
+    labels: tuple[str, ...] | None = None
+
+
+def is_bundle(name: str) -> bool:
+    """Return whether what was named is a path, and no builder: a bare name of both is a builder."""
+    if not os.path.isdir(name):
+        return os.sep in name and ":" not in name
+    import torchvision
+
+    return not hasattr(torchvision.models, name)
+
+
+def of_builder(
+    builder: str,
+    weights: object,
+    *,
+    resize: int | None,
+    seed: int,
+    trust: Collection[str],
+    arguments: Mapping[str, Any],
+) -> Beginning:
+    """Return what a builder builds, with weights.
+
+    Args:
+        builder: `package.module:callable`, or the bare name of one of torchvision's.
+        weights: as `persistlib.build`; the last layer in a file may be of any width.
+        resize: edge of the square images; None takes what torchvision's weights were made for.
+        seed: of fresh values.
+        trust: packages that may be imported beyond torch and torchvision.
+        arguments: the builder's own.
+
+    Raises:
+        TrainingError: the weights do not fit, or the last layer cannot be told.
+        ArchitectureError: the builder is unknown, untrusted, or failed.
+        UsageError: the weights are a folder, or the model refuses images of that size.
+    """
+    builder = builder if ":" in builder else f"{ZOO}:{builder}"
+    if isinstance(weights, (str, os.PathLike)) and os.path.isdir(weights):
+        folder = os.fspath(weights)
+        remedy = f"name it in place of the builder: persistlib finetune {folder} ..."
+        raise error(Code.USAGE, f"weights={folder}", "a folder; a bundle says its model", remedy)
+    path = recipe.checkpoint_path(weights)
+    # Fresh values are drawn from the seed too: a run that goes on begins with the same model.
+    with randomness.own(seed, torch.device("cpu")):
+        named = weights if path is None else None
+        model = recipe.build(builder, weights=named, trust=trust, **arguments)
+    dropped = drop_auxiliary_heads(model)
+    preprocessing, head = _fitting(model, preprocessings(builder, model, weights, resize))
+    left_out = None if path is None else _take(model, path, head, dropped)
+    return Beginning(builder, model, dropped, preprocessing, head, left_out)
+
+
+def of_bundle(saved: Saved, *, resize: int | None) -> Beginning:
+    """Return the model of a bundle, of which nothing is frozen any more.
+
+    Args:
+        saved: the bundle.
+        resize: edge of the square images; None takes what the bundle says.
+
+    Raises:
+        TrainingError: the last layer cannot be told.
+        ManifestError: the bundle prepares its inputs in a way that is not known here.
+        UsageError: the model refuses images of that size.
+    """
+    model, manifest = saved
+    builder, known = manifest.architecture.builder, manifest.interface.preprocessing
+    freezing.unfreeze(model, "*")
+    recipe.remember(model, recipe.Recipe.of(manifest.architecture))
+    dropped = drop_auxiliary_heads(model)
+    if known:
+        record = parse(known)
+        if resize:
+            record = replace(record, resize=resize, crop=Size(resize, resize))
+        candidates: tuple[ImagePreprocessing, ...] = (record,)
+    else:
+        candidates = preprocessings(builder, model, None, resize)
+    preprocessing, head = _fitting(model, candidates)
+    labels = manifest.interface.labels
+    return Beginning(builder, model, dropped, preprocessing, head, None, labels)
+
+
+def example(preprocessing: ImagePreprocessing) -> torch.Tensor:
+    """Return a batch of one image that is prepared that way."""
+    size = preprocessing.size or Size(EDGE, EDGE)
+    return torch.zeros(1, preprocessing.channels, *size)
+
+
+def _fitting(
+    model: nn.Module, candidates: tuple[ImagePreprocessing, ...]
+) -> tuple[ImagePreprocessing, Head]:
+    """Return the first preprocessing whose images the model takes, and the model's last layer.
+
+    Raises:
+        PersistlibError: as `find_head`, for the last candidate.
+    """
+    *others, last = candidates
+    for candidate in others:
+        with contextlib.suppress(UsageError):
+            return candidate, find_head(model, example(candidate))
+    return last, find_head(model, example(last))
+
+
+def _take(model: nn.Module, path: str, head: Head, dropped: tuple[str, ...]) -> int | None:
+    """Give a model the values of a weights file, but for its heads.
+
+    Returns:
+        How many classes the file's own last layer has, where it is of another width.
+
+    Raises:
+        TrainingError: the rest does not fit.
+    """
+    with pretrained.open_checkpoint(path) as reader:
+        found = pretrained.load(model, reader, path, apart=(head.path, *dropped))
+        if isinstance(found, pretrained.Unfit):
+            raise TrainingError(found.findings)
+        recipe.descend(model, found)
+        stored = reader.tensors.get(f"{head.path}.weight")
+    is_other = stored is not None and stored.shape[:1] not in {(), (head.width,)}
+    return stored.shape[0] if stored is not None and is_other else None

@@ -151,13 +151,15 @@ class Owners:
             self._refuse(f"{layer} has no part, or several, called {path[0]}")
         return found[0], path[1:]
 
-    @staticmethod
-    def _without_scope(layer: Layer, path: Path) -> Path:
+    def _without_scope(self, layer: Layer, path: Path) -> Path:
         """Return a path without the layer's own name at its head, where that stands there.
 
-        TensorFlow 1 numbers it (`conv1_3/kernel`), Keras 1 joins it to the variable (`conv1_W`).
+        TensorFlow 1 numbers it (`conv1_3/kernel`), Keras 1 joins it to the variable (`conv1_W`),
+        and a Sequential of Keras 3 puts its own before it (`sequential/conv1/kernel`).
         """
         own = layer.name.count("/") + 1
+        if path[0] == self.model.name and "/".join(path[1 : own + 1]) == layer.name:
+            path = path[1:]
         head = "/".join(path[:own])
         if len(path) > own and re.fullmatch(re.escape(layer.name) + r"(_\d+)?", head):
             return path[own:]

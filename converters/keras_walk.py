@@ -193,11 +193,13 @@ class _Legacy(_Walked):
         if path not in self.tree.groups:
             raise refusal(Code.FORMAT_HEADER, path, "a layer that is listed is not there")
         found = attributes(self.tree.groups[path])
-        for weight in _listed(found, _WEIGHTS, path):
+        weights = _listed(found, _WEIGHTS, path)
+        names = _legacy_names(group, weights)
+        for weight, name in zip(weights, names, strict=True):
             place = f"{path}/{weight}"
             if place not in self._items:
                 raise refusal(Code.FORMAT_HEADER, place, "a weight that is listed is not there")
-            self.add(place, _legacy_name(group, weight), (group, weight))
+            self.add(place, name, (group, weight))
         self._lose_said(path, found)
 
     def _lose_said(self, path: str, found: Mapping[str, Any]) -> None:
@@ -300,12 +302,24 @@ def _text(found: Mapping[str, Any], key: str) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _legacy_name(group: str, weight: str) -> str:
-    """Return the layer's name and the weight's path, joined by dots, the layer's name once."""
-    path = plain(weight).split("/")
+def _legacy_names(group: str, weights: list[str]) -> list[str]:
+    """Return each weight's path after the layer's name, joined by dots, the layer's name once.
+
+    A Sequential of Keras 3 puts its own name before the layer's, in every weight.
+    """
+    paths = [plain(weight).split("/") for weight in weights]
     head = group.split("/")
-    is_said = group == _TOP or (len(path) > len(head) and path[: len(head)] == head)
-    return ".".join(path if is_said else [*head, *path])
+    if group != _TOP and paths and all(_follows(path[1:], head) for path in paths):
+        paths = [path[1:] for path in paths]
+    return [
+        ".".join(path if group == _TOP or _follows(path, head) else [*head, *path])
+        for path in paths
+    ]
+
+
+def _follows(path: list[str], head: list[str]) -> bool:
+    """Return whether a weight's path begins with its layer's."""
+    return len(path) > len(head) and path[: len(head)] == head
 
 
 def _natural(path: str) -> list[tuple[bool, int, str]]:

@@ -142,20 +142,24 @@ def as_module(model: nn.Module) -> nn.Module:
     own: Any = model
     module = recipe.build(BUILDER, config=own.to_json())
     assert isinstance(module, KerasModel)
-    held = _alike(model, _MODELS[module])
-    for path, variable in variables(_MODELS[module]).items():
+    for path, given in rebuilt_weights(model, _MODELS[module]).items():
         owner, leaf = _owner(module.weights, path)
-        given, tensor = held[id(variable)], getattr(owner, leaf)
+        tensor = getattr(owner, leaf)
         tensor.data = given.value.detach()
         if isinstance(tensor, nn.Parameter):
             tensor.requires_grad_(bool(given.trainable))
     return module.train(model.training)
 
 
-def _alike(model: Any, made: Any) -> dict[int, Any]:
-    """Return the weights of a Keras model by the identity of their likes in one built from it.
+def rebuilt_weights(model: Any, made: Any) -> dict[str, Any]:
+    """Return the weights of a Keras model by the paths of their likes in one built from it.
 
-    A path says less: it is that of the layer in which a weight was built first.
+    The model's own paths say less: each is that of the layer in which a weight was built first,
+    and a Sequential that Keras read from an `.h5` file has its own name in front.
+
+    Args:
+        model: a Keras model.
+        made: what `built` makes of its configuration.
 
     Raises:
         ArchitectureError: layers or weights are not alike.
@@ -166,7 +170,8 @@ def _alike(model: Any, made: Any) -> dict[int, Any]:
         reason = "its configuration builds other weights"
         raise error(Code.LOOKALIKE, type(model).__name__, reason, "save it as a .keras file first")
     pairs = zip(*([v for weights in some for v in weights] for some in rows), strict=True)
-    return {id(own): given for given, own in pairs}
+    held = {id(own): given for given, own in pairs}
+    return {path: held[id(variable)] for path, variable in variables(made).items()}
 
 
 def _weights_of(layer: Any) -> list[Any]:

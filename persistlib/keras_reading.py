@@ -23,7 +23,13 @@ from persistlib.checkpoint import CheckpointReader, Entry, MemoryCheckpoint, ten
 from persistlib.dtypes import DType, by_name
 from persistlib.errors import Code, error, printable
 from persistlib.formats import FORMATS
-from persistlib.keras_models import backend, custom_classes, require_harmless, variables
+from persistlib.keras_models import (
+    backend,
+    built,
+    custom_classes,
+    rebuilt_weights,
+    require_harmless,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -171,12 +177,11 @@ def main() -> None:
     with keras.device("cpu"):
         model = keras.saving.load_model(path, custom_objects=custom, compile=False, safe_mode=True)
         inputs, outputs = _examples(model)
+    written = model.to_json()
     with open(os.path.join(folder, _CONFIG), "w", encoding="utf-8") as handle:
-        handle.write(model.to_json())
-    _write(
-        os.path.join(folder, _WEIGHTS),
-        {name: variable.numpy() for name, variable in variables(model).items()},
-    )
+        handle.write(written)
+    weights = rebuilt_weights(model, built(written, custom))
+    _write(os.path.join(folder, _WEIGHTS), {name: v.numpy() for name, v in weights.items()})
     named = {f"input.{index}.{name}": v for index, (name, v) in enumerate(inputs.items())}
     named |= {f"output.{index}.{name}": v for index, (name, v) in enumerate(outputs.items())}
     _write(os.path.join(folder, _EXAMPLES), named)

@@ -63,6 +63,15 @@ o = L.Dense(3)(L.GRU(5)(x))
 model = keras.Model(i, o)
 finish(model, "rnn.keras", random.integers(0, 40, (4, 9)).astype("int32"))
 """
+SEQUENTIAL = """
+part = keras.Sequential([keras.Input((24, 24, 3)), L.Conv2D(8, 3, strides=2)])
+model = keras.Sequential([
+    keras.Input((24, 24, 3)), part, L.BatchNormalization(), L.Reshape((121, 8)),
+    L.Bidirectional(L.LSTM(4)), L.Dense(5),
+])
+finish(model, "rows.h5", random.standard_normal((4, 24, 24, 3)).astype("float32"))
+model.save("rows.keras")
+"""
 SEED = """
 base = keras.applications.ResNet50(include_top=False, weights=None, input_shape=(96, 96, 3))
 o = L.Dense(10, activation="softmax")(L.GlobalAveragePooling2D()(base.output))
@@ -106,7 +115,7 @@ def written(folder: Path, script: str) -> Path:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return written(tmp_path_factory.mktemp("keras"), CONVOLUTIONAL + RECURRENT)
+    return written(tmp_path_factory.mktemp("keras"), CONVOLUTIONAL + RECURRENT + SEQUENTIAL)
 
 
 def expected(path: Path) -> tuple[Any, Any]:
@@ -177,11 +186,12 @@ def test_what_is_asked_of_a_graph_means_nothing_for_a_bundle(models: Path, tmp_p
     assert "opset" in fault.location
 
 
+@pytest.mark.parametrize("name", ["cnn", "rows"])
 def test_the_weights_of_a_legacy_file_are_those_of_the_new_one(
-    models: Path, tmp_path: Path
+    models: Path, tmp_path: Path, name: str
 ) -> None:
     for ending in ("keras", "h5"):
-        persistlib.convert(models / f"cnn.{ending}", tmp_path / ending, to="bundle")
+        persistlib.convert(models / f"{name}.{ending}", tmp_path / ending, to="bundle")
     one, two = (persistlib.inspect(tmp_path / e).manifest.weights for e in ("keras", "h5"))
     assert one.identity == two.identity
 

@@ -99,6 +99,23 @@ def test_names_are_the_layer_and_the_weight_s_path(tmp_path: Path) -> None:
     ]
 
 
+def test_the_name_of_a_sequential_before_those_of_its_layers_is_left_out(tmp_path: Path) -> None:
+    weights = {
+        "conv": {"net/conv/kernel": drawn(2), "net/conv/bias": drawn(2)},
+        "inner": {"inner/conv/kernel": drawn(3)},
+        "part": {"a/part/kernel": drawn(4), "a/kernel": drawn(4)},
+        "net": {"net/net/kernel": drawn(5)},
+    }
+    assert names_of(legacy(tmp_path / "w.h5", weights)) == [
+        "conv.kernel",
+        "conv.bias",
+        "inner.conv.kernel",
+        "part.a.part.kernel",
+        "part.a.kernel",
+        "net.kernel",
+    ]
+
+
 def test_weights_of_the_model_itself_are_weights(tmp_path: Path) -> None:
     path = legacy(tmp_path / "w.h5", {"d": DENSE})
     with h5py.File(path, "a") as file:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, overload
 
 from persistlib.adaptation.record import Adaptation
 from persistlib.adaptation.record import adaptation_of as adaptation_of  # noqa: PLC0414 - public
 from persistlib.bundle import SHARD_BYTES, Bundle, reading
-from persistlib.calls import require_module, require_saving, require_torch, section
+from persistlib.calls import require_module, require_saving, require_torch, save_trained, section
 from persistlib.casting import cast_target
 from persistlib.compat import Report
 from persistlib.conversion import ConversionReport, Wishes, convert_weights
@@ -647,7 +648,8 @@ def finetune(
         out: the bundle to save.
         name: as `save`.
         license: as `save`.
-        onnx: as `save`.
+        onnx: as `save`; where no graph can be made or proved the bundle is saved without, and a
+            warning says why.
         overwrite: as `save`; and whether a run that stands at `run` is removed.
         **settings: as `persistlib.training.loop.finetune`: strategy, keep, batch_size, optimizer,
             loss, metrics, device, interface, progress and more (docs/fine-tuning.md).
@@ -683,7 +685,8 @@ def finetune(
         model, train, valid, freeze=freeze, epochs=epochs, lr=lr, seed=seed, **settings
     )
     if out is not None:
-        save(
+        saving = partial(
+            save,
             model,
             out,
             example_inputs=result.example_inputs,
@@ -692,9 +695,9 @@ def finetune(
             lineage=lineage,
             name=name,
             license=license,
-            onnx=onnx,
             overwrite=overwrite,
         )
+        save_trained(saving, out, onnx=onnx)
     return result
 
 

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import ValidationError
 
 from persistlib.canonical import encode
-from persistlib.errors import Code, error, missing_extra
+from persistlib.errors import (
+    Code,
+    ExportError,
+    FormatError,
+    MissingExtra,
+    SessionError,
+    UsageError,
+    error,
+    missing_extra,
+    warn,
+)
 from persistlib.installed import is_importable
 from persistlib.manifest.schema import Section
 
@@ -56,6 +66,8 @@ if TYPE_CHECKING:
 
 
 _Section = TypeVar("_Section", bound=Section)
+# What a graph may end with; all else is wrong without one too.
+_GRAPH_FAULTS = (ExportError, FormatError, MissingExtra, SessionError, UsageError)
 
 
 def section(kind: type[_Section], value: _Section | Mapping[str, Any] | None) -> _Section | None:
@@ -115,3 +127,30 @@ def require_saving(model: object, *, name: object, license: object, shard_bytes:
             raise error(Code.USAGE, argument, f"a {type(value).__name__}", "give a text or None")
     if shard_bytes < 1:
         raise error(Code.USAGE, "shard_bytes", f"{shard_bytes} bytes hold nothing", "give more")
+
+
+def save_trained(save: Callable[..., Any], out: StrPath, *, onnx: Any) -> None:
+    """Save what took long to make: without the graph that was asked for, where there can be none.
+
+    Args:
+        save: takes `onnx`.
+        out: the bundle.
+        onnx: as `persistlib.save`.
+
+    Raises:
+        PersistlibError: saving failed, as `save`; of the graph there is a warning instead.
+    """
+    try:
+        save(onnx=onnx)
+    except _GRAPH_FAULTS as fault:
+        if not onnx:
+            raise
+        save(onnx=False)
+        known = next(code for code in Code if code.identifier == fault.code)
+        again = f"persistlib convert {out} MODEL.onnx tries again"
+        is_untold = known is Code.EXPORT_DEGENERATE
+        first = (
+            "train for more epochs, or with a higher learning rate" if is_untold else fault.remedy
+        )
+        reason = f"{fault.reason}: the bundle was saved without its ONNX graph"
+        warn(known, fault.location, reason, f"{first}; {again}" if first else again)

@@ -17,6 +17,8 @@ from PIL import Image
 
 import persistlib
 from persistlib.cli.main import cli
+from persistlib.errors import Code, error
+from persistlib.export import proof
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -266,6 +268,31 @@ def test_finetune_begins_from_a_bundle_and_goes_on_with_that(
     assert made.interface.preprocessing["resize"] == [EDGE, EDGE]
     again, code = told("finetune", "--resume", f"{out}.run", "--epochs", 2, "--overwrite")
     assert (code, len(again["data"]["history"])) == (0, 2)
+
+
+def test_finetune_keeps_what_it_trained_where_its_graph_cannot_be_proved(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def prove(*_: Any, **__: Any) -> Any:
+        raise error(Code.EXPORT_DEGENERATE, "output", "all outputs are alike", "train it first")
+
+    monkeypatch.setattr(proof, "prove", prove)
+    out = tmp_path / "mine"
+    words = ("--data", images, "--resize", EDGE, "--epochs", 1, "--out", out, "--onnx")
+    envelope, code = told("finetune", "squeezenet1_1", *words)
+    assert code == 3
+    (found,) = envelope["findings"]
+    assert (found["code"], found["severity"]) == ("PL603", "warning")
+    assert "without its ONNX graph" in found["message"]
+    assert f"persistlib convert {out} MODEL.onnx" in found["remedy"]
+    assert persistlib.verify(out).ok
+    assert persistlib.inspect(out).manifest.graphs == ()
+    shown = invoke("finetune", "squeezenet1_1", *words, "--overwrite")
+    assert shown.exit_code == 3
+    assert "graph     none: the warning says why" in shown.stdout
+    monkeypatch.undo()
+    made, code = told("convert", out, tmp_path / "mine.onnx")
+    assert (code, made["data"]["format"]) == (0, "onnx")
 
 
 @pytest.mark.parametrize(

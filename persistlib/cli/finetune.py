@@ -224,7 +224,7 @@ def _train(output: Output, plan: Plan, asked: dict[str, Any]) -> Answer:
         if os.path.isdir(run):
             output.note(f"go on with: {words(*_VERB, '--resume', run)}")
         raise
-    return _answer(plan, result, persistlib.inspect(out), asked["data"], run)
+    return _answer(plan, result, persistlib.inspect(out), asked, run)
 
 
 def _rates(plan: Plan, builder: str, path: str) -> Answer:
@@ -311,11 +311,16 @@ def _beginning(options: dict[str, Any]) -> str | Saved:
     return Saved(persistlib.load(name, **how), persistlib.inspect(name).manifest)
 
 
-def _answer(plan: Plan, result: FinetuneResult, summary: Summary, data: str, run: str) -> Answer:
+def _answer(
+    plan: Plan, result: FinetuneResult, summary: Summary, asked: dict[str, Any], run: str
+) -> Answer:
     path = summary.path
     metrics = ", ".join(f"{name} {value:.4f}" for name, value in result.metrics.items())
     versions = ", versions" if result.training.strategy["keep"] == "all" else ""
     graphs = [entry.path for graph in summary.manifest.graphs for entry in graph.files]
+    is_short = asked["onnx"] and not graphs
+    outcome = Exit.DEGRADED if is_short else Exit.OK
+    shown = ["none: the warning says why"] if is_short else graphs
     return Answer(
         data={
             "path": path,
@@ -327,13 +332,13 @@ def _answer(plan: Plan, result: FinetuneResult, summary: Summary, data: str, run
             "history": [{**row} for row in result.history],
         },
         report=(
-            verdict(f"saved {path}", Exit.OK, size(summary.size)),
+            verdict(f"saved {path}", outcome, size(summary.size)),
             Fields(
                 (
                     ("held out", metrics),
                     ("bundle", summary.manifest.bundle_id),
                     ("run", f"{run}: history, curves, confusion, checkpoints{versions}"),
-                    *((("graph", ", ".join(graphs)),) if graphs else ()),
+                    *((("graph", ", ".join(shown)),) if shown else ()),
                 )
             ),
         ),
@@ -341,8 +346,9 @@ def _answer(plan: Plan, result: FinetuneResult, summary: Summary, data: str, run
         hints=(
             words("persistlib", "inspect", path),
             words("persistlib", "verify", path),
-            words("persistlib", "evaluate", path, "--data", data, "--held-out"),
+            words("persistlib", "evaluate", path, "--data", asked["data"], "--held-out"),
             f"{words('persistlib', 'run', path)} IMAGE",
             *([words("persistlib", "log", run)] if versions else []),
         ),
+        exit=outcome,
     )

@@ -16,7 +16,7 @@ from torch import nn
 
 import persistlib
 from persistlib.compat import releases as verdicts
-from persistlib.errors import Code
+from persistlib.errors import Code, PersistlibWarning
 from persistlib.export.lowering import LOWEST, lower
 from persistlib.export.onnx_export import Exported, export
 from persistlib.export.proof import prove
@@ -324,9 +324,10 @@ def test_a_bundle_is_saved_and_converted_in_the_versions_asked_for(tmp_path: Pat
     assert (manifest.graphs[0].opsets, manifest.graphs[0].ir_version) == ({"": 15}, 8)
     copied = persistlib.convert(tmp_path / "b", tmp_path / "same.onnx")
     assert (dict(copied.opsets), copied.ir_version) == ({"": 15}, 8)
-    report = persistlib.convert(
-        tmp_path / "b", tmp_path / "old.onnx", target="onnxruntime==1.11", dynamic=["none"]
-    )
+    with pytest.warns(PersistlibWarning, match="PL212"):
+        report = persistlib.convert(
+            tmp_path / "b", tmp_path / "old.onnx", target="onnxruntime==1.11", dynamic=["none"]
+        )
     assert (dict(report.opsets), report.ir_version) == ({"": 16}, 8)
     proto = onnx.load(tmp_path / "old.onnx")
     assert [item.version for item in proto.opset_import] == [16]

@@ -120,6 +120,20 @@ def test_a_graph_that_the_target_would_refuse_is_not_written(tmp_path: Path) -> 
     assert persistlib.check(tmp_path / "new.onnx", newer).verdict == "ok"
 
 
+@pytest.mark.parametrize("release", ["1.14.0", "1.99.0"])
+def test_of_a_release_that_is_not_known_nothing_is_said_to_be_proved(
+    tmp_path: Path, release: str
+) -> None:
+    bundle, *_ = saved(tmp_path / "net", onnx=False)
+    out = tmp_path / "net.onnx"
+    wish = f"onnxruntime=={release}"
+    done = CliRunner().invoke(cli, ["convert", str(bundle), str(out), "--target", wish, "--json"])
+    (told,) = json.loads(done.stdout)["findings"]
+    assert (told["code"], told["severity"]) == ("PL212", "warning")
+    assert f"not proved that {release} runs the graph" in told["message"]
+    assert persistlib.check(out, wish).verdict == "degraded"
+
+
 def test_a_graph_for_a_range_is_one_for_its_oldest_release(tmp_path: Path) -> None:
     bundle, *_ = saved(tmp_path / "net", onnx=False)
     requirements = tmp_path / "requirements.txt"

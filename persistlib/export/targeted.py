@@ -12,7 +12,7 @@ from persistlib.compat.facts import Facts
 from persistlib.compat.graph_reading import structure_of
 from persistlib.compat.graphs import graph_findings, runtime_of
 from persistlib.compat.targets import Target
-from persistlib.errors import Code, error
+from persistlib.errors import Code, error, warn
 from persistlib.export.onnx_export import export
 from persistlib.export.versions import TRACED, asked, runtime_version
 
@@ -37,6 +37,8 @@ def export_wished(
     metadata: Mapping[str, str],
 ) -> Exported:
     """Return a module as the ONNX graph that is wished for, one that its target takes.
+
+    Of a target whose kernels are not known nothing is proved; a warning says so.
 
     Args:
         model: as of `export`.
@@ -75,11 +77,17 @@ def export_wished(
 
 
 def _runtime(target: str | None) -> Runtime | None:
-    """Return the release of a target whose kernels are known, or None."""
+    """Return the release of a target, or None where its kernels are not known, which is told."""
     if target is None:
         return None
-    runtime = runtime_of(Target(packages={"onnxruntime": runtime_version(target)}))
-    return runtime if runtime is not None and runtime.exact else None
+    version = runtime_version(target)
+    runtime = runtime_of(Target(packages={"onnxruntime": version}))
+    if runtime is not None and runtime.exact:
+        return runtime
+    reason = f"not proved that {version} runs the graph: its kernels are not in the table"
+    remedy = "run the graph there: persistlib run GRAPH.onnx --input NAME=X.npy"
+    warn(Code.RUNTIME_UNKNOWN, "onnxruntime", reason, remedy)
+    return None
 
 
 def _refusals(exported: Exported, runtime: Runtime | None) -> list[Finding]:

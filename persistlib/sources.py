@@ -41,6 +41,11 @@ def bundle_checkpoint(bundle: Bundle) -> CheckpointReader:
     return made
 
 
+def wrapper_note(prefix: str) -> str:
+    """Return what a reader notes of names that all have what a wrapper put before them."""
+    return f"every name begins with {prefix}: --rename '{prefix}*=*' takes it off"
+
+
 def open_file(source: StrPath, **options: object) -> CheckpointReader:
     """Return a reader of a weights file, of the format that its content shows.
 
@@ -62,8 +67,7 @@ def open_file(source: StrPath, **options: object) -> CheckpointReader:
             raise error(Code.USAGE, f"{name}=", reason, "leave it out")
     reader: CheckpointReader = row.module().open_file(source, **given)
     if prefix := wrapper_of((*reader.tensors, *reader.aliases)):
-        note = f"every name begins with {prefix}: --rename '{prefix}*=*' takes it off"
-        reader.notes = (*reader.notes, note)
+        reader.notes = (*reader.notes, wrapper_note(prefix))
     suffix = formats.ending(os.fspath(source).removesuffix(_INDEX))
     if suffix and suffix not in formats.FORMATS[reader.format].suffixes:
         note = f"the name ends in {suffix}, the content is {formats.FORMATS[reader.format].title}"

@@ -485,6 +485,8 @@ def test_a_training_checkpoint_is_told_with_its_part_wrapper_and_optimizer(small
     assert (found.wrapper, found.prefix) == ("module.", "module.")
     assert found.optimizer == ("optimizer",)
     assert "state_dict" in found.notes[0]
+    (told,) = (note for note in found.notes if "every name begins" in note)
+    assert "looked through" in told
 
 
 def invoke(*words: object) -> tuple[dict[str, Any], int]:

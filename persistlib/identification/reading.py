@@ -17,6 +17,7 @@ from persistlib.errors import Code, Severity, finding
 from persistlib.identification.matching import COUNTER, Match, by_shapes, matches
 from persistlib.identification.names import View, is_optimizer, views
 from persistlib.selection import wrapper_of
+from persistlib.sources import wrapper_note
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -166,6 +167,8 @@ def identify_checkpoint(
     best = found[0] if found and found[0].is_claimed else None
     others = getattr(reader, "others", ())
     kept = set(model)
+    # Of a known model the prefix is looked through, so nobody has to take it off.
+    spare = {wrapper_note(wrapper_of((*reader.tensors, *reader.aliases)))} if best else set()
     optimizer = (*(n for n in shapes if n not in kept), *(n for n in others if is_optimizer(n)))
     return Identification(
         path=path,
@@ -177,7 +180,7 @@ def identify_checkpoint(
         **_counts(reader.entries),
         ties=dict(reader.aliases),
         optimizer=optimizer,
-        notes=(*reader.notes, *_notes(found[:1])),
+        notes=(*(note for note in reader.notes if note not in spare), *_notes(found[:1])),
         builder=best.form.builder if best else None,
         arguments=best.form.arguments if best else {},
         edits=best.edits or () if best else (),

@@ -881,6 +881,13 @@ def test_people_see_the_runtimes_side_by_side(bundle: Path, told: dict[str, Any]
     assert "evaluated     sklearn:digits · held out · 359 images · torch accuracy 0." in shown
 
 
+def test_what_is_proposed_asks_the_same_of_the_same_samples(bundle: Path) -> None:
+    words = ("evaluate", bundle, "--data", "sklearn:digits", "--held-out", "--calls", 0)
+    shown = invoke(*words, "--runtime", "onnxruntime", "--threads", 1).stderr
+    proposed = f"evaluate {bundle} --data sklearn:digits --held-out --runtime onnxruntime --json"
+    assert f"next: persistlib {proposed}" in shown
+
+
 def test_many_classes_are_folded_unless_all_are_asked_for(tmp_path: Path) -> None:
     model = foreign(tmp_path / "m.onnx", classes=30)
     data = numbered(tmp_path / "d.npz", classes=30, count=200)

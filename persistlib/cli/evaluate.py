@@ -103,7 +103,10 @@ def command(output: Output, /, model: str, *, data: str, show_all: bool, **optio
 def _hints(model: str, data: str, options: dict[str, Any]) -> tuple[str, ...]:
     if options["save"]:
         return (words("persistlib", "inspect", model),)
-    return (words("persistlib", "evaluate", model, "--data", data, "--json"),)
+    chosen = ["--held-out"] if options["held_out"] else []
+    for name in ("runtime", "graph"):
+        chosen += [f"--{name}", options[name]] if options[name] else []
+    return (words("persistlib", "evaluate", model, "--data", data, *chosen, "--json"),)
 
 
 def _report(evaluation: Evaluation, *, show_all: bool) -> Iterator[Block]:

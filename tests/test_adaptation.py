@@ -11,6 +11,7 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import onnx.parser
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -518,6 +519,28 @@ def test_the_verb_takes_a_weights_file_in_part(tmp_path: Path) -> None:
     shown = invoke(*words, "--partly")
     assert shown.exit_code == 3, shown.output
     assert "2 tensors of another shape: last.weight, last.bias" in shown.output
+
+
+def test_the_verb_leads_from_a_graph_to_a_bundle(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    text = '<ir_version: 8, opset_import: ["" : 17]> g (float[N] x) => (float[N] y) { y = Relu(x) }'
+    path.write_bytes(onnx.parser.parse_model(text).SerializeToString())
+    shown = invoke("adapt", path, tmp_path / "out", "--classes", 3)
+    assert shown.exit_code == 2
+    assert f"persistlib convert {path} DIR" in shown.stderr
+
+
+def test_the_verb_looks_at_its_target_before_it_loads(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: Any, **__: Any) -> Any:
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr(persistlib, "load", load)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine", encoding="utf-8")
+    shown = invoke("adapt", bundle, tmp_path / "out", "--classes", 3)
+    assert (shown.exit_code, "PL401" in shown.stderr) == (1, True), shown.stderr
 
 
 @pytest.mark.parametrize(

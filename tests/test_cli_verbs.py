@@ -266,6 +266,11 @@ def test_finetune_begins_from_a_bundle_and_goes_on_with_that(
     assert [entry.id for entry in made.lineage] == [parent.bundle_id]
     assert made.interface.preprocessing is not None
     assert made.interface.preprocessing["resize"] == [EDGE, EDGE]
+    complete, code = told("finetune", "--resume", f"{out}.run")
+    (found,) = complete["findings"]
+    assert (found["code"], code) == ("PL401", 1)
+    assert "the run is complete, 1 of 1 epochs" in found["message"]
+    assert f"--resume {out}.run --epochs 2 --overwrite" in found["remedy"]
     again, code = told("finetune", "--resume", f"{out}.run", "--epochs", 2, "--overwrite")
     assert (code, len(again["data"]["history"])) == (0, 2)
 

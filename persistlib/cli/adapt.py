@@ -10,9 +10,11 @@ import click
 import persistlib
 from persistlib.cli.answer import Answer, Exit, Fields, verdict
 from persistlib.cli.command import Spread, Verb, trust_option
+from persistlib.cli.rehearsal import rehearse
 from persistlib.cli.text import command as words
 from persistlib.cli.text import size
 from persistlib.errors import Code, error
+from persistlib.formats import by_content
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from persistlib.manifest.schema import Manifest
 
 _ZOO = "torchvision.models"
+# Formats whose files may hold a model, of which `convert` makes a bundle.
+_WHOLE = ("onnx", "keras")
 
 
 def _extents(
@@ -71,6 +75,7 @@ def command(source: str, out: str, **options: Any) -> Answer:
     from --seed: train them before use.
     """
     wishes = _wishes(options)
+    rehearse(out, overwrite=options["overwrite"])
     model, license = _model(source, wishes, options)  # noqa: A001 - the field's word for it
     record = persistlib.adaptation_of(model)
     assert record is not None
@@ -124,6 +129,9 @@ def _model(
             raise error(Code.USAGE, "--architecture", "a bundle says its own", "leave it out")
         known = persistlib.inspect(source).manifest.license
         return persistlib.load(source, **how), known
+    if builder is None and by_content(source).name in _WHOLE:
+        remedy = f"make a bundle of it first: {words('persistlib', 'convert', source, 'DIR')}"
+        raise error(Code.USAGE, source, "a file of a whole model, which is no bundle", remedy)
     if builder is None:
         remedy = f"{words('persistlib', 'identify', source)} tells what to pass as --architecture"
         raise error(Code.USAGE, source, "a weights file does not say its model", remedy)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,9 +12,10 @@ import persistlib
 from persistlib.cli import progress
 from persistlib.cli.answer import Answer, Exit, Fields, verdict
 from persistlib.cli.command import Spread, Verb, trust_option, withdrawn_option
+from persistlib.cli.rehearsal import rehearse
 from persistlib.cli.text import command as words
 from persistlib.cli.text import size
-from persistlib.errors import Code, error, missing_extra
+from persistlib.errors import Code, TargetError, error, missing_extra
 from persistlib.installed import package_version
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def command(context: click.Context, /, **options: Any) -> Answer:
     asked = _as_begun(context, options) if options["resume"] else options
     _require_given(context, asked)
     if not asked["find_lr"]:
-        _rehearse(asked["out"], overwrite=asked["overwrite"])
+        _require_place(asked)
     plan = _plan(asked)
     output.show((Fields(plan.rows()),))
     if asked["find_lr"]:
@@ -192,6 +192,29 @@ def _require_given(context: click.Context, asked: dict[str, Any]) -> None:
     for name in needed:
         if not asked[name]:
             raise click.UsageError(f"Missing option '--{name}'.", context)
+
+
+def _require_place(asked: dict[str, Any]) -> None:
+    """Refuse a bundle's place that is taken; of a run that is complete, say so.
+
+    Raises:
+        TargetError: the bundle cannot be put there.
+    """
+    try:
+        rehearse(asked["out"], overwrite=asked["overwrite"])
+    except TargetError as fault:
+        run, epochs = asked["resume"], asked["epochs"]
+        if not run or fault.code != Code.TARGET_EXISTS.identifier:
+            raise
+        from persistlib.training import run_folder
+
+        if (done := run_folder.epochs_done(run)) < epochs:
+            raise
+        longer = words(*_VERB, "--resume", run, "--epochs", str(2 * done), "--overwrite")
+        reason = f"the run is complete, {done} of {epochs} epochs, and its bundle stands there"
+        raise error(
+            Code.TARGET_EXISTS, asked["out"], reason, f"to train longer: {longer}"
+        ) from fault
 
 
 def _train(output: Output, plan: Plan, asked: dict[str, Any]) -> Answer:
@@ -254,21 +277,6 @@ def _require_packages(*, onnx: bool) -> None:
     for package in (*_NEEDED, *(["onnxscript"] if onnx else [])):
         if package_version(package) is None:
             raise missing_extra(package, "finetune", "fine-tuning")
-
-
-class _RehearsedError(Exception):
-    """The bundle could be put in its place."""
-
-
-def _rehearse(out: str, *, overwrite: bool) -> None:
-    """Fail now, not after the training, where the bundle cannot be put in its place."""
-    from persistlib import publish, upkeep
-
-    with (
-        suppress(_RehearsedError),
-        publish.folder(out, overwrite=overwrite, foreign=upkeep.foreign_files),
-    ):
-        raise _RehearsedError
 
 
 def _plan(options: dict[str, Any]) -> Plan:

@@ -276,6 +276,12 @@ def command(path: StrPath) -> dict[str, Any]:
         raise error(Code.CHECKPOINT_DAMAGED, location, "no command") from fault
 
 
+def epochs_done(path: StrPath) -> int:
+    """Return after how many epochs the newest checkpoint in a folder was written; 0 without one."""
+    newest = RunFolder(os.fspath(path)).newest()
+    return int(os.path.basename(newest).partition("-")[0]) if newest else 0
+
+
 def _make_room(folder: RunFolder, *, overwrite: bool) -> None:
     """See that a new run begins in a folder without an old one."""
     there = [name for name in (RUN, *_NAMES, *_WATCHED) if name in _listed(folder.path)]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
+from persistlib.compat.fault_stories import FAULTS
 from persistlib.compat.stories import STORIES
 from persistlib.compat.table import RULES
 from persistlib.dtypes import DType
@@ -182,7 +183,9 @@ def codes_tables() -> str:
     stories = [
         f"### {code.identifier}: {code.title}\n\n{story.means}\n\n- verdict: {story.grade}\n"
         f"- what helps: {story.mends}\n- known from: {story.known}\n"
-        for code, story in sorted(STORIES.items(), key=lambda item: item[0].identifier)
+        for code, story in sorted(
+            {**STORIES, **FAULTS}.items(), key=lambda item: item[0].identifier
+        )
     ]
     return f"{head}{''.join(rows)}\n" + "\n".join(stories)
 

@@ -7,6 +7,7 @@ import importlib
 import inspect
 import json
 import shlex
+import shutil
 import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from persistlib.compat import judging, verdicts
 from persistlib.compat.coverage import silent
 from persistlib.compat.describing import parse_target
 from persistlib.compat.facts import Facts
+from persistlib.compat.fault_stories import FAULTS
 from persistlib.compat.judging import findings_of
 from persistlib.compat.stories import STORIES, code_of
 from persistlib.compat.table import RULES, Rule
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from persistlib.errors import Finding
 
 MODELS = runtime_models.models()
+ALL_STORIES = {**STORIES, **FAULTS}
 NEW_GRAPH = MODELS["gelu-opset-20"].SerializeToString()  # 1.17.0 is the first that takes it
 
 
@@ -89,7 +92,8 @@ def test_every_code_that_a_verdict_may_hold_has_its_story_and_no_other() -> None
     given_by_rules = {code for rule in RULES for code in rule.codes}
     family = {code for code in Code if code.family is CompatibilityError}
     assert set(STORIES) == given_by_rules | family
-    for code, story in STORIES.items():
+    assert not set(STORIES) & set(FAULTS)
+    for code, story in ALL_STORIES.items():
         for text in story:
             assert text, code
             assert text.isprintable(), code
@@ -266,14 +270,14 @@ def test_any_bare_file_has_a_verdict(bundle: Path, tmp_path: Path, ending: str) 
 # -- the command line ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("code", STORIES)
+@pytest.mark.parametrize("code", ALL_STORIES)
 def test_a_code_is_explained_at_length(code: Code) -> None:
     shown = invoke("check", "--explain", code.identifier.lower())
     assert shown.exit_code == 0
     assert shown.stdout.startswith(f"{code.identifier}  {code.title}")
     told = json.loads(invoke("check", "--explain", code.name, "--json").stdout)["data"]
     assert (told["code"], told["name"], told["title"]) == (code.identifier, code.name, code.title)
-    assert (told["means"], told["grade"]) == STORIES[code][:2]
+    assert (told["means"], told["grade"]) == ALL_STORIES[code][:2]
 
 
 def test_every_code_is_explained_and_a_wrong_one_has_its_neighbour_named() -> None:
@@ -284,6 +288,42 @@ def test_every_code_is_explained_and_a_wrong_one_has_its_neighbour_named() -> No
     assert wrong.exit_code == 2
     assert "did you mean GRAPH_VERSION?" in wrong.stderr
     assert invoke("check").exit_code == 2
+
+
+def spoilt(source: Path, folder: Path, kind: str) -> Path:
+    """Return a copy of a bundle, or its graph, that is broken."""
+    made = folder / "spoilt"
+    shutil.copytree(source, made)
+    manifest, graph = made / "manifest.json", made / "model.onnx"
+    match kind:
+        case "cut off":
+            manifest.write_bytes(manifest.read_bytes()[:500])
+        case "edited":
+            manifest.write_text(manifest.read_text("utf-8").replace(",", ", ", 1), "utf-8")
+        case "changed":
+            text = manifest.read_text("utf-8")
+            manifest.write_text(text.replace('"python":"3', '"python":"4', 1), "utf-8")
+        case _:
+            graph.write_bytes(graph.read_bytes()[:100])
+    return graph if kind == "a bare graph" else made
+
+
+@pytest.mark.parametrize("kind", ["cut off", "edited", "changed", "a graph", "a bare graph"])
+def test_what_a_refusal_proposes_is_possible_with_what_is_broken(
+    bundle: Path, tmp_path: Path, kind: str
+) -> None:
+    path = spoilt(bundle, tmp_path, kind)
+    shown = invoke("check", path)
+    hints = [line.partition(": ")[2] for line in shown.stderr.splitlines()]
+    assert shown.exit_code == 1
+    assert hints == [hint for hint in hints if hint.startswith("persistlib ")]
+    (story, *looks) = map(shlex.split, hints)
+    assert invoke(*story[1:]).stdout.count("\n") > 3
+    assert [look[1] for look in looks] == (["verify"] if kind == "a graph" else [])
+    for look in looks:
+        assert "NOT intact: 1 of" in invoke(*look[1:]).stdout
+    if kind == "edited":
+        assert "edited by hand" in shown.stdout
 
 
 @pytest.mark.parametrize("words", [("",), ("", "torch==2.0.0"), ("torch==2.0.0", " ")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from typing import TYPE_CHECKING
 
 import click
@@ -12,7 +13,14 @@ from persistlib.cli.answer import Answer, Exit, Fields, Findings, Line, Span, St
 from persistlib.cli.command import Spread, Verb, trust_option
 from persistlib.cli.text import command as words
 from persistlib.cli.text import counted
-from persistlib.errors import Code, Severity, error
+from persistlib.errors import (
+    Code,
+    FormatError,
+    IntegrityError,
+    ManifestError,
+    Severity,
+    error,
+)
 
 if TYPE_CHECKING:
     from persistlib.compat.verdicts import Report
@@ -24,6 +32,10 @@ _EXIT = {
     "degraded": Exit.DEGRADED,
     "refused": Exit.FAILED,
 }
+
+
+# Of what is broken, not of what a rule judges.
+_BROKEN = (ManifestError, IntegrityError, FormatError)
 
 
 @click.command("check", cls=Verb)
@@ -113,14 +125,24 @@ def _counts(findings: tuple[Finding, ...]) -> str:
 
 
 def _hints(source: str, findings: tuple[Finding, ...], outcome: Exit) -> tuple[str, ...]:
-    """Return the story of what decided, and for what is refused a look at the model."""
+    """Return the story of what decided, and for what is refused a look at what can be read."""
     if outcome is Exit.OK:
         return ()
     kinds = [kind.value for kind in reversed(tuple(Severity))]
     worst = min(findings, key=lambda found: kinds.index(found.severity), default=None)
     story = [words("persistlib", "check", "--explain", worst.code)] if worst is not None else []
-    look = [words("persistlib", "inspect", source)] if outcome is Exit.FAILED else []
-    return (*story, *look)
+    verb = _look(source, findings) if outcome is Exit.FAILED else None
+    return (*story, *((words("persistlib", verb, source),) if verb else ()))
+
+
+def _look(source: str, findings: tuple[Finding, ...]) -> str | None:
+    """Return the verb that shows more of what is refused; None where no verb could read it."""
+    errors = {found.code for found in findings if found.severity == Severity.ERROR.value}
+    codes = [code for code in Code if code.identifier in errors and code.family in _BROKEN]
+    if not codes:
+        return "inspect"
+    is_read = os.path.isdir(source) and not any(code.name.startswith("MANIFEST") for code in codes)
+    return "verify" if is_read else None
 
 
 def _explained(word: str) -> Answer:
@@ -129,6 +151,7 @@ def _explained(word: str) -> Answer:
     Raises:
         UsageError: there is no such code.
     """
+    from persistlib.compat.fault_stories import FAULTS
     from persistlib.compat.stories import STORIES, code_of
 
     if (code := code_of(word)) is None:
@@ -136,11 +159,11 @@ def _explained(word: str) -> Answer:
         close = difflib.get_close_matches(word.upper(), known, n=1)
         remedy = f"did you mean {close[0]}?" if close else "codes stand in docs/errors.md"
         raise error(Code.USAGE, f"--explain {word}", "no such code", remedy)
-    story = STORIES.get(code)
+    story = STORIES.get(code) or FAULTS.get(code)
     told = {
         "means": story.means if story else f"{code.title}.",
         "grade": story.grade if story else "",
-        "mends": story.mends if story else "what the finding itself says behind the bar",
+        "mends": story.mends if story else "What the finding itself says, behind the bar.",
         "known": story.known if story else "",
     }
     head = (Span(code.identifier, Style.STRONG), Span(f"  {code.title}"))

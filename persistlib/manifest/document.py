@@ -71,7 +71,8 @@ def read(
     """
     raw = parse(data, location)
     if encode_parsed(raw) != data:
-        raise error(Code.MANIFEST_CANONICAL, location, "the bytes are not canonical", REFETCH)
+        reason = "not as persistlib writes it: it was edited by hand, or by another program"
+        raise error(Code.MANIFEST_CANONICAL, location, reason, REFETCH)
     version = _gate(raw, location, steps)
     if raw.get("digest") != (found := _digest(raw)):
         raise error(

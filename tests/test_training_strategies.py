@@ -139,6 +139,21 @@ def test_a_strategy_becomes_phases_of_patterns_with_what_is_frozen_besides(
 
 
 @pytest.mark.parametrize(
+    ("wish", "words"),
+    [
+        ("head", "head"),
+        ("last:2", "last:2"),
+        ("gradual(3)", "gradual:3"),
+        ({"kind": "last", "blocks": 2, "rate_decay": 0.5}, "last:2"),
+        ({"kind": "patterns", "freeze": "3.*"}, "patterns"),
+        (None, "patterns"),
+    ],
+)
+def test_a_strategy_is_called_as_it_is_asked_for(wish: Any, words: str) -> None:
+    assert str(resolve(wish, deep(), rows()[0], freeze=(), epochs=9)) == words
+
+
+@pytest.mark.parametrize(
     ("wish", "code"),
     [
         ("tail", "PL901"),

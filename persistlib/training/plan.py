@@ -166,7 +166,7 @@ class Plan:
         begin = ", ".join(str(phase.epoch) for phase in phases[1:])
         more = f"; one block more from epochs {begin} on" if begin else ""
         slower = f"; each block learns {decay:g} times as fast as the next" if decay != 1 else ""
-        return f"{self.strategy.kind}{more}{slower}"
+        return f"{self.strategy}{more}{slower}"
 
     def to_dict(self) -> dict[str, JsonValue]:
         """Return the plan as data, as `--json` gives it."""

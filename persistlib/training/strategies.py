@@ -69,12 +69,17 @@ class Strategy:
         phases: in order; the first begins at epoch 1.
         rates: the learning rate of a parameter relative to the run's, where it differs.
         rate_decay: what these rates came from; 1 where all are the same.
+        count: the number behind its word, such as 3 of `last:3`.
     """
 
     kind: str
     phases: tuple[Phase, ...]
     rates: Mapping[str, float] = field(default_factory=dict)
     rate_decay: float = 1.0
+    count: int | None = None
+
+    def __str__(self) -> str:
+        return self.kind if self.count is None else f"{self.kind}:{self.count}"
 
     def phase(self, epoch: int) -> Phase:
         """Return the phase that an epoch lies in."""
@@ -122,7 +127,8 @@ def resolve(
         if decay != 1 and distance
     }
     together = tuple(Phase(phase.epoch, (*phase.freeze, *more)) for phase in phases)
-    return Strategy(kind, together, rates, decay)
+    number = wish.get(next(iter(_MEMBERS[kind]), ""))
+    return Strategy(kind, together, rates, decay, number if isinstance(number, int) else None)
 
 
 def wish_of(given: StrategyLike) -> dict[str, Any]:

@@ -175,7 +175,10 @@ def test_build_refuses_what_no_recipe_holds() -> None:
         == "PL901"
     )
     assert code_of(lambda: build(RESNET, edits=[{"op": "explode", "path": ""}])) == "PL306"
-    assert code_of(lambda: build("nothing")) == "PL306"
+    with pytest.raises(PersistlibError) as caught:
+        build("nothing")
+    assert caught.value.code == "PL306"
+    assert "torchvision.models:resnet18" in caught.value.remedy
 
 
 @pytest.fixture

@@ -43,6 +43,7 @@ PARAMETRIZATIONS = frozenset(
         "torch.nn.utils:weight_norm",
     }
 )
+_EXAMPLE = "name one such as torchvision.models:resnet18"
 
 
 def within(module: str, prefixes: Collection[str]) -> bool:
@@ -61,7 +62,7 @@ def resolve(name: str, trust: Collection[str] = ()) -> Any:
         ArchitectureError: malformed, untrusted (nothing was imported), or not there.
     """
     if not _NAME.fullmatch(name):
-        raise error(Code.BAD_RECIPE, name, "not a name of the form package.module:name")
+        raise error(Code.BAD_RECIPE, name, "not a name of the form package.module:name", _EXAMPLE)
     module, _, qualified = name.partition(":")
     if module == "__main__":
         raise error(
@@ -92,7 +93,9 @@ def resolve_builder(name: str, trust: Collection[str] = ()) -> Any:
         within(module, trust) or _is_registered(found)
     )
     if not (is_class or is_builder or (callable(found) and within(module, trust))):
-        raise error(Code.BAD_RECIPE, name, "neither a module class nor a builder of models")
+        raise error(
+            Code.BAD_RECIPE, name, "neither a module class nor a builder of models", _EXAMPLE
+        )
     return found
 
 

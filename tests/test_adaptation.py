@@ -521,6 +521,18 @@ def test_the_verb_takes_a_weights_file_in_part(tmp_path: Path) -> None:
     assert "2 tensors of another shape: last.weight, last.bias" in shown.output
 
 
+@pytest.mark.parametrize("size", [("16x24",), ("16", "24")])
+def test_the_verb_takes_height_and_width_in_one_word_or_two(
+    bundle: Path, tmp_path: Path, size: tuple[str, ...]
+) -> None:
+    out = tmp_path / "out"
+    words = ("adapt", "--trust", "adaptable_models", bundle, out, "--image-size", *size, "--json")
+    shown = invoke(*words)
+    assert shown.exit_code == 0, shown.output
+    (change,) = json.loads(shown.stdout)["data"]["adaptation"]["changes"]
+    assert change["after"] == "16x24"
+
+
 def test_the_verb_leads_from_a_graph_to_a_bundle(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     text = '<ir_version: 8, opset_import: ["" : 17]> g (float[N] x) => (float[N] y) { y = Relu(x) }'

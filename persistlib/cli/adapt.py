@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from persistlib.manifest.schema import Manifest
 
 _ZOO = "torchvision.models"
+_SIZE = "--image-size"
 # Formats whose files may hold a model, of which `convert` makes a bundle.
 _WHOLE = ("onnx", "keras")
 
@@ -41,7 +42,19 @@ def _extents(
     return int(edges[0]), int(edges[-1])
 
 
-@click.command("adapt", cls=Verb)
+class _Adapt(Verb):
+    """The verb, which takes `--image-size 256 384` for `--image-size 256x384`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the arguments, height and width as one of them."""
+        for at, word in enumerate(args[:-2]):
+            pair = args[at + 1 : at + 3]
+            if word == _SIZE and all(map(str.isdecimal, pair)):
+                return super().parse_args(ctx, [*args[: at + 1], "x".join(pair), *args[at + 3 :]])
+        return super().parse_args(ctx, args)
+
+
+@click.command("adapt", cls=_Adapt)
 @click.argument("source", metavar="SOURCE")
 @click.argument("out", metavar="OUT")
 @click.option(
@@ -54,7 +67,7 @@ def _extents(
     "--head", cls=Spread, metavar="LAYER...", help="The last layers meant, where several could be."
 )
 @click.option("--channels", type=click.IntRange(min=1), metavar="N", help="Channels of an image.")
-@click.option("--image-size", metavar="PX|HxW", callback=_extents, help="Pixels of an image.")
+@click.option(_SIZE, metavar="PX|HxW", callback=_extents, help="Pixels of an image.")
 @click.option(
     "--rename",
     cls=Spread,

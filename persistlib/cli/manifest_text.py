@@ -7,7 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from persistlib.cli.folding import fold
-from persistlib.cli.text import counted, listing, number, shape
+from persistlib.cli.text import clip, counted, listing, number, shape
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 Row = tuple[str, str]
 
 _FRAMEWORKS = ("torch", "torchvision", "onnx", "onnxruntime")
+_COLUMNS = 60  # of an argument: a graph's module has one that is longer than a screen
 _SHORT = len("blake3:") + 16
 
 
@@ -54,21 +55,25 @@ def _architecture(manifest: Manifest) -> Iterator[Row]:
 def _edit(edit: Edit) -> str:
     if edit.op == "set":
         owner = f"{edit.path}." if edit.path else ""
-        return f"set {owner}{edit.attribute} = {json.dumps(edit.value, ensure_ascii=False)}"
+        value = clip(json.dumps(edit.value, ensure_ascii=False), _COLUMNS)
+        return f"set {owner}{edit.attribute} = {value}"
     if edit.builder is None:
         return f"{edit.op} {edit.path}"
     return f"{edit.op} {edit.path} = {_call(edit.builder, edit.arguments)}"
 
 
 def _call(builder: str, arguments: Mapping[str, JsonValue]) -> str:
-    return f"{builder}({_named(arguments, '=')})" if arguments else builder
+    """Return a call in words, the middle of long arguments left out."""
+    shown = {name: clip(_value(value), _COLUMNS) for name, value in arguments.items()}
+    return f"{builder}({_named(shown, '=')})" if arguments else builder
 
 
 def _named(values: Mapping[str, JsonValue], between: str = " ") -> str:
-    return ", ".join(
-        f"{name}{between}{value if isinstance(value, str) else json.dumps(value)}"
-        for name, value in values.items()
-    )
+    return ", ".join(f"{name}{between}{_value(value)}" for name, value in values.items())
+
+
+def _value(value: JsonValue) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _interface(manifest: Manifest) -> Iterator[Row]:

@@ -150,7 +150,8 @@ def _by_torch(
         tensors[name] = tensor_of(data, dtype, array.shape)
     computed = examples.run(model, tensors)
     arrays = {}
-    for name, tensor in computed.items():
+    names = examples.output_names(bundle.manifest.interface, computed)
+    for name, tensor in zip(names, computed.values(), strict=True):
         dtype = of_torch(str(tensor.dtype))
         assert dtype is not None
         flat = np.frombuffer(tensor_bytes(tensor), np.uint8)

@@ -20,7 +20,7 @@ from persistlib.errors import Code, error
 from persistlib.manifest.schema import Interface, TensorSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from torch import nn
 
@@ -160,6 +160,51 @@ def describe_interface(interface: Interface, examples: Examples) -> Interface:
             "outputs": interface.outputs or specs(examples.outputs),
         }
     )
+
+
+def output_names(interface: Interface, computed: Collection[str]) -> tuple[str, ...]:
+    """Return what the outputs of a model are called: as the interface says, where it names each.
+
+    Args:
+        interface: of the model.
+        computed: what `run` calls them, in their order.
+    """
+    names = tuple(spec.name for spec in interface.outputs)
+    is_said = len(names) == len(computed) and set(names) != set(computed)
+    return names if is_said else tuple(computed)
+
+
+def named_as(interface: Interface, examples: Examples) -> Examples:
+    """Return examples whose outputs are called as the interface says."""
+    names = output_names(interface, examples.outputs)
+    return examples._replace(outputs=dict(zip(names, examples.outputs.values(), strict=True)))
+
+
+def of_graph(
+    inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], examples: Examples
+) -> tuple[Interface, Examples]:
+    """Return the interface of a graph's module, and its examples, under the graph's own names.
+
+    Args:
+        inputs: what the graph says goes in, in the module's order.
+        outputs: what it says comes out; of unknown rank they have no extents.
+        examples: of the module.
+    """
+    named = Examples(*map(_called, (inputs, outputs), examples))
+    seen = describe_interface(Interface(), named)
+    interface = Interface(inputs=_said(inputs, seen.inputs), outputs=_said(outputs, seen.outputs))
+    return interface, named
+
+
+def _called(
+    specs: Sequence[TensorSpec], tensors: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    return {s.name: t for s, t in zip(specs, tensors.values(), strict=True)}
+
+
+def _said(specs: Sequence[TensorSpec], seen: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+    pairs = zip(specs, seen, strict=True)
+    return tuple(spec if len(spec.shape) == len(own.shape) else own for spec, own in pairs)
 
 
 def _spec(name: str, tensor: torch.Tensor, batch: int | None) -> TensorSpec:

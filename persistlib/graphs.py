@@ -82,7 +82,19 @@ def convert_graph(
         made = Made({file.name: file.data for file in derived.files}, told(derived))
     write_graph(made.files, destination, overwrite=overwrite)
     weights, way = manifest.weights, (bundle.path, destination, "onnx")
+    if wishes.derives:
+        return replace(_derived(made.told, wishes, way), source_identity=weights.identity)
     return made.told.report(weights.tensors, weights.aliases, weights.identity, way)
+
+
+def _derived(
+    told: ToldGraph, wishes: GraphWishes, way: tuple[StrPath, StrPath, str]
+) -> ConversionReport:
+    """Return the report on a derived graph that was written: of the tensors that it holds."""
+    rounded = "int8" if wishes.quantize else wishes.dtype
+    with FORMATS["onnx"].module().open_file(way[1]) as reader:
+        report = told.report(reader.entries, reader.aliases, identity(reader), way)
+    return replace(report, losses=(f"value weights, which are rounded to {rounded}",))
 
 
 def _base(wishes: GraphWishes) -> GraphWishes:
@@ -160,9 +172,7 @@ def convert_file(
     derived = derived_from_file(source, wishes)
     files = {file.name: file.data for file in derived.files}
     write_graph(files, destination, overwrite=overwrite)
-    with FORMATS["onnx"].module().open_file(destination) as reader:
-        way = (source, destination, "onnx")
-        return told(derived).report(reader.entries, reader.aliases, identity(reader), way)
+    return _derived(told(derived), wishes, (source, destination, "onnx"))
 
 
 def write_graph(files: Mapping[str, Buffer], destination: StrPath, *, overwrite: bool) -> None:
@@ -277,7 +287,7 @@ def _export(bundle: Bundle, wishes: GraphWishes, trust: Collection[str]) -> Made
         )
     model = load_module(bundle, _READING, strict=True, trust=trust)
     inputs = inputs_of_bundle(bundle)
-    outputs = tuple(examples.run(model, inputs))
+    outputs = examples.output_names(interface, examples.run(model, inputs))
     metadata = render(note_of_bundle(bundle, inputs))
     exported = export_wished(model, inputs, wishes, outputs=outputs, metadata=metadata)
     proof = prove(model, exported)

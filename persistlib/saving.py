@@ -152,6 +152,8 @@ def save_module(
     if overwrite:
         require_unneeded(path)
     state = capture(model)
+    if plan.examples is not None:
+        plan = replace(plan, examples=examples.named_as(plan.interface, plan.examples))
     with (
         publish.folder(path, overwrite=overwrite, foreign=foreign_files) as folder,
         ThreadPoolExecutor(1) as pool,
@@ -315,7 +317,8 @@ def _export(model: nn.Module, plan: Plan, noted: _Noted, wishes: GraphWishes) ->
             "nothing says what goes into the model",
             "pass example_inputs= or interface=",
         )
-    outputs = plan.examples.outputs if plan.examples else examples.run(model, inputs)
+    computed = plan.examples.outputs if plan.examples else examples.run(model, inputs)
+    outputs = examples.output_names(plan.interface, computed)
     if wishes.derives:
         remedy = "save the bundle, and convert that (persistlib convert BUNDLE m.onnx --quantize)"
         raise error(Code.USAGE, "onnx", "a derived graph is made from a bundle", remedy)

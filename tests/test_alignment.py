@@ -108,7 +108,7 @@ def test_a_batch_norm_that_was_folded_becomes_one_that_adds_and_multiplies_by_on
 
 def test_classes_and_channels_are_taken_from_the_file(folder: Path, tmp_path: Path) -> None:
     path = folder / f"small_resnet.{FOLDED}.onnx"
-    report = convert_aligned(path, tmp_path / "b", architecture="torchvision.models:resnet18")
+    report = convert_aligned(path, tmp_path / "b", architecture="resnet18")
     module = persistlib.load(tmp_path / "b")
     assert module.get_parameter("fc.bias").shape == (10,)
     require_equal(module, path)
@@ -117,6 +117,27 @@ def test_classes_and_channels_are_taken_from_the_file(folder: Path, tmp_path: Pa
     assert report.proof["batch_sizes"] == [1, 3]
     assert any("equivalent" in note for note in report.notes)
     assert persistlib.verify(tmp_path / "b", behaviour=True).ok
+
+
+def test_the_interface_has_the_names_and_axes_of_the_file(folder: Path, tmp_path: Path) -> None:
+    model = onnx.load(folder / f"small_resnet.{FOLDED}.onnx")
+    for value, name in ((model.graph.input[0], "picture"), (model.graph.output[0], "scores")):
+        old, value.name = value.name, name
+        value.type.tensor_type.shape.dim[0].dim_param = "n"
+        for node in model.graph.node:
+            node.input[:] = [name if entry == old else entry for entry in node.input]
+            node.output[:] = [name if entry == old else entry for entry in node.output]
+    onnx.save(model, tmp_path / "named.onnx")
+    convert_aligned(tmp_path / "named.onnx", tmp_path / "b", architecture="resnet18")
+    interface = persistlib.inspect(tmp_path / "b").manifest.interface
+    shown = {spec.name: spec.shape[0] for spec in (*interface.inputs, *interface.outputs)}
+    assert shown == {"picture": "n", "scores": "n"}
+    persistlib.convert(tmp_path / "b", tmp_path / "again.onnx")
+    again = onnx.load(tmp_path / "again.onnx").graph
+    assert [value.name for value in (*again.input, *again.output)] == ["picture", "scores"]
+    persistlib.convert(tmp_path / "again.onnx", tmp_path / "back")
+    assert persistlib.verify(tmp_path / "back", behaviour=True).ok
+    assert persistlib.inspect(tmp_path / "back").manifest.interface == interface
 
 
 def test_one_channel_of_input_becomes_an_edit(folder: Path, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from graph_module_models import (
     tensor,
     value,
 )
+from persistlib.cli.manifest_text import fields_of
 from persistlib.errors import PersistlibError
 from persistlib.graph_modules import GraphModule
 from persistlib.graph_modules import structure as form
@@ -604,6 +605,33 @@ def test_a_file_becomes_a_bundle_that_loads_computes_the_same_and_learns(tmp_pat
     persistlib.save(loaded.eval(), tmp_path / "again", example_inputs=torch.randn(2, 3, 8, 8))
     again: Any = persistlib.load(tmp_path / "again")
     np.testing.assert_array_equal(outputs(again, picture)[0], outputs(loaded, picture)[0])
+
+
+def test_the_interface_of_a_bundle_has_the_names_and_axes_of_the_graph(tmp_path: Path) -> None:
+    proto = network()
+    for entry, name in ((proto.graph.input[0], "picture"), (proto.graph.output[0], "scores")):
+        old, entry.name = entry.name, name
+        entry.type.tensor_type.shape.dim[0].dim_param = "n"
+        for node in proto.graph.node:
+            node.input[:] = [name if item == old else item for item in node.input]
+            node.output[:] = [name if item == old else item for item in node.output]
+    onnx.save(proto, tmp_path / "model.onnx")
+    persistlib.convert(tmp_path / "model.onnx", tmp_path / "out")
+    interface = persistlib.inspect(tmp_path / "out").manifest.interface
+    shown = {spec.name: spec.shape[0] for spec in (*interface.inputs, *interface.outputs)}
+    assert shown == {"picture": "n", "scores": "n"}
+    assert persistlib.verify(tmp_path / "out", behaviour=True).ok
+
+
+def test_inspect_cuts_the_text_of_a_graph_to_a_line(tmp_path: Path) -> None:
+    onnx.save(network(), tmp_path / "model.onnx")
+    persistlib.convert(tmp_path / "model.onnx", tmp_path / "out")
+    manifest = persistlib.inspect(tmp_path / "out").manifest
+    assert len(str(manifest.architecture.arguments["config"])) > 500
+    rows = fields_of(manifest, 1, 1)
+    (said,) = [text for name, text in rows if name == "architecture"]
+    assert len(said) <= 120
+    assert "…" in said
 
 
 def test_two_conversions_have_the_same_weights_and_recipe(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from persistlib.alignment.graph_side import GraphSide
     from persistlib.manifest.schema import Architecture
 
+_ZOO = "torchvision.models"  # where a name without a module is looked for
 _CLASSES = "num_classes"
 _TEXT = 10_000  # characters of a call; a recipe is longer, and a mapping
 _IMAGE = 4  # axes of a batch of images
@@ -35,12 +36,17 @@ _IMAGE = 4  # axes of a batch of images
 def parse(given: str | Mapping[str, Any] | Architecture) -> Recipe:
     """Return the recipe that `NAME`, `NAME(argument=value)` or a mapping says.
 
+    A name without a module is torchvision's.
+
     Raises:
         ArchitectureError: it says none.
     """
-    if not isinstance(given, str) or "(" not in given:
+    if not isinstance(given, str):
         return Recipe.of(given)
-    name, _, rest = given.partition("(")
+    name, is_call, rest = given.partition("(")
+    name = name.strip() if ":" in name else f"{_ZOO}:{name.strip()}"
+    if not is_call:
+        return Recipe.of(name)
     try:
         call = ast.parse(f"f({rest}", mode="eval").body if len(given) < _TEXT else None
         arguments = _arguments(call)
@@ -48,7 +54,7 @@ def parse(given: str | Mapping[str, Any] | Architecture) -> Recipe:
         reason = f"{given[:60]!r} is no call: {fault}"
         remedy = "write package.module:name or package.module:name(num_classes=10)"
         raise error(Code.BAD_RECIPE, "architecture", reason, remedy) from fault
-    return Recipe.of({"builder": name.strip(), "arguments": arguments})
+    return Recipe.of({"builder": name, "arguments": arguments})
 
 
 def _arguments(call: ast.expr | None) -> dict[str, Any]:

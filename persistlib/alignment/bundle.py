@@ -27,7 +27,7 @@ from persistlib.conversion import ConversionReport
 from persistlib.errors import Code, PersistlibError, error
 from persistlib.export.onnx_export import MODEL, Exported, ExportedFile
 from persistlib.export.proof import prove
-from persistlib.manifest.schema import Interface, Lineage
+from persistlib.manifest.schema import Lineage
 from persistlib.saving import Plan, save_module
 from persistlib.sources import BUNDLE
 
@@ -78,8 +78,8 @@ def convert_aligned(
     Args:
         source: an ONNX file; its external data beside it.
         destination: the folder to make.
-        architecture: its builder, such as "torchvision.models:resnet18", with arguments in
-            parentheses where the file does not say them; or a recipe.
+        architecture: its builder, such as "torchvision.models:resnet18" or "resnet18", with
+            arguments in parentheses where the file does not say them; or a recipe.
         trust: packages that may be imported to build it.
         overwrite: whether a bundle that stands there is replaced.
 
@@ -96,12 +96,13 @@ def convert_aligned(
     file = read(source)
     aligned = align(file, building.parse(architecture), trust)
     named = examples.name_inputs(aligned.module, aligned.inputs)
-    shown = examples.Examples(named, examples.run(aligned.module, named))
+    computed = examples.Examples(named, examples.run(aligned.module, named))
+    interface, shown = examples.of_graph(file.facts.inputs, file.facts.outputs, computed)
     origin = Lineage(
         relation="converted-from", id=file.identity, source=os.path.basename(file.location)
     )
     plan = Plan(
-        interface=examples.describe_interface(Interface(), shown),
+        interface=interface,
         examples=shown,
         lineage=(origin,),
     )

@@ -21,7 +21,7 @@ from persistlib.graph_modules.module import BUILDER
 from persistlib.graph_modules.proving import prove
 from persistlib.graph_modules.reading import imported
 from persistlib.graph_modules.structure import text
-from persistlib.manifest.schema import Interface, Lineage
+from persistlib.manifest.schema import Lineage
 from persistlib.runtime.session import open_session
 from persistlib.runtime.structure import check_graph
 from persistlib.saving import Plan, save_module
@@ -64,13 +64,14 @@ def convert_foreign(
         (_, data), *rest = views.items()
         session = open_session(data, external=dict(rest))
         shown, proof = prove(module, session, os.fspath(source))
+        interface, shown = examples.of_graph(session.inputs, session.outputs, shown)
         origin = Lineage(
             relation="converted-from",
             id=identity(file),
             source=os.path.basename(os.fspath(source)),
         )
         plan = Plan(
-            interface=examples.describe_interface(Interface(inputs=session.inputs), shown),
+            interface=interface,
             examples=shown,
             lineage=(origin,),
             requires=_VISION_NEEDED if _operators(made) & _VISION else {},

@@ -18,6 +18,7 @@ from torch import nn
 
 import persistlib
 from persistlib.casting import cast
+from persistlib.checkpoint import identity
 from persistlib.cli.main import cli
 from persistlib.dtypes import DType
 from persistlib.errors import Code, PersistlibError
@@ -27,6 +28,7 @@ from persistlib.quantization.deriving import Derived, Source, derive
 from persistlib.quantization.folding import fold_constants, fold_norms
 from persistlib.quantization.parts import Names, assemble, take_apart
 from persistlib.runtime.session import open_session
+from persistlib.sources import open_file
 from refusing import refused
 
 if TYPE_CHECKING:
@@ -398,10 +400,20 @@ def test_an_onnx_file_gives_derived_ones_that_are_opened_and_give_their_weights(
     persistlib.convert(bundle / "b", whole)
     persistlib.convert(whole, half, dtype="f16")
     persistlib.convert(whole, small, quantize="static", calibration=str(bundle / "images"))
+    straight = persistlib.convert(bundle / "b", str(bundle / "straight.onnx"), dtype="f16")
+    with open_file(bundle / "straight.onnx") as reader:
+        assert straight.identity == identity(reader)
+    stored = persistlib.inspect(bundle / "b").manifest.weights.identity
+    assert straight.source_identity == stored != straight.identity
+    assert straight.losses == ("value weights, which are rounded to f16",)
     image = str(bundle / "images" / "cat" / "0.png")
     for path in (whole, half, small):
         session = persistlib.load(path, runtime="onnxruntime")
         assert session.predict([image])[0].label in LABELS
+    for path in (half, small):  # no module is rebuilt from cast weights, so no command is offered
+        (found,) = persistlib.check(path, "onnxruntime==1.15.1").findings
+        assert found.code == "PL207"
+        assert found.remedy.startswith("derive it again from the bundle of its source")
     given = persistlib.convert(half, bundle / "half.safetensors", allow_loss=["graph"])
     wanted = persistlib.convert(bundle / "b", bundle / "cast.safetensors", dtype="f16")
     assert given.identity == wanted.identity

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -202,6 +203,11 @@ def test_convert_writes_every_format_and_never_over_another_file_unasked(
     assert "--overwrite" in refused.stderr
     again = invoke("convert", bundles / "graph", out, "--overwrite", "-q")
     assert (again.exit_code, again.stdout) == (0, f"{out}\n")
+    shown = invoke("convert", bundles / "graph", out, "--overwrite")
+    (offered,) = [line for line in shown.stderr.splitlines() if line.startswith("next: ")]
+    taken = invoke(*shlex.split(offered)[2:])
+    assert taken.exit_code == 0, taken.output
+    assert str(out) in offered
 
 
 def test_convert_takes_a_part_and_a_format_by_name(bundles: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from onnx import TensorProto, helper
 from safetensors.torch import save_file
 from torch import nn
 
+import keras_assembly
 import persistlib
 from persistlib.architecture import zoo, zoo_forms
 from persistlib.architecture.recipe import Recipe
@@ -493,6 +494,36 @@ def invoke(*words: object) -> tuple[dict[str, Any], int]:
     result = CliRunner().invoke(cli, [*(str(word) for word in words), "--json"])
     envelope: dict[str, Any] = json.loads(result.stdout)
     return envelope, result.exit_code
+
+
+def test_what_a_file_of_an_unknown_model_becomes_is_what_convert_takes(
+    small: Small, tmp_path: Path
+) -> None:
+    kernels = [t for t in small.model.state_dict().values() if t.ndim > 1]
+    others = [torch.zeros(7, 5)]
+    node = helper.make_node("Relu", ["onnx::0"], ["y"])
+    offered = []
+    for name, tensors in (("near", kernels), ("far", others)):
+        initializers = [
+            helper.make_tensor(f"onnx::{at}", TensorProto.FLOAT, t.shape, t.numpy().tobytes(), True)
+            for at, t in enumerate(tensors)
+        ]
+        graph = helper.make_graph([node], "g", [], [], initializers)
+        onnx.save(helper.make_model(graph), tmp_path / f"{name}.onnx")
+    config = keras_assembly.model(keras_assembly.layer("Dense", "d"))
+    weights = {"d": {"d/kernel:0": np.zeros((7, 5), np.float32)}}
+    keras_assembly.legacy(tmp_path / "whole.h5", weights, config=config)
+    keras_assembly.legacy(tmp_path / "bare.h5", weights)
+    for name in ("near.onnx", "far.onnx", "whole.h5", "bare.h5"):
+        shown = CliRunner().invoke(cli, ["identify", str(tmp_path / name)]).stderr
+        (line,) = [text for text in shown.splitlines() if text.startswith("next: ")]
+        offered.append(line.partition(name)[2].strip())
+    assert offered == [
+        "runs/near --architecture torchvision.models:squeezenet1_1",
+        "runs/far",
+        "runs/whole",
+        "bare.safetensors",
+    ]
 
 
 def test_the_verb_answers_without_torch_and_without_libraries_of_formats(small: Small) -> None:

@@ -162,9 +162,12 @@ def _row_data(row: ConvertedTensor) -> dict[str, JSON]:
 
 
 def _hints(report: ConversionReport) -> tuple[str, ...]:
-    if os.path.isdir(report.source):
-        return (words("persistlib", "verify", report.source),)
-    return (words("persistlib", "diff", report.source, report.destination),)
+    """Return what shows what was written: beside its source, where those are weights."""
+    if os.path.isdir(report.destination):
+        return (words("persistlib", "verify", report.destination),)
+    if report.rows:
+        return (words("persistlib", "diff", report.source, report.destination),)
+    return (words("persistlib", "inspect", report.destination),)
 
 
 def _size(path: str) -> int:

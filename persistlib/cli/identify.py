@@ -165,4 +165,14 @@ def _hints(found: Identification, bundle: str | None) -> Iterator[str]:
         yield words("persistlib", "identify", found.path, "--bundle", f"runs/{stem}")
     else:
         stem = found.path.rpartition("/")[2].partition(".")[0]
-        yield words("persistlib", "convert", found.path, f"{stem}.safetensors")
+        yield words("persistlib", "convert", found.path, *_converted(found, stem))
+
+
+def _converted(found: Identification, stem: str) -> tuple[str, ...]:
+    """Return what a file of an unknown model is converted into: a bundle, where it is a model."""
+    near = found.candidates[0] if found.candidates else None
+    if not found.is_whole:
+        return (f"{stem}.safetensors",)
+    if found.format == "onnx" and near and near.shared > near.missing + near.extra:
+        return f"runs/{stem}", "--architecture", near.builder
+    return (f"runs/{stem}",)

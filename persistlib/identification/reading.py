@@ -115,6 +115,7 @@ class Identification:
         candidates: the builders that come closest, best first.
         findings: what stands in the way of certainty.
         names: of each tensor of the model, its name in the file; empty where nothing is claimed.
+        is_whole: whether a file holds the network itself beside its weights.
     """
 
     path: str
@@ -137,6 +138,7 @@ class Identification:
     candidates: tuple[Ranked, ...] = ()
     findings: tuple[Finding, ...] = ()
     names: Mapping[str, str] = field(default_factory=dict)
+    is_whole: bool = False
 
 
 def identify_file(path: StrPath, *, key: str | None = None, timm: bool = False) -> Identification:
@@ -187,6 +189,7 @@ def identify_checkpoint(
         candidates=tuple(_ranked(match, shapes) for match in found[: _told(found)]),
         findings=_twins(found) if best else (),
         names=best.view.names if best else {},
+        is_whole=any(loss.startswith("graph ") for loss in reader.losses),
     )
 
 

@@ -131,6 +131,7 @@ def test_its_weights_are_those_that_a_cast_gives(
     assert given.identity == wanted.identity
 
 
+@pytest.mark.filterwarnings("ignore:PL212 ")  # nothing is known of the other kernels of 1.10
 @pytest.mark.parametrize("release", ["1.10.0", "1.17.3", "1.32.0"])
 def test_a_target_without_kernels_is_refused_by_release_and_operator(
     release: str, bundle: Path, tmp_path: Path

@@ -181,6 +181,14 @@ class Bundle:
         finally:
             os.close(fd)
 
+    def expect(self, entry: FileEntry) -> None:
+        """Look whether a file is there with the recorded size; none of it is read.
+
+        Raises:
+            IntegrityError: the file is missing, or has another size.
+        """
+        os.close(self._open(entry, verify=True))
+
     def views(self, entry: FileEntry) -> dict[str, memoryview]:
         """Return every tensor's bytes in a file whose header equals its digest; not compared.
 

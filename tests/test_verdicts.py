@@ -194,6 +194,24 @@ def test_releases_between_the_ends_are_found_by_halves(monkeypatch: pytest.Monke
 # -- what a target does not say --------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_weights_that_are_cut_short_or_gone_are_never_ok(
+    plain: Path, bundle: Path, tmp_path: Path, damage: str
+) -> None:
+    graphed = shutil.copytree(bundle, tmp_path / "graphed")
+    for path in (plain, graphed):
+        weights = path / "model.safetensors"
+        if damage == "cut":
+            weights.write_bytes(weights.read_bytes()[:-1])
+        else:
+            weights.unlink()
+    refused, degraded = (persistlib.check(path) for path in (plain, graphed))
+    wanted = Code.FILE_SIZE if damage == "cut" else Code.FILE_MISSING
+    assert (refused.verdict, degraded.verdict) == ("refused", "degraded")
+    for report in (refused, degraded):
+        assert [found.code for found in report.findings] == [wanted.identifier]
+
+
 def test_a_target_that_names_no_runtime_is_never_ok(bundle: Path, tmp_path: Path) -> None:
     requirements = tmp_path / "requirements.txt"
     requirements.write_text("flask==3.0\n")

@@ -102,8 +102,21 @@ def check_bundle(
         forbidden=forbidden,
         trusted=trusted,
     )
-    found = (*findings_of(facts, target), *_base_findings(bundle))
+    found = (*findings_of(facts, target), *_file_findings(bundle), *_base_findings(bundle))
     return verdict_of(found, upgraded=bool(manifest.upgraded_from))
+
+
+def _file_findings(bundle: Bundle) -> Iterator[Finding]:
+    """Yield which files are gone or cut short; without its weights a graph of its own still runs."""
+    weights = bundle.manifest.weights.files
+    for entry in bundle.manifest.verified_files():
+        try:
+            bundle.expect(entry)
+        except PersistlibError as fault:
+            decides = entry in weights and not bundle.manifest.graphs
+            severity = Severity.ERROR if decides else Severity.WARNING
+            for found in fault.findings:
+                yield replace(found, severity=severity.value)
 
 
 def _base_findings(bundle: Bundle) -> Iterator[Finding]:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from persistlib.errors import Finding
     from persistlib.files import StrPath
     from persistlib.licenses import Pattern
+    from persistlib.manifest.schema import FileEntry
     from persistlib.model_notes import ModelNote
 
 # A graph up to this size is compared with its digest before it is walked: some milliseconds.
@@ -107,16 +108,20 @@ def check_bundle(
 
 
 def _file_findings(bundle: Bundle) -> Iterator[Finding]:
-    """Yield which files are gone or cut short; without its weights a graph of its own still runs."""
-    weights = bundle.manifest.weights.files
+    """Yield which files are gone or cut short; with a graph, the weights can be done without."""
+    needed = () if bundle.manifest.graphs else bundle.manifest.weights.files
     for entry in bundle.manifest.verified_files():
-        try:
-            bundle.expect(entry)
-        except PersistlibError as fault:
-            decides = entry in weights and not bundle.manifest.graphs
-            severity = Severity.ERROR if decides else Severity.WARNING
-            for found in fault.findings:
-                yield replace(found, severity=severity.value)
+        severity = Severity.ERROR if entry in needed else Severity.WARNING
+        for found in _faults(bundle, entry):
+            yield replace(found, severity=severity.value)
+
+
+def _faults(bundle: Bundle, entry: FileEntry) -> tuple[Finding, ...]:
+    try:
+        bundle.expect(entry)
+    except PersistlibError as fault:
+        return fault.findings
+    return ()
 
 
 def _base_findings(bundle: Bundle) -> Iterator[Finding]:

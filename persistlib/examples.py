@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 BATCH = "batch"
 _DRAWN_BATCH = 2
+# Numbers in all drawn inputs: an interface may be a stranger's, and a network makes many of each.
+_MOST_DRAWN = 1 << 25
 _DRAWN_EXTENT = 8  # of free extents other than the batch, in inputs drawn from an interface
 
 
@@ -83,7 +86,18 @@ def _argument_names(model: nn.Module, count: int) -> list[str]:
 
 
 def draw_inputs(interface: Interface, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Return random inputs that fit an interface, from a seed of their own."""
+    """Return random inputs that fit an interface, from a seed of their own.
+
+    Raises:
+        UsageError: they would be larger than anybody but the caller may ask for.
+    """
+    numbers = 0
+    for spec in interface.inputs:
+        numbers += math.prod(_extent(extent, axis) for axis, extent in enumerate(spec.shape))
+        if numbers > _MOST_DRAWN:
+            extents = " x ".join(map(str, spec.shape))
+            reason = f"inputs of {extents} are more than are drawn for a trial"
+            raise error(Code.USAGE, f"interface.inputs.{spec.name}", reason, "give example inputs")
     generator = torch.Generator().manual_seed(seed)
     drawn: dict[str, torch.Tensor] = {}
     for spec in interface.inputs:

@@ -114,6 +114,18 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return found
 
 
+def test_a_note_of_inputs_that_fill_the_memory_is_refused(graph: Path) -> None:
+    model = onnx.load(graph)
+    item = next(item for item in model.metadata_props if item.key == MODEL)
+    note = json.loads(item.value)
+    note["interface"]["inputs"][0]["shape"][0] = 1 << 40
+    item.value = json.dumps(note, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    other = graph.with_name("large.onnx")
+    other.write_bytes(model.SerializeToString())
+    with pytest.raises(PersistlibError, match="more than are drawn"):
+        persistlib.convert(other, graph.with_name("large"))
+
+
 @settings(
     max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
 )

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 BATCH = "batch"
-_DRAWN_BATCH = 2
+DRAWN_BATCH = 2  # BatchNorm in training takes no single sample
 # Numbers in all drawn inputs: an interface may be a stranger's, and a network makes many of each.
 _MOST_DRAWN = 1 << 25
 _DRAWN_EXTENT = 8  # of free extents other than the batch, in inputs drawn from an interface
@@ -91,17 +91,17 @@ def draw_inputs(interface: Interface, seed: int = 0) -> dict[str, torch.Tensor]:
     Raises:
         UsageError: they would be larger than anybody but the caller may ask for.
     """
+    shapes = [drawn_shape(spec) for spec in interface.inputs]
     numbers = 0
-    for spec in interface.inputs:
-        numbers += math.prod(_extent(extent, axis) for axis, extent in enumerate(spec.shape))
+    for spec, shape in zip(interface.inputs, shapes, strict=True):
+        numbers += math.prod(shape)
         if numbers > _MOST_DRAWN:
             extents = " x ".join(map(str, spec.shape))
             reason = f"inputs of {extents} are more than are drawn for a trial"
             raise error(Code.USAGE, f"interface.inputs.{spec.name}", reason, "give example inputs")
     generator = torch.Generator().manual_seed(seed)
     drawn: dict[str, torch.Tensor] = {}
-    for spec in interface.inputs:
-        shape = [_extent(extent, axis) for axis, extent in enumerate(spec.shape)]
+    for spec, shape in zip(interface.inputs, shapes, strict=True):
         dtype = DType[spec.dtype].torch
         if dtype.is_floating_point or dtype.is_complex:
             drawn[spec.name] = torch.randn(shape, generator=generator).to(dtype)
@@ -110,10 +110,12 @@ def draw_inputs(interface: Interface, seed: int = 0) -> dict[str, torch.Tensor]:
     return drawn
 
 
-def _extent(extent: int | str, axis: int) -> int:
-    if isinstance(extent, int):
-        return extent
-    return _DRAWN_BATCH if axis == 0 else _DRAWN_EXTENT
+def drawn_shape(spec: TensorSpec) -> tuple[int, ...]:
+    """Return the shape of an input that is drawn: free extents get one of ours."""
+    return tuple(
+        extent if isinstance(extent, int) else _DRAWN_EXTENT if axis else DRAWN_BATCH
+        for axis, extent in enumerate(spec.shape)
+    )
 
 
 def run(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -21,7 +21,7 @@ from persistlib.architecture.isolation import isolated
 from persistlib.architecture.module_state import state_tensors, unsaved_tensors
 from persistlib.dtypes import DType
 from persistlib.errors import Code, error
-from persistlib.examples import named_outputs
+from persistlib.examples import DRAWN_BATCH, drawn_shape, named_outputs
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping, Sequence
@@ -30,9 +30,7 @@ if TYPE_CHECKING:
     from persistlib.manifest.schema import Interface
 
 Shapes = dict[str, tuple[int, ...]]
-_BATCH = 2  # BatchNorm in training takes no single sample
 _MOST_NUMBERS = 1 << 28  # that an input holds; a manifest may be a stranger's
-_FREE = 8  # of extents that the interface leaves free
 
 
 class FailedError(Exception):
@@ -196,8 +194,7 @@ def _inputs(
 ) -> tuple[torch.Tensor, ...]:
     if interface.inputs:
         return tuple(
-            _shaped([_extent(e, at) for at, e in enumerate(spec.shape)], DType[spec.dtype].torch)
-            for spec in interface.inputs
+            _shaped(drawn_shape(spec), DType[spec.dtype].torch) for spec in interface.inputs
         )
     if recipe is None or not (shapes := zoo.inputs_of(recipe.builder)):
         return ()
@@ -211,7 +208,7 @@ def _inputs(
             " takes all tensors that fit",
         )
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    return tuple(_shaped([_BATCH, *shape[1:]], dtype) for shape in extents)
+    return tuple(_shaped([DRAWN_BATCH, *shape[1:]], dtype) for shape in extents)
 
 
 def _shaped(extents: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
@@ -224,12 +221,6 @@ def _require_bounded(extents: Sequence[int]) -> None:
         shape = " x ".join(map(str, extents))
         reason = f"an input of {shape} is larger than a model is tried with"
         raise error(Code.ADAPTATION, "the model's inputs", reason, "give smaller ones")
-
-
-def _extent(extent: int | str, axis: int) -> int:
-    if isinstance(extent, int):
-        return extent
-    return _BATCH if axis == 0 else _FREE
 
 
 def _without_values(model: nn.Module) -> nn.Module:

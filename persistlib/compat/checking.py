@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from persistlib.bundle import reading
@@ -21,7 +22,7 @@ from persistlib.graph_notes import MODEL
 from persistlib.sources import is_folder, open_file
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
     import onnx
 
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from persistlib.errors import Finding
     from persistlib.files import StrPath
     from persistlib.licenses import Pattern
-    from persistlib.manifest.schema import FileEntry
     from persistlib.model_notes import ModelNote
 
 # A graph up to this size is compared with its digest before it is walked: some milliseconds.
@@ -112,28 +112,23 @@ def _file_findings(bundle: Bundle) -> Iterator[Finding]:
     needed = () if bundle.manifest.graphs else bundle.manifest.weights.files
     for entry in bundle.manifest.verified_files():
         severity = Severity.ERROR if entry in needed else Severity.WARNING
-        for found in _faults(bundle, entry):
-            yield replace(found, severity=severity.value)
-
-
-def _faults(bundle: Bundle, entry: FileEntry) -> tuple[Finding, ...]:
-    try:
-        bundle.expect(entry)
-    except PersistlibError as fault:
-        return fault.findings
-    return ()
+        yield from _faults(partial(bundle.expect, entry), severity)
 
 
 def _base_findings(bundle: Bundle) -> Iterator[Finding]:
     """Yield that the bundle's base is not to be had; with a graph of its own it still runs."""
-    if bundle.manifest.weights.base is None:
-        return
-    try:
-        bundle.base()
-    except PersistlibError as fault:
+    if bundle.manifest.weights.base is not None:
         severity = Severity.WARNING if bundle.manifest.graphs else Severity.ERROR
-        for found in fault.findings:
-            yield replace(found, severity=severity.value)
+        yield from _faults(bundle.base, severity)
+
+
+def _faults(look: Callable[[], object], severity: Severity) -> list[Finding]:
+    """Return what is found wrong by looking, as gravely as is said."""
+    try:
+        look()
+    except PersistlibError as fault:
+        return [replace(found, severity=severity.value) for found in fault.findings]
+    return []
 
 
 def _structures(bundle: Bundle) -> Iterator[onnx.ModelProto]:

@@ -68,11 +68,7 @@ def near_misses_hidden(graph: ir.Graph) -> Generator[None]:
 def _constants(graph: ir.Graph) -> list[tuple[ir.Value, ir.TensorProtocol]]:
     """Return the values of one element that are known, with what they are."""
     found = [(value, value.const_value) for value in graph.initializers.values()]
-    for node in graph.all_nodes():
-        if node.op_type == "Constant" and (attribute := node.attributes.get("value")) is not None:
-            found.append((node.outputs[0], attribute.as_tensor()))
-        elif (number := node.attributes.get("value_float")) is not None:
-            found.append((node.outputs[0], ir.tensor(np.float32(number.as_float()))))
+    found += [(node.outputs[0], _held(node)) for node in graph.all_nodes()]
     return [(v, tensor) for v, tensor in found if tensor is not None and tensor.size == 1]
 
 
@@ -128,15 +124,20 @@ def _floats(value: Any) -> Iterator[float]:
 
 def _single(node: ir.Node) -> float | None:
     """Return the value of a constant of one float32."""
-    if node.op_type != "Constant":
-        return None
-    if (number := node.attributes.get("value_float")) is not None:
-        return float(np.float32(number.as_float()))
-    attribute = node.attributes.get("value")
-    tensor = attribute.as_tensor() if attribute is not None else None
+    tensor = _held(node)
     if tensor is None or tensor.dtype != ir.DataType.FLOAT or tensor.size != 1:
         return None
     return float(tensor.numpy().item())
+
+
+def _held(node: ir.Node) -> ir.TensorProtocol | None:
+    """Return what a constant is, of those that torch's translation writes."""
+    if node.op_type != "Constant":
+        return None
+    if (number := node.attributes.get("value_float")) is not None:
+        return ir.tensor(np.float32(number.as_float()))
+    attribute = node.attributes.get("value")
+    return attribute.as_tensor() if attribute is not None else None
 
 
 def _is_only_cast(node: ir.Node) -> bool:

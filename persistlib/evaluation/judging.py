@@ -12,6 +12,8 @@ import numpy as np
 from persistlib.errors import Code, error
 from persistlib.evaluation import timing
 from persistlib.evaluation.metrics import Metrics, measure
+from persistlib.evaluation.outcomes import Outcomes
+from persistlib.training.tasks import CLASSIFICATION
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -30,24 +32,59 @@ _RANK = 2  # (samples, classes)
 
 
 @dataclass(frozen=True, slots=True)
+class HeadResult:
+    """How one head of a model did.
+
+    Attributes:
+        outcomes: of each sample.
+        metrics: what its answers are worth.
+        top5: share of samples whose class is among the five best scores; None below six classes.
+    """
+
+    outcomes: Outcomes
+    metrics: Metrics
+    top5: float | None = None
+
+    def record(self) -> dict[str, JsonValue]:
+        """Return the figures as plain JSON, without the outcomes."""
+        return {**self.metrics.to_dict(), "top5": self.top5}
+
+
+@dataclass(frozen=True, slots=True)
 class RuntimeResult:
     """How a model did in one runtime.
 
     Attributes:
         runtime: its name.
         facts: its version, and what computed.
-        metrics: what its answers are worth.
-        top5: share of samples whose class is among the five best scores; None below six classes.
-        answers: the class that each sample was taken for, int64.
+        heads: how each of its heads did; mostly there is one.
         timings: by batch size, ascending; empty where nothing was timed.
     """
 
     runtime: str
     facts: Mapping[str, JsonValue]
-    metrics: Metrics
-    top5: float | None
-    answers: NDArray[np.int64]
+    heads: tuple[HeadResult, ...]
     timings: tuple[Timing, ...]
+
+    @property
+    def metrics(self) -> Metrics:
+        """The first head's."""
+        return self.heads[0].metrics
+
+    @property
+    def top5(self) -> float | None:
+        """The first head's."""
+        return self.heads[0].top5
+
+    @property
+    def outcomes(self) -> Outcomes:
+        """The first head's."""
+        return self.heads[0].outcomes
+
+    @property
+    def answers(self) -> NDArray[Any]:
+        """The first head's, a row a sample."""
+        return self.outcomes.answers
 
     def to_dict(self) -> dict[str, JsonValue]:
         """Return the result as plain JSON, without the answers."""
@@ -55,12 +92,7 @@ class RuntimeResult:
 
     def record(self) -> dict[str, JsonValue]:
         """Return what does not differ from run to run."""
-        return {
-            "runtime": self.runtime,
-            **self.facts,
-            **self.metrics.to_dict(),
-            "top5": self.top5,
-        }
+        return {"runtime": self.runtime, **self.facts, **self.heads[0].record()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,9 +333,13 @@ def _result(
     return RuntimeResult(
         runtime=runner.name,
         facts=runner.facts,
-        metrics=measure(samples.labels, best, names),
-        top5=answers.among_top / len(samples) if len(names) > _TOP else None,
-        answers=best,
+        heads=(
+            HeadResult(
+                outcomes=Outcomes("", CLASSIFICATION, tuple(names), samples.labels, best),
+                metrics=measure(samples.labels, best, names),
+                top5=answers.among_top / len(samples) if len(names) > _TOP else None,
+            ),
+        ),
         timings=timings,
     )
 

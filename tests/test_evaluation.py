@@ -25,8 +25,9 @@ from persistlib import preprocessing
 from persistlib.cli.main import cli
 from persistlib.errors import LockedError, PersistlibError, PersistlibWarning
 from persistlib.evaluation import recording, timing
+from persistlib.evaluation.intervals import wilson
 from persistlib.evaluation.judging import judge
-from persistlib.evaluation.metrics import measure, wilson
+from persistlib.evaluation.metrics import measure
 from persistlib.evaluation.runners import Runner
 from persistlib.evaluation.samples import open_samples
 from persistlib.manifest.schema import Interface

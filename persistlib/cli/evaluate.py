@@ -17,14 +17,16 @@ from persistlib.cli.command import (
     trust_option,
     withdrawn_option,
 )
+from persistlib.cli.text import bounded, counted, ends, number, percent
 from persistlib.cli.text import command as words
-from persistlib.cli.text import counted, number, percent
+from persistlib.evaluation.intervals import DRAWS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from persistlib.cli.answer import Block
     from persistlib.cli.output import Output
+    from persistlib.evaluation.intervals import Interval
     from persistlib.evaluation.judging import Evaluation, RuntimeResult
     from persistlib.evaluation.metrics import ClassScore, Metrics
 
@@ -129,16 +131,17 @@ def _side_by_side(evaluation: Evaluation) -> Table:
     """Return the runtimes in columns and what was measured in rows."""
     results = evaluation.results
     rows: list[tuple[str, list[str]]] = [
-        ("accuracy", [percent(r.metrics.accuracy) for r in results]),
-        ("  95 % interval", [_interval(r.metrics) for r in results]),
+        ("accuracy", [bounded(r.metrics.accuracy, r.metrics.interval) for r in results]),
     ]
     if results[0].top5 is not None:
-        rows.append(("among the best 5", [percent(r.top5 or 0) for r in results]))
+        top = [bounded(r.top5 or 0, r.heads[0].top5_interval) for r in results]
+        rows.append(("among the best 5", top))
     for kind in ("macro", "weighted"):
         for name in ("precision", "recall", "f1"):
-            values = (getattr(getattr(r.metrics, kind), name) for r in results)
             shown = "F1" if name == "f1" else name
-            rows.append((f"{kind} {shown}", [percent(value) for value in values]))
+            averages = (getattr(r.metrics, kind) for r in results)
+            values = [bounded(getattr(a, name), a.intervals[name]) for a in averages]
+            rows.append((f"{kind} {shown}", values))
     for timings in zip(*(r.timings for r in results), strict=True):
         batch = f"batch {number(timings[0].batch)}"
         rows.append((f"{batch}: ms, median", [f"{t.median:.2f}" for t in timings]))
@@ -147,11 +150,6 @@ def _side_by_side(evaluation: Evaluation) -> Table:
     head = ("", *(r.runtime for r in results))
     cells = tuple((name, *values) for name, values in rows)
     return Table(head, cells, frozenset(range(1, len(head))))
-
-
-def _interval(metrics: Metrics) -> str:
-    low, high = metrics.interval
-    return f"{100 * low:.1f} to {percent(high)}"
 
 
 def _facts(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
@@ -174,6 +172,7 @@ def _facts(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
         yield "preparation", text
     if timed:
         yield "timed", f"{counted(timed[0].calls, 'call')}, runtimes in turns"
+    yield "in brackets", f"the 95 % interval; of averages by {number(DRAWS)} draws of the samples"
     metrics = evaluation.metrics
     if metrics.averaged < len(metrics.classes):
         yield "averages", f"over {metrics.averaged} classes that occur or were answered"
@@ -190,16 +189,25 @@ def _classes(result: RuntimeResult, *, show_all: bool) -> Iterator[Block]:
         title = f"the {_WHOLE} worst of {len(result.metrics.classes)} {title}"
     yield Line((Span(""),))
     yield Table(
-        (title, "images", "precision", "recall", "F1"),
+        (title, "images", "precision, %", "recall, %", "F1, %"),
         tuple(_row(row) for row in rows),
         frozenset({1, 2, 3, 4}),
     )
 
 
 def _row(row: ClassScore) -> tuple[str, ...]:
-    shares = (row.precision, row.recall, row.f1)
-    shown = (_UNDEFINED if share is None else percent(share) for share in shares)
+    shares = {"precision": row.precision, "recall": row.recall, "f1": row.f1}
+    shown = (
+        _UNDEFINED if share is None else _narrow(share, row.intervals[name])
+        for name, share in shares.items()
+    )
     return row.name, number(row.images), *shown
+
+
+def _narrow(share: float, interval: Interval | None) -> str:
+    """Return a share with its interval in few columns: 97.2 (85 to 100)."""
+    figure = percent(share).removesuffix(" %").replace("100.0", "100")
+    return f"{figure} {ends(interval, 0)}".rstrip()
 
 
 def _matrix(metrics: Metrics) -> Iterator[Block]:

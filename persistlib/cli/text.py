@@ -5,6 +5,7 @@ Law: no line that `wrap` or `clip` returns is wider than asked for, whatever the
 
 from __future__ import annotations
 
+import math
 import shlex
 import unicodedata
 
@@ -47,6 +48,21 @@ def percent(share: float) -> str:
     if share > 0 and shown == "0.0%":
         shown = "<0.1%"
     return f"{shown[:-1]} %"
+
+
+def bounded(share: float, interval: tuple[float, float] | None, digits: int = 1) -> str:
+    """Return a share with its interval, if it has one: 91.3 % (88.1 to 94.0)."""
+    return f"{percent(share)} {ends(interval, digits)}".rstrip()
+
+
+def ends(interval: tuple[float, float] | None, digits: int = 1) -> str:
+    """Return the bounds of a share in percent, rounded outwards: (88.1 to 94.0)."""
+    if interval is None:
+        return ""
+    scale = 10 ** (digits + 2)
+    low, high = (round(bound * scale, 6) for bound in interval)
+    bounds = (f"{count / 10**digits:.{digits}f}" for count in (math.floor(low), math.ceil(high)))
+    return f"({' to '.join(bounds)})"
 
 
 def shape(dtype: str, extents: tuple[int | str, ...]) -> str:

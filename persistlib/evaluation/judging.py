@@ -11,6 +11,7 @@ import numpy as np
 
 from persistlib.errors import Code, error
 from persistlib.evaluation import timing
+from persistlib.evaluation.intervals import wilson
 from persistlib.evaluation.metrics import Metrics, measure
 from persistlib.evaluation.outcomes import Outcomes
 from persistlib.training.tasks import CLASSIFICATION
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from pydantic import JsonValue
 
+    from persistlib.evaluation.intervals import Interval
     from persistlib.evaluation.runners import Runner
     from persistlib.evaluation.samples import Samples
     from persistlib.evaluation.timing import Timing
@@ -45,9 +47,16 @@ class HeadResult:
     metrics: Metrics
     top5: float | None = None
 
+    @property
+    def top5_interval(self) -> Interval | None:
+        """The interval of `top5`."""
+        count = len(self.outcomes)
+        return None if self.top5 is None else wilson(round(self.top5 * count), count)
+
     def record(self) -> dict[str, JsonValue]:
         """Return the figures as plain JSON, without the outcomes."""
-        return {**self.metrics.to_dict(), "top5": self.top5}
+        bounds: JsonValue = None if (pair := self.top5_interval) is None else [*pair]
+        return {**self.metrics.to_dict(), "top5": self.top5, "top5_interval": bounds}
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,28 +3,35 @@
 Precision is not defined for a class that was never answered, recall for one that never occurs. Such
 a figure is None in its class's row, and counts as 0 in the averages, as scikit-learn does; averages
 are over the classes that occur or were answered.
+
+Every figure has its 95 % interval: shares Wilson's, averages that of the bootstrap, which is None
+where no draw of the samples changes the figure.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from persistlib.errors import PersistlibError, missing_extra
+from persistlib.evaluation.averages import average_intervals
+from persistlib.evaluation.bootstrap import METHOD
+from persistlib.evaluation.intervals import f1_interval, share_interval, wilson
 from persistlib.installed import is_importable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
     from pydantic import JsonValue
 
-# The normal quantile of a two-sided 95 % interval.
-_QUANTILE = 1.959963984540054
-# Above this many classes the matrix is left out of JSON; the pairs say the same.
+    from persistlib.evaluation.intervals import Interval
+
+# Above this many classes the matrix and the classes' intervals are left out of JSON: the pairs and
+# the counts say the same.
 _MATRIX = 100
 
 
@@ -38,6 +45,7 @@ class ClassScore:
         precision: of the answers that named it, the share that is right.
         recall: of its samples, the share that was named so.
         f1: the harmonic mean of both.
+        intervals: of these three, by name.
     """
 
     name: str
@@ -45,15 +53,21 @@ class ClassScore:
     precision: float | None
     recall: float | None
     f1: float | None
+    intervals: Mapping[str, Interval | None] = field(kw_only=True, default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Average:
-    """Precision, recall and F1 over the classes that occur or were answered."""
+    """Precision, recall and F1 over the classes that occur or were answered.
+
+    Attributes:
+        intervals: of these three, by name.
+    """
 
     precision: float
     recall: float
     f1: float
+    intervals: Mapping[str, Interval | None] = field(kw_only=True, default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,15 +108,17 @@ class Metrics:
         return [(names[t], names[p], count) for count, t, p in rows]
 
     def to_dict(self) -> dict[str, JsonValue]:
-        """Return the metrics as plain JSON; no `confusion` above 100 classes."""
+        """Return the metrics as plain JSON; above 100 classes less: see `_MATRIX`."""
+        is_whole = len(self.classes) <= _MATRIX
         matrix: JsonValue = None
-        if len(self.classes) <= _MATRIX:
+        if is_whole:
             matrix = [[int(count) for count in row] for row in self.confusion]
         return {
             "accuracy": self.accuracy,
             "interval": list(self.interval),
             "macro": _average(self.macro),
             "weighted": _average(self.weighted),
+            "bootstrap": {**METHOD},
             "averaged": self.averaged,
             "classes": [
                 {
@@ -111,6 +127,7 @@ class Metrics:
                     "precision": row.precision,
                     "recall": row.recall,
                     "f1": row.f1,
+                    "intervals": bounds_data(row.intervals) if is_whole else None,
                 }
                 for row in self.classes
             ],
@@ -136,19 +153,25 @@ def measure(truth: NDArray[np.int64], answers: NDArray[np.int64], names: Sequenc
     sklearn = _sklearn()
     labels = np.arange(len(names))
     right = int(np.sum(truth == answers))
+    confusion = sklearn.confusion_matrix(truth, answers, labels=labels).astype(np.int64)
     rows = sklearn.precision_recall_fscore_support(
         truth, answers, labels=labels, zero_division=np.nan
     )
+    interval = wilson(right, len(truth))
+    intervals = average_intervals(confusion)
+    intervals["weighted"]["recall"] = interval  # the same figure as the accuracy
     return Metrics(
         accuracy=right / len(truth),
-        interval=wilson(right, len(truth)),
-        macro=_averaged(sklearn, truth, answers, "macro"),
-        weighted=_averaged(sklearn, truth, answers, "weighted"),
+        interval=interval,
+        macro=_averaged(sklearn, truth, answers, "macro", intervals),
+        weighted=_averaged(sklearn, truth, answers, "weighted", intervals),
         classes=tuple(
-            ClassScore(name, int(images), *map(_defined, (precision, recall, f1)))
-            for name, precision, recall, f1, images in zip(names, *rows, strict=True)
+            ClassScore(name, int(images), *map(_defined, scores), intervals=bounds)
+            for name, *scores, images, bounds in zip(
+                names, *rows, _class_intervals(confusion), strict=True
+            )
         ),
-        confusion=sklearn.confusion_matrix(truth, answers, labels=labels).astype(np.int64),
+        confusion=confusion,
         averaged=len(np.union1d(truth, answers)),
     )
 
@@ -161,15 +184,6 @@ def require_metrics() -> None:
     """
     if not is_importable("sklearn"):
         raise _missing()
-
-
-def wilson(right: int, count: int) -> tuple[float, float]:
-    """Return the 95 % interval of a share, from `right` of `count` (Wilson, 1927)."""
-    share, z2 = right / count, _QUANTILE**2
-    middle = (share + z2 / (2 * count)) / (1 + z2 / count)
-    half = math.sqrt(share * (1 - share) / count + z2 / (4 * count**2)) / (1 + z2 / count)
-    half *= _QUANTILE
-    return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
 def _sklearn() -> Any:
@@ -185,14 +199,39 @@ def _missing() -> PersistlibError:
 
 
 def _averaged(
-    sklearn: Any, truth: NDArray[np.int64], answers: NDArray[np.int64], how: str
+    sklearn: Any,
+    truth: NDArray[np.int64],
+    answers: NDArray[np.int64],
+    how: str,
+    intervals: Mapping[str, Mapping[str, Interval | None]],
 ) -> Average:
     values = sklearn.precision_recall_fscore_support(truth, answers, average=how, zero_division=0)
-    return Average(*map(float, values[:3]))
+    return Average(*map(float, values[:3]), intervals=intervals[how])
+
+
+def _class_intervals(confusion: NDArray[np.int64]) -> Iterator[dict[str, Interval | None]]:
+    occurs, answered = confusion.sum(axis=1), confusion.sum(axis=0)
+    for right, row, column in zip(confusion.diagonal(), occurs, answered, strict=True):
+        hits, images, said = int(right), int(row), int(column)
+        yield {
+            "precision": share_interval(hits, said),
+            "recall": share_interval(hits, images),
+            "f1": f1_interval(hits, images + said - hits),
+        }
 
 
 def _average(average: Average) -> JsonValue:
-    return {"precision": average.precision, "recall": average.recall, "f1": average.f1}
+    return {
+        "precision": average.precision,
+        "recall": average.recall,
+        "f1": average.f1,
+        "intervals": bounds_data(average.intervals),
+    }
+
+
+def bounds_data(intervals: Mapping[str, Interval | None]) -> JsonValue:
+    """Return intervals by name as plain JSON."""
+    return {name: None if pair is None else [*pair] for name, pair in intervals.items()}
 
 
 def _defined(value: float) -> float | None:

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
-from persistlib.training.loop import finetune
+from persistlib.errors import Code, PersistlibError, PersistlibWarning, error
+from persistlib.training.events import RunsOnce
+from persistlib.training.features import features
+from persistlib.training.loop import Folder, finetune
+
+if TYPE_CHECKING:
+    from persistlib.training.events import Event
 
 
 def front() -> nn.Sequential:
@@ -19,20 +31,28 @@ def front() -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+# Not an attribute of theirs, which would be part of what they are.
+RUNS: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+
+
 class Net(nn.Module):
     """A frozen front and a classifier of its own, as torchvision's are built."""
 
     def __init__(self, *, noise: float = 0.0, scale: float = 1.0) -> None:
         super().__init__()
-        self.front = front()
+        self.front: Any = front()
         self.noise = nn.Dropout(noise) if noise else nn.Identity()
         self.classifier = nn.Sequential(nn.ReLU(inplace=True), nn.Dropout(0.3), nn.Linear(64, 3))
         self.scale = scale
-        self.runs = 0
+        RUNS[self] = 0
         self.front.register_forward_hook(self._count)
 
+    @property
+    def runs(self) -> int:
+        return RUNS.get(self, 0)
+
     def _count(self, *_: Any) -> None:
-        self.runs += 1
+        RUNS[self] = self.runs + 1
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         scores: torch.Tensor = self.classifier(self.noise(self.front(images)))
@@ -104,7 +124,176 @@ def test_samples_that_may_change_are_not_remembered() -> None:
 
 
 def test_features_beyond_the_memory_are_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("persistlib.training.features._MEMORY", 64 * 4 * 48 - 1)
+    monkeypatch.setattr("persistlib.training.features.MEMORY", 64 * 4 * 48 - 1)
     assert finetune(net(), samples(), **ARGS).training.strategy["cached_before"] is None
-    monkeypatch.setattr("persistlib.training.features._MEMORY", 64 * 4 * 48)
+    monkeypatch.setattr("persistlib.training.features.MEMORY", 64 * 4 * 48)
     assert finetune(net(), samples(), **ARGS).training.strategy["cached_before"] == "classifier"
+
+
+def test_features_beyond_the_memory_lie_in_the_run_folder_until_the_run_is_done(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    plain = finetune(net(), samples(), samples(16), **ARGS).model
+    monkeypatch.setattr("persistlib.training.features.MEMORY", 1)
+    events: list[Event] = []
+    result = finetune(
+        net(), samples(), samples(16), folder=Folder(path=tmp_path), progress=events.append, **ARGS
+    )
+    (told,) = [event for event in events if isinstance(event, RunsOnce)]
+    assert told._replace(stored=()) == RunsOnce("classifier", 64, 64 * 64 * 4, (), reused=False)
+    assert [os.path.dirname(path) for path in told.stored] == [str(tmp_path / "features")] * 2
+    assert not (tmp_path / "features").exists()
+    for name, value in plain.state_dict().items():
+        assert value.equal(result.model.state_dict()[name]), name
+
+
+def test_a_disk_that_is_full_costs_no_training(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("persistlib.training.features.MEMORY", 1)
+
+    def full(*_: Any) -> None:
+        raise error(Code.TARGET_SPACE, "there", "no space left")
+
+    monkeypatch.setattr("persistlib.training.feature_files.write", full)
+    with pytest.warns(PersistlibWarning, match="features were not kept"):
+        result = finetune(net(), samples(), folder=Folder(path=tmp_path), **ARGS)
+    assert result.training.strategy["cached_before"] is None
+
+
+def stored(cache: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(cache)): p.read_bytes() for p in cache.rglob("*") if p.is_file()}
+
+
+def test_features_are_found_again_bit_for_bit_for_the_same_front_and_samples(
+    tmp_path: Path,
+) -> None:
+    model = net()
+    fresh = features(model, samples())
+    assert fresh.stored is None
+    first = features(model, samples(), cache=tmp_path)
+    before = stored(tmp_path)
+    assert (first.path, first.reused) == ("classifier.2", False)
+    runs = model.runs
+    again = features(model, samples(), cache=tmp_path)
+    assert again.reused
+    assert model.runs - runs == 2  # the first batch: to find the layer, and to try it
+    assert stored(tmp_path) == before
+    for found in (first, again):
+        assert found.values.equal(fresh.values)
+        assert found.targets.equal(fresh.targets)
+    # Another last layer stands on the same front.
+    with torch.no_grad():
+        model.classifier[2] = nn.Linear(64, 5)
+    assert features(model, samples(), cache=tmp_path, at="classifier.2").reused
+
+
+@pytest.mark.parametrize("change", ["weights", "statistics", "config", "samples", "batch", "part"])
+def test_features_of_another_front_or_of_other_samples_are_others(
+    change: str, tmp_path: Path
+) -> None:
+    model, data = net(), samples()
+    how: dict[str, Any] = {"batch_size": 32}
+    features(model, data, cache=tmp_path, **how)
+    with torch.no_grad():
+        if change == "weights":
+            model.front[0].weight.view(-1)[0].add_(1e-7)
+        elif change == "statistics":
+            model.front[1].running_mean[0] = 1e-3
+        elif change == "config":
+            model.front[1].eps = 1e-4
+        elif change == "samples":
+            data[1][0] = 2
+        elif change == "batch":
+            how = {"batch_size": 31}
+    at = "classifier" if change == "part" else None
+    found = features(model, data, cache=tmp_path, at=at, **how)
+    assert not found.reused
+    assert found.values.equal(features(model, data, at=at, **how).values)
+
+
+def test_code_that_changed_is_noticed_though_no_key_holds_it(tmp_path: Path) -> None:
+    model = net()
+    features(model, samples(), cache=tmp_path)
+    plain = model.front.forward
+    model.front.forward = lambda images: plain(images) * 1.5
+    found = features(model, samples(), cache=tmp_path)
+    assert not found.reused
+    assert found.values.equal(features(model, samples()).values)
+
+
+@pytest.mark.parametrize("name", ["state.safetensors", "state.json"])
+@pytest.mark.parametrize("how", ["flip", "cut", "gone"])
+def test_features_that_are_damaged_are_computed_again(name: str, how: str, tmp_path: Path) -> None:
+    good = features(net(), samples(), cache=tmp_path)
+    assert good.stored is not None
+    whole = good.values.clone()
+    file = Path(good.stored) / name
+    data = bytearray(file.read_bytes())
+    file.unlink()  # not in place: what is mapped stays as it is
+    data[-9] ^= 1
+    if how != "gone":
+        file.write_bytes(data if how == "flip" else data[:-9])
+    with pytest.warns(PersistlibWarning, match="computed again"):
+        found = features(net(), samples(), cache=tmp_path)
+    assert not found.reused
+    assert found.values.equal(whole)
+    assert features(net(), samples(), cache=tmp_path).reused
+
+
+def test_samples_that_nothing_tells_apart_are_never_taken_for_others(tmp_path: Path) -> None:
+    for _ in range(2):
+        assert not features(net(), TensorDataset(*samples()), cache=tmp_path).reused
+
+
+def test_features_that_are_more_than_memory_may_hold_ask_for_a_folder() -> None:
+    with pytest.raises(PersistlibError, match="cache=") as caught:
+        features(net(), samples(), memory=64 * 4 * 48 - 1)
+    assert caught.value.code == "PL904"
+    assert len(features(net(), samples(), memory=64 * 4 * 48).values) == 48
+
+
+def test_batches_of_ones_own_and_named_outputs_have_features_too() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net()
+
+        def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"logits": self.net(images)}
+
+    model = Named().train()
+    found = features(model, DataLoader(TensorDataset(*samples()), batch_size=7))
+    assert found.path == "net.classifier.2"
+    assert all(module.training for module in model.modules())
+    assert torch.allclose(found.values, features(net(), samples()).values, atol=1e-6)
+
+
+def test_a_model_that_no_part_ends_has_no_features() -> None:
+    with pytest.raises(PersistlibError) as caught:
+        features(net(scale=2.0), samples())
+    assert caught.value.code == "PL806"
+    with pytest.raises(PersistlibError) as caught:
+        features(net(), samples(), at="nothing")
+    assert caught.value.code == "PL806"
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.integers(1, 40),
+    st.integers(1, 9),
+    st.integers(1, 200),
+    st.sampled_from(["f32", "f64", "bf16"]),
+)
+def test_features_in_blocks_of_any_size_are_the_features(
+    count: int, batch_size: int, block: int, kind: str
+) -> None:
+    dtype = {"f32": torch.float32, "f64": torch.float64, "bf16": torch.bfloat16}[kind]
+    model = nn.Sequential(nn.Identity(), nn.Linear(3, 2, dtype=dtype))
+    inputs = torch.randn(count, 3, generator=torch.Generator().manual_seed(count)).to(dtype)
+    data = (inputs, torch.zeros(count, dtype=torch.int64))
+    with tempfile.TemporaryDirectory() as cache, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("persistlib.training.feature_files._BLOCK", block)
+        found = features(model, data, batch_size=batch_size, cache=cache)
+        assert found.values.equal(inputs)
+        assert features(model, data, batch_size=batch_size, cache=cache).reused

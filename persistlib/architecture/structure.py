@@ -111,18 +111,22 @@ def rows(module: nn.Module) -> list[Row]:
     )
 
 
-def structure_digest(module: nn.Module, dtypes: Mapping[str, str] | None = None) -> str:
+def structure_digest(
+    module: nn.Module, dtypes: Mapping[str, str] | None = None, *, without: str | None = None
+) -> str:
     """Return `blake3:` and the digest of a module's structure.
 
     Args:
         module: on any device, the meta device included.
         dtypes: safetensors dtype names by tensor name, where they differ from the module's own.
+        without: path of a part that is left out.
     """
     given = dtypes or {}
     known = places(module)
     content = [
         [path, known[id(inner)], *_content(path, inner, known, given)]
         for path, inner in sorted(paths(module), key=lambda item: item[0])
+        if without is None or not f"{path}.".startswith(f"{without}.")
     ]
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return PREFIX + digest(text.encode())

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from persistlib.training.events import BatchDone, EpochDone, WentOn
+from persistlib.cli.text import size
+from persistlib.training.events import BatchDone, EpochDone, RunsOnce, WentOn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -118,8 +120,12 @@ def _score(event: EpochDone) -> str:
     return ""
 
 
-def line(event: EpochDone | WentOn) -> str:
+def line(event: EpochDone | WentOn | RunsOnce) -> str:
     """Return what happened as one line."""
+    if isinstance(event, RunsOnce):
+        where = f"in {os.path.dirname(event.stored[0])}" if event.stored else "in memory"
+        how = "was found" if event.reused else "was run once"
+        return f"all before {event.part} {how}: {size(event.size)} of features {where}"
     if isinstance(event, WentOn):
         where = f", batch {event.batch}" if event.batch else ""
         return f"goes on after epoch {event.epoch}/{event.epochs}{where} ({event.path})"

@@ -119,6 +119,14 @@ class Batches:
             return ""
         return digest_of(_Drawn(self._samples, self.seed, 0), self.size)
 
+    def identity(self) -> str | None:
+        """Return what tells the samples from all others; None where nothing surely does."""
+        known = getattr(self._samples, "digest", None)
+        if self._pair is None and not isinstance(known, str):
+            return None
+        drawn = "" if self.fixed else f" drawn with {self.seed}"
+        return self.digest() + drawn
+
     def labels(self) -> torch.Tensor:
         """Return the target of every sample; the samples are gone through where need be."""
         if self._pair is not None:

@@ -9,8 +9,11 @@ Nothing is pickled.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
 
 from persistlib import publish
 from persistlib.architecture.module_state import TensorCheckpoint, tensor_of
@@ -24,9 +27,9 @@ from persistlib.training import plain
 from persistlib.writing import write_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Generator, Mapping
 
-    import torch
+    from persistlib.checkpoint import CheckpointReader
 
 FACTS = "state.json"
 TENSORS = "state.safetensors"
@@ -64,17 +67,23 @@ def write(path: StrPath, snapshot: Snapshot) -> None:
     Raises:
         TargetError: writing failed; what stood there stands unchanged.
     """
+    write_from(path, TensorCheckpoint(snapshot.tensors, {}), snapshot.facts)
+
+
+def write_from(path: StrPath, tensors: CheckpointReader, facts: Mapping[str, Any]) -> None:
+    """Write a checkpoint of tensors that are asked for one by one, in the order of their names.
+
+    Raises:
+        TargetError: writing failed; what stood there stands unchanged.
+    """
     with publish.folder(path, overwrite=True, foreign=_foreign) as folder:
         written = write_tensors(
-            folder,
-            TensorCheckpoint(snapshot.tensors, {}),
-            stem=TENSORS.removesuffix(".safetensors"),
-            limit=_NO_LIMIT,
+            folder, tensors, stem=TENSORS.removesuffix(".safetensors"), limit=_NO_LIMIT
         )
         (entry,) = written.files
         record = {
             "schema": _SCHEMA,
-            "facts": plain.encode(dict(snapshot.facts)),
+            "facts": plain.encode(dict(facts)),
             "tensors": {
                 "size": entry.size,
                 "header": entry.header_blake3,
@@ -92,16 +101,51 @@ def read(path: StrPath) -> Snapshot:
         TargetError: nothing stands there, or it cannot be read.
         TrainingError: it is damaged, or of another release's schema.
     """
+    with _opened(path) as (folder, facts, record):
+        # A copy: what goes on training must not change with the file.
+        header, data = _verified(folder, record, mapped=False)
+        return Snapshot(
+            {
+                entry.name: tensor_of(
+                    data[slice(*header.spans[entry.name])], entry.dtype, entry.shape
+                )
+                for entry in header.entries
+            },
+            facts,
+        )
+
+
+def read_rows(path: StrPath) -> tuple[torch.Tensor, Mapping[str, Any]]:
+    """Return a checkpoint whose tensors are parts of one, along its first axis, as that one.
+
+    The file is mapped: its bytes are compared, and come into memory as they are used.
+
+    Returns:
+        The whole, and the facts.
+
+    Raises:
+        PersistlibError: as `read`.
+    """
+    with _opened(path) as (folder, facts, record):
+        header, data = _verified(folder, record, mapped=True)
+        kinds = {(entry.dtype, entry.shape[1:]) for entry in header.entries}
+        ((dtype, shape),) = kinds
+        # Side by side in the file, which has no holes.
+        flat = torch.frombuffer(data[header.length :], dtype=torch.uint8)
+        return flat.view(dtype.torch).reshape(-1, *shape), facts
+
+
+@contextlib.contextmanager
+def _opened(path: StrPath) -> Generator[tuple[Folder, dict[str, Any], Mapping[str, Any]]]:
+    """Yield the folder of a checkpoint, its facts, and what it says of its tensors."""
     with publish.open_folder(path) as folder:
         try:
             record = unseal(folder.read(FACTS, limit=_LIMIT), os.path.join(path, FACTS), _SCHEMA)
-            facts = dict(plain.decode(record["facts"]))
-            tensors = _tensors(folder, record["tensors"])
+            yield folder, dict(plain.decode(record["facts"])), record["tensors"]
         except PersistlibError as fault:
             raise _damaged(path, fault.reason) from fault
         except (KeyError, TypeError, ValueError, EOFError, AttributeError) as fault:
             raise _damaged(path, f"{type(fault).__name__} {fault}") from fault
-    return Snapshot(tensors, facts)
 
 
 def seal(record: Mapping[str, Any]) -> bytes:
@@ -126,7 +170,8 @@ def unseal(data: bytes, location: StrPath, schema: str) -> dict[str, Any]:
     return record
 
 
-def _tensors(folder: Folder, record: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+def _verified(folder: Folder, record: Mapping[str, Any], *, mapped: bool) -> tuple[Any, memoryview]:
+    """Return a file's header and its bytes, which were compared with their digests."""
     location = os.path.join(folder.path, TENSORS)
     safetensors = FORMATS["safetensors"].module()
     fd = folder.open(TENSORS, follow=False)
@@ -138,8 +183,7 @@ def _tensors(folder: Folder, record: Mapping[str, Any]) -> dict[str, torch.Tenso
         if digest(raw) != record["header"]:
             raise _damaged(location, "its header differs from its digest")
         header = safetensors.parse_header(raw, size, location)
-        # A copy: what goes on training must not change with the file.
-        data = map_private(fd, size, mapped=False)
+        data = map_private(fd, size, mapped=mapped)
     except OSError as fault:
         raise read_fault(fault, location) from fault
     finally:
@@ -147,10 +191,7 @@ def _tensors(folder: Folder, record: Mapping[str, Any]) -> dict[str, torch.Tenso
     views = {entry.name: data[slice(*header.spans[entry.name])] for entry in header.entries}
     if dict(zip(views, digest_all([*views.values()]), strict=True)) != record["digests"]:
         raise _damaged(location, "a tensor differs from its digest")
-    return {
-        entry.name: tensor_of(views[entry.name], entry.dtype, entry.shape)
-        for entry in header.entries
-    }
+    return header, data
 
 
 def _foreign(folder: Folder) -> list[str]:

@@ -55,5 +55,23 @@ class WentOn(NamedTuple):
     path: str
 
 
-Event: TypeAlias = BatchDone | EpochDone | WentOn
+class RunsOnce(NamedTuple):
+    """The front of the model was run once for all epochs.
+
+    Attributes:
+        part: the path of the part that is run in each epoch.
+        samples: how many there are, held-out ones among them.
+        size: bytes of what goes into the part for all of them.
+        stored: the folders that it lies in; empty for memory.
+        reused: whether all of it was found there.
+    """
+
+    part: str
+    samples: int
+    size: int
+    stored: tuple[str, ...]
+    reused: bool
+
+
+Event: TypeAlias = BatchDone | EpochDone | WentOn | RunsOnce
 Progress: TypeAlias = Callable[[Event], None]

@@ -1,9 +1,12 @@
-"""Running the frozen front of a model once a sample instead of once an epoch.
+"""Running the front of a model once a sample: what goes into its last part, kept.
 
-Where all that trains lies in one part that ends the model (a classifier), and nothing before it
-draws random numbers or depends on the mode, the part's inputs are the same in every epoch. They
-are computed once, and the part alone is trained on them. None of this is assumed: it is tried on
-the first batch, and the whole model is trained where it does not hold.
+`features` gives what goes into a model's last layer, for whatever is fitted on it. `stage` does it
+for training: where all that trains lies in one part that ends the model (a classifier), and nothing
+before it draws random numbers or depends on the mode, the part's inputs are the same in every
+epoch. They are computed once, and the part alone is trained on them. None of this is assumed: it
+is tried on the first batch (`fronts`), and the whole model is trained where it does not hold.
+
+Features lie in memory, or, where they are large or a folder is named, on disk (`feature_files`).
 
 Law: training with and without gives the same weights, up to the rounding of batches of other
 sizes.
@@ -11,18 +14,46 @@ sizes.
 
 from __future__ import annotations
 
+import os
+import secrets
+import shutil
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from persistlib.architecture.freezing import is_kept_in_eval
-from persistlib.training.batches import Batches, call
+from persistlib.errors import Code, TargetError, error, warn
+from persistlib.training import feature_files, fronts
+from persistlib.training.batches import Batches
+from persistlib.training.head import entered_last
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
-# Kept for all samples together; beyond it the whole model is run each time.
-_MEMORY = 1 << 30
+    from persistlib.files import StrPath
+    from persistlib.training.batches import Batch, Samples
+
+# The most that all features together take in memory; what is larger goes to disk.
+MEMORY = 1 << 30
+# Of the space that is left, what features may take.
+_SHARE = 0.9
+
+
+class Features(NamedTuple):
+    """What goes into a part of a model, for every sample.
+
+    Attributes:
+        path: of the part.
+        values: a row a sample, in the order of the samples; mapped where they are stored.
+        targets: of the samples.
+        stored: the folder that they lie in; None for memory.
+        reused: whether they were found there.
+    """
+
+    path: str
+    values: torch.Tensor
+    targets: torch.Tensor
+    stored: str | None = None
+    reused: bool = False
 
 
 class Stage(NamedTuple):
@@ -33,23 +64,102 @@ class Stage(NamedTuple):
         module: the part.
         train: its training batches.
         valid: its held-out batches.
+        kept: the features of both, where there are any.
     """
 
     path: str
     module: torch.nn.Module
     train: Batches
     valid: Batches | None
+    kept: tuple[Features, ...] = ()
 
 
-class _Entry(NamedTuple):
-    """What a part was given, and the random state at that moment."""
+class Keeping(NamedTuple):
+    """Where features may lie.
 
-    features: torch.Tensor
-    random: torch.Tensor
+    Attributes:
+        folder: for those that are more than memory may hold; None for nowhere.
+        always: whether all go there, to be found again by another run.
+        between: called after each batch whose features were computed; what it raises ends that.
+    """
+
+    folder: str | None = None
+    always: bool = False
+    between: Callable[[], None] | None = None
 
 
-def _go_on() -> None:
-    """Let nothing come between two batches."""
+def features(
+    model: torch.nn.Module,
+    samples: Samples,
+    *,
+    at: str | None = None,
+    batch_size: int = 32,
+    device: str | torch.device | None = None,
+    cache: StrPath | None = None,
+    memory: int = MEMORY,
+    workers: int = 0,
+    seed: int = 0,
+    between: Callable[[], None] | None = None,
+) -> Features:
+    """Return what goes into a model's last layer, each sample run once.
+
+    Args:
+        model: run in evaluation, and left in the modes that it has.
+        samples: (inputs, targets) as arrays or tensors, a data set of such pairs, or a DataLoader.
+        at: path of the part whose inputs are wanted; None for the smallest that ends the model.
+        batch_size: samples a batch.
+        device: where to compute; None stays where the model is.
+        cache: a folder in which features are kept, and found again for the same samples and the
+            same model before the part; without, they are kept in memory.
+        memory: the most bytes that they may take there.
+        workers: processes that load the samples of a data set.
+        seed: of what a data set draws for its samples.
+        between: called after each batch; what it raises ends the work.
+
+    Raises:
+        TrainingError: no part ends the model, or that at `at` does not; or the samples do not fit.
+        PersistlibError: they are more than memory may hold, or the folder cannot be written.
+    """
+    place = torch.device(device) if device is not None else _device(model)
+    batches = Batches(samples, "samples", batch_size, place, seed=seed, workers=workers)
+    modes = [(module, module.training) for module in model.modules()]
+    model.to(place)
+    try:
+        path, like = _judged_part(model, batches, at)
+        if cache is None and (size := _bytes(like, batches.size)) > memory:
+            reason = f"{size:,} bytes of features; {memory:,} may be kept in memory"
+            raise error(Code.NO_MEMORY, path, reason, "give cache=, a folder to keep them in")
+        folder = None if cache is None else os.fspath(cache)
+        where = Keeping(folder, always=batches.size is not None, between=between)
+        return _kept(model, path, batches, like, where)
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _device(model: torch.nn.Module) -> torch.device:
+    return next((item.device for item in model.parameters()), torch.device("cpu"))
+
+
+def _judged_part(
+    model: torch.nn.Module, samples: Batches, at: str | None
+) -> tuple[str, torch.Tensor]:
+    """Return the part whose inputs are features, and those of the first batch.
+
+    Raises:
+        TrainingError: there is none.
+    """
+    batch = next(samples.in_order())
+    if at is not None and at not in dict(model.named_modules()):
+        raise error(Code.HEAD_UNKNOWN, at, "the model has no such part", "name one of its layers")
+    paths = [at] if at is not None else [*entered_last(model, batch.inputs)]
+    for path in paths:
+        if (like := fronts.judged_entry(model, path, batch)) is not None:
+            return path, like
+    tried = ", ".join(paths) or "its parts"
+    reason = f"the outputs are not what {tried} makes of one tensor with a row a sample"
+    remedy = "let the model return what its last layer gives"
+    raise error(Code.HEAD_UNKNOWN, at or "model", reason, remedy)
 
 
 def stage(
@@ -58,7 +168,7 @@ def stage(
     valid: Batches | None,
     *,
     known: str | None = None,
-    between: Callable[[], None] = _go_on,
+    keeping: Keeping | None = None,
 ) -> Stage:
     """Return the smallest part of a frozen model that need be run in each epoch.
 
@@ -67,137 +177,149 @@ def stage(
         train: training batches.
         valid: held-out batches.
         known: the part's path where an earlier trial found it, empty for the whole model.
-        between: called after each batch whose features were computed; what it raises ends that.
+        keeping: where features may lie; memory alone without.
     """
     whole = Stage("", model, train, valid)
+    where = keeping or Keeping()
     if known == "":
         return whole
-    if known is not None and _holds_all(model, known):
-        return _staged(model, known, train, valid, between)
-    if not train.fixed or not (valid is None or valid.fixed):
+    if known is not None and fronts.holds_all(model, known):
+        paths: Iterable[str] = (known,)
+    elif train.fixed and (valid is None or valid.fixed):
+        paths = fronts.trained_parts(model)
+    else:
         return whole
-    for path in _parts(model):
-        size = _feature_bytes(model, path, train)
-        count = (train.size or 0) + (valid.size or 0 if valid else 0)
-        if size is not None and size * count <= _MEMORY:
-            return _staged(model, path, train, valid, between)
-    return whole
+    count = (train.size or 0) + ((valid.size or 0) if valid else 0)
+    large: tuple[str, torch.Tensor] | None = None
+    batch = next(train.in_order())
+    for path in paths:
+        if (like := fronts.trained_entry(model, path, batch)) is None:
+            continue
+        if _bytes(like, count) <= MEMORY:
+            return _staged(model, path, whole, like, where)
+        large = large or (path, like)
+    if large is None or not _has_room(where.folder, _bytes(large[1], count)):
+        return whole
+    return _staged(model, large[0], whole, large[1], where._replace(always=True))
 
 
 def _staged(
+    model: torch.nn.Module, path: str, whole: Stage, like: torch.Tensor, where: Keeping
+) -> Stage:
+    kept: list[Features] = []
+    try:
+        for samples in (whole.train, whole.valid):
+            if samples is not None:
+                first = like if samples is whole.train else None
+                kept.append(_kept(model, path, samples, first, where))
+    except TargetError as fault:
+        remedy = "nothing: the whole model is run in each epoch"
+        warn(Code.TARGET_WRITE, fault.location, f"features were not kept: {fault.reason}", remedy)
+        return whole
+    train, *valid = [
+        Batches(
+            (found.values, found.targets),
+            samples.name,
+            samples.batch_size,
+            like.device,
+            seed=samples.seed,
+        )
+        for found, samples in zip(kept, (whole.train, whole.valid), strict=False)
+        if samples is not None
+    ]
+    part = model.get_submodule(path)
+    return Stage(path, part, train, valid[0] if valid else None, tuple(kept))
+
+
+def _kept(
     model: torch.nn.Module,
     path: str,
-    train: Batches,
-    valid: Batches | None,
-    between: Callable[[], None],
-) -> Stage:
-    part = model.get_submodule(path)
-    held_out = valid and _features(model, part, valid, between)
-    return Stage(path, part, _features(model, part, train, between), held_out)
-
-
-def _parts(model: torch.nn.Module) -> Iterator[str]:
-    """Yield the paths of parts that hold all that trains, the smallest first."""
-    names = [n for n, p in model.named_parameters(remove_duplicate=False) if p.requires_grad]
-    shared = names[0].split(".")[:-1]
-    while shared:
-        prefix = ".".join(shared)
-        if _holds_all(model, prefix):
-            yield prefix
-        shared.pop()
-
-
-def _holds_all(model: torch.nn.Module, prefix: str) -> bool:
-    """Return whether all that trains, and all statistics that move, lie in a part."""
-    named = model.named_parameters(remove_duplicate=False)
-    trains = (name for name, item in named if item.requires_grad)
-    return all(name.startswith(f"{prefix}.") for name in trains) and _rest_is_still(model, prefix)
-
-
-def _rest_is_still(model: torch.nn.Module, prefix: str) -> bool:
-    """Return whether no module outside a part may change its buffers."""
-    return all(
-        is_kept_in_eval(module) or next(module.buffers(recurse=False), None) is None
-        for path, module in model.named_modules()
-        if f"{path}.".startswith(f"{prefix}.") is False
-    )
-
-
-@torch.no_grad()
-def _feature_bytes(model: torch.nn.Module, path: str, samples: Batches) -> int | None:
-    """Return the size of a sample's features, or None where the part cannot stand for the model.
-
-    It can when it is entered once, with one tensor that is the same in both modes and came about
-    without a random number, and when what it returns is what the model returns.
-    """
-    part = model.get_submodule(path)
-    batch = next(samples.in_order())
+    samples: Batches,
+    like: torch.Tensor | None,
+    where: Keeping,
+) -> Features:
+    """Return the part's inputs for all samples, from where they lie or computed."""
     model.eval()
-    entries, outputs = _watched(model, part, batch.inputs)
-    again = part(entries[0].features.clone()) if len(entries) == 1 else None
-    model.train()
-    before = _random_state(batch.targets.device)
-    # The part may have statistics, which a trial must not move.
-    buffers = [(buffer, buffer.clone()) for buffer in part.buffers()]
-    trained, _ = _watched(model, part, batch.inputs)
-    for buffer, value in buffers:
-        buffer.copy_(value)
-    model.eval()
-    if len(entries) != 1 or len(trained) != 1 or not isinstance(outputs, torch.Tensor):
-        return None
-    (entry,), (moved,) = entries, trained
-    holds = (
-        isinstance(again, torch.Tensor)
-        and again.equal(outputs)
-        and moved.features.equal(entry.features)
-        and moved.random.equal(before)
-        and len(entry.features) == len(batch.targets)
-    )
-    return entry.features[0].nbytes if holds else None
+    computed = _Computing(model, path, samples, where.between)
+    if where.folder is None or not where.always:
+        return Features(path, computed.together(), computed.targets())
+    if like is None:
+        like = computed.first()
+    assert samples.size is not None
+    key = feature_files.key_of(model, path, samples)
+    place = feature_files.place_of(where.folder, key or secrets.token_hex(16))
+    rows = feature_files.read(place, like, samples.size) if key else None
+    if rows is not None:
+        return Features(path, rows, samples.labels(), place, reused=True)
+    feature_files.write(place, iter(computed), like, samples.size)
+    rows = feature_files.read(place, like, samples.size)
+    if rows is None:
+        raise error(Code.TARGET_WRITE, place, "what was written does not read back the same")
+    return Features(path, rows, computed.targets(), place)
 
 
-def _watched(
-    model: torch.nn.Module, part: torch.nn.Module, inputs: Any
-) -> tuple[list[_Entry], Any]:
-    """Return what a part was given while the model ran, and what the model returned.
+class _Computing:
+    """The inputs of a part, computed batch by batch; the targets are kept meanwhile."""
 
-    What is not one tensor counts as never given.
-    """
-    entries: list[_Entry] = []
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        path: str,
+        samples: Batches,
+        between: Callable[[], None] | None,
+    ) -> None:
+        self._model = model
+        self._part = model.get_submodule(path)
+        self._samples = samples
+        self._between = between
+        self._targets: list[torch.Tensor] = []
 
-    def enter(_: torch.nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        if len(args) == 1 and not keywords and isinstance(args[0], torch.Tensor):
-            # A copy: the part may work in place.
-            entries.append(_Entry(args[0].clone(), _random_state(args[0].device)))
+    def first(self) -> torch.Tensor:
+        """Return those of the first batch."""
+        return self._of(next(self._samples.in_order()))
 
-    hook = part.register_forward_pre_hook(enter, with_kwargs=True)
-    try:
-        return entries, call(model, inputs)
-    finally:
-        hook.remove()
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        self._targets = []
+        for batch in self._samples.in_order():
+            self._targets.append(batch.targets)
+            yield self._of(batch)
+            if self._between is not None:
+                self._between()
+
+    def together(self) -> torch.Tensor:
+        """Return all, in one tensor that is filled as they come."""
+        if self._samples.size is None:
+            return torch.cat(list(self))
+        rows: Any = None
+        done = 0
+        for batch in self:
+            if rows is None:
+                rows = batch.new_empty((self._samples.size, *batch.shape[1:]))
+            rows[done : done + len(batch)] = batch
+            done += len(batch)
+        whole: torch.Tensor = rows
+        return whole
+
+    def targets(self) -> torch.Tensor:
+        """Return the targets of all samples, which were gone through."""
+        return torch.cat(self._targets)
+
+    @torch.no_grad()
+    def _of(self, batch: Batch) -> torch.Tensor:
+        (entry,), _ = fronts.watched(self._model, self._part, batch.inputs)
+        return entry.features
 
 
-@torch.no_grad()
-def _features(
-    model: torch.nn.Module, part: torch.nn.Module, samples: Batches, between: Callable[[], None]
-) -> Batches:
-    """Return the part's inputs for all samples, in batches as before."""
-    model.eval()
-    features: list[torch.Tensor] = []
-    targets: list[torch.Tensor] = []
-    for batch in samples.in_order():
-        (entry,), _ = _watched(model, part, batch.inputs)
-        features.append(entry.features)
-        targets.append(batch.targets)
-        between()
-    pair = (torch.cat(features), torch.cat(targets))
-    place = pair[0].device
-    return Batches(pair, samples.name, samples.batch_size, place, seed=samples.seed)
+def _bytes(like: torch.Tensor, count: int | None) -> int:
+    """Return the size of the features of so many samples."""
+    return like[0].nbytes * (count or 0)
 
 
-def _random_state(device: torch.device) -> torch.Tensor:
-    """Return the state of the generator that layers on a device draw from."""
-    if device.type == "cpu":
-        return torch.get_rng_state()
-    state: torch.Tensor = torch.get_device_module(device).get_rng_state(device)
-    return state
+def _has_room(folder: str | None, size: int) -> bool:
+    """Return whether features of a size may go to a folder."""
+    if folder is None:
+        return False
+    there = os.path.abspath(folder)
+    while not os.path.exists(there):
+        there = os.path.dirname(there)
+    return size <= _SHARE * shutil.disk_usage(there).free

@@ -7,13 +7,18 @@ the outputs, and whether the outputs follow when its width changes.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import contextlib
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
 
 from persistlib.errors import Code, PersistlibError, error
+from persistlib.training.batches import call
 from persistlib.training.scoring import primary
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
 
 _REMEDY = "replace the last layer yourself and call persistlib.finetune"
 
@@ -38,25 +43,8 @@ def find_head(model: nn.Module, example: torch.Tensor) -> Head:
         TrainingError: its last layer is neither linear nor a convolution, or does not give the
             outputs their width.
     """
-    entered: list[tuple[str, nn.Module]] = []
-
-    def watch(path: str, module: nn.Module) -> Any:
-        def enter(*_: Any) -> None:
-            entered.append((path, module))
-
-        return module.register_forward_pre_hook(enter)
-
-    owners = [
-        (path, module)
-        for path, module in model.named_modules()
-        if next(module.parameters(recurse=False), None) is not None
-    ]
-    hooks = [watch(path, module) for path, module in owners]
-    try:
+    with _watching(model) as entered:
         width = _width(model, example)
-    finally:
-        for hook in hooks:
-            hook.remove()
     if not entered:
         raise _unknown("model", "no layer with parameters was run")
     path, layer = entered[-1]
@@ -66,6 +54,46 @@ def find_head(model: nn.Module, example: torch.Tensor) -> Head:
     if own != width:
         raise _unknown(path, f"the last layer gives {own} numbers, the model {width}")
     return Head(path, layer, width)
+
+
+@torch.no_grad()
+def entered_last(model: nn.Module, inputs: Any) -> Iterator[str]:
+    """Yield the path of the layer that ran last, and those of the parts around it.
+
+    Args:
+        model: run, and left in evaluation.
+        inputs: of a batch.
+    """
+    model.eval()
+    with _watching(model) as entered:
+        call(model, inputs)
+    path = entered[-1][0] if entered else ""
+    while path:
+        yield path
+        path = path.rpartition(".")[0]
+
+
+@contextlib.contextmanager
+def _watching(model: nn.Module) -> Generator[list[tuple[str, nn.Module]]]:
+    """Yield a list to which each layer with parameters is added as it is entered."""
+    entered: list[tuple[str, nn.Module]] = []
+
+    def watch(path: str, module: nn.Module) -> Any:
+        def enter(*_: Any) -> None:
+            entered.append((path, module))
+
+        return module.register_forward_pre_hook(enter)
+
+    hooks = [
+        watch(path, module)
+        for path, module in model.named_modules()
+        if next(module.parameters(recurse=False), None) is not None
+    ]
+    try:
+        yield entered
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def replace_head(

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
 
     from persistlib.training.batches import Batches
+    from persistlib.training.features import Keeping
     from persistlib.training.freezes import Before
     from persistlib.training.scoring import Loss, Metric
     from persistlib.training.settings import Settings
@@ -34,6 +35,7 @@ class Job:
         score: the loss of held-out samples.
         metrics: of held-out samples besides.
         cache: whether the frozen front may be run once.
+        keeping: where what it gives may lie.
         device: where the model is.
         plan: all of this as plain values, by which a run is known again.
     """
@@ -48,6 +50,7 @@ class Job:
     score: Loss
     metrics: Mapping[str, Metric]
     cache: bool
+    keeping: Keeping
     device: torch.device
     plan: Mapping[str, Any] = field(default_factory=dict)
 

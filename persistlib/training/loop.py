@@ -8,6 +8,7 @@ any moment and goes on gives them too; the caller's random state and gradient mo
 from __future__ import annotations
 
 import contextlib
+import os
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,6 +21,7 @@ from persistlib.manifest import schema
 from persistlib.training import freezes, randomness, resuming, run_folder, strategies
 from persistlib.training.batches import Batches, Samples, first_samples
 from persistlib.training.events import WentOn
+from persistlib.training.features import Keeping
 from persistlib.training.interruption import Interruption, deferred
 from persistlib.training.job import Job
 from persistlib.training.memory import naming_memory
@@ -88,6 +90,12 @@ class Folder:
     command: Mapping[str, Any] | None = None
     write_version: Callable[[torch.nn.Module, str, schema.Training, Any], None] | None = None
 
+    def keeping(self, cache: bool | StrPath) -> Keeping:
+        """Return where features may lie: in a folder that was named, or in the run's."""
+        if not isinstance(cache, bool):
+            return Keeping(os.fspath(cache), always=True)
+        return Keeping(None if self.path is None else run_folder.features(self.path))
+
     @contextlib.contextmanager
     def opened(self) -> Generator[tuple[RunFolder | None, Interruption]]:
         """Yield the folder and whether the process was asked to stop, which waits meanwhile."""
@@ -117,7 +125,7 @@ def finetune(
     interface: schema.Interface | None = None,
     data: schema.Data | None = None,
     progress: Progress | None = None,
-    cache: bool = True,
+    cache: bool | StrPath = True,
     **numbers: Unpack[Numbers],
 ) -> FinetuneResult:
     """Train a model in place on labelled samples; return it with all that is to be recorded.
@@ -140,7 +148,9 @@ def finetune(
         interface: handed on to the result.
         data: what the manifest says of the data.
         progress: called after each batch and each epoch.
-        cache: run the frozen front of the model once a sample where that is the same (`features`).
+        cache: run the frozen front of the model once a sample where that is the same (`features`);
+            or a folder in which what it gives is kept, and found again by another run. Without one,
+            what is too large for memory lies in the run's folder meanwhile.
         **numbers: as in `Settings`.
 
     Raises:
@@ -174,7 +184,8 @@ def finetune(
                 loss=loss or _loss(settings, samples, place),
                 score=loss or cross_entropy(0.0),
                 metrics=metrics or {},
-                cache=cache,
+                cache=cache is not False,
+                keeping=where.keeping(cache),
                 device=place,
                 plan=_plan(model, settings, plan, data_sets, is_default=loss is None)
                 if where.path
@@ -236,6 +247,8 @@ def _run(
             kept = trainer.train()
             if watch:
                 watch.judge(trainer)
+            if folder:
+                folder.drop_features()
             return trainer, kept, resumed
     # Where the signal's own handler ended nothing.
     raise KeyboardInterrupt

@@ -4,6 +4,7 @@
     RUN/checkpoints/000003-000000000  after 3 epochs and 0 batches of the next; the last two stay
     RUN/best/000002                   the best weights so far, of epoch 2
     RUN/versions/000002               a bundle of epoch 2, where all epochs are kept
+    RUN/features/features-KEY         of the frozen front, where memory is too small, until the end
 
 Laws: after a kill at any moment there is a checkpoint that is whole, or none was ever finished; one
 process trains in a folder at a time; nothing but what runs wrote is ever deleted.
@@ -26,7 +27,7 @@ from persistlib.files import StrPath, read_fault
 from persistlib.lock import locked
 from persistlib.place import FOLDER_FLAGS, make_parents
 from persistlib.publish import write_fault
-from persistlib.training import checkpoints, plain
+from persistlib.training import checkpoints, feature_files, plain
 from persistlib.versions import FOLDER
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ _NAMES = {
 }
 # Left by a writer that was killed, or by a deletion that was (`place`).
 _LEFT = re.compile(r"\.\d{6}(-\d{9})?\.(lock|(new|old|gone)-[0-9a-f]{16})|\.gone-[\d-]+")
+_LEFT_FEATURES = re.compile(r"\.features-[0-9a-f]{32}\.(lock|(new|old|gone)-[0-9a-f]{16})")
 _WATCHED = ("history.json", "curves.png", "confusion.png", "tensorboard")
 _KEPT = 2  # checkpoints: one may turn out damaged
 _LIMIT = 1 << 20
@@ -52,6 +54,11 @@ _LOCK = ".lock"
 # Torch's workers look for their parent every 5 s.
 _PATIENCE = 15.0
 _PAUSE = 0.05
+
+
+def features(path: StrPath) -> str:
+    """Return where the features of a run's frozen front may lie."""
+    return os.path.join(os.fspath(path), "features")
 
 
 class RunFolder:
@@ -139,8 +146,18 @@ class RunFolder:
             self.sweep(kind)
             with contextlib.suppress(OSError):
                 os.rmdir(os.path.join(self.path, kind))
+        self.drop_features()
         for name in (RUN, *_WATCHED):
             self._delete(os.path.join(self.path, name))
+
+    def drop_features(self) -> None:
+        """Remove the features of the frozen front: the run is done, or begins anew."""
+        place = features(self.path)
+        for name in _listed(place):
+            if feature_files.is_place(name) or _LEFT_FEATURES.fullmatch(name):
+                self._delete(os.path.join(place, name))
+        with contextlib.suppress(OSError):
+            os.rmdir(place)
 
     def sweep(self, kind: str) -> None:
         """Remove what killed writers left among the checkpoints or the best weights."""

@@ -14,7 +14,7 @@ import torch
 from persistlib.architecture.freezing import Frozen
 from persistlib.errors import Code, PersistlibError, error
 from persistlib.training import freezes, optimizers, randomness, snapshots
-from persistlib.training.events import BatchDone, EpochDone
+from persistlib.training.events import BatchDone, EpochDone, RunsOnce
 from persistlib.training.features import Stage, stage
 from persistlib.training.job import Kept, rank, valid_metrics
 from persistlib.training.memory import naming_memory
@@ -180,9 +180,15 @@ class Trainer:
                 job.train,
                 job.valid,
                 known=self.stage_path,
-                between=self._stop_if_asked,
+                keeping=self.job.keeping._replace(between=self._stop_if_asked),
             )
             randomness.restore(state, job.device)
+            if kept := self.stage.kept:
+                size = sum(some.values.nbytes for some in kept)
+                stored = tuple(some.stored for some in kept if some.stored is not None)
+                reused = all(some.reused for some in kept)
+                count = sum(len(some.values) for some in kept)
+                self._progress(RunsOnce(self.stage.path, count, size, stored, reused))
         self.stage_path = self.stage.path
 
     def _stop_if_asked(self) -> None:

@@ -148,7 +148,10 @@ def main() -> None:
         return
     where = Path(tempfile.mkdtemp(prefix="persistlib-bench-", dir=options.folder))
     try:
-        rows = [row(name, rounds(name, options.rounds, where)) for name in options.models]
+        rows: list[str] = []
+        for name in options.models:
+            rows.append(row(name, rounds(name, options.rounds, where)))
+            print(rows[-1], file=sys.stderr)
     finally:
         shutil.rmtree(where)
     packages = ", ".join(

@@ -14,6 +14,7 @@ import mmap
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx
 
 from persistlib.dtypes import by_name
@@ -231,7 +232,9 @@ def _difference(
         stored = data[(start := int(place["offset"])) : start + int(place["length"])]
     else:
         stored = memoryview(tensor.raw_data)
-    return None if stored == entry.data else "written with other bytes"
+    # As arrays: a memoryview compares item by item.
+    pair = (np.frombuffer(data, np.uint8) for data in (stored, entry.data))
+    return None if np.array_equal(*pair) else "written with other bytes"
 
 
 def _specs(values: Iterable[onnx.ValueInfoProto]) -> tuple[TensorSpec, ...]:

@@ -18,6 +18,7 @@ from persistlib import errors
 
 if TYPE_CHECKING:
     from persistlib.api import (
+        Batch,
         adaptation_of,
         build,
         check,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "Batch",
     "adaptation_of",
     "build",
     "check",

@@ -33,6 +33,7 @@ from persistlib.sources import BUNDLE, is_folder
 from persistlib.standing import set_status as set_status  # noqa: PLC0414 - public here
 from persistlib.standing import tell_status
 from persistlib.summary import Summary, summarize
+from persistlib.training.batch import Batch as Batch  # noqa: PLC0414 - public here
 from persistlib.upgrading import upgrade as upgrade  # noqa: PLC0414 - public here
 from persistlib.verification import FileState, verify_files
 from persistlib.versions import log as log  # noqa: PLC0414 - public here
@@ -634,7 +635,8 @@ def finetune(
     Args:
         model: trained in place; ends in evaluation mode. Of a Keras model on its torch backend the
             result has a module that holds the same values (docs/keras.md).
-        train: (inputs, labels) as arrays or tensors, a data set of such pairs, or a DataLoader.
+        train: (inputs, targets) as arrays or tensors, or mappings of them by name; a data set of
+            such pairs; or a DataLoader.
         valid: held-out samples in the same forms.
         epochs: how often all training samples are gone through.
         lr: learning rate at the start.
@@ -651,8 +653,8 @@ def finetune(
         onnx: as `save`; where no graph can be made or proved the bundle is saved without, and a
             warning says why.
         overwrite: as `save`; and whether a run that stands at `run` is removed.
-        **settings: as `persistlib.training.loop.finetune`: strategy, keep, batch_size, optimizer,
-            loss, metrics, device, interface, progress and more (docs/fine-tuning.md).
+        **settings: as `persistlib.training.loop.finetune`: task, loss, metrics, strategy, keep,
+            batch_size, optimizer, device, interface, progress and more (docs/fine-tuning.md).
 
     Returns:
         The model, its history and metrics, and what the manifest says of the run.

@@ -223,7 +223,7 @@ def test_what_is_trained_on_from_a_bundle_names_it_and_all_its_ancestors(bundle:
         lr=0.1,
         out=out,
         metrics=(),
-        loss=lambda scores, labels: loss(scores.flatten(0, 1), labels.flatten()),
+        loss=lambda scores, batch: loss(scores.flatten(0, 1), batch.targets.flatten()),
     )
     parent, *ancestors = persistlib.inspect(out).manifest.lineage
     assert (parent.relation, parent.id, parent.license) == (

@@ -1,11 +1,11 @@
-"""What was true and what was answered, sample by sample: what figures and comparisons are made of.
+"""What was true and what was answered, sample by sample: figures and comparisons are made of it.
 
 | task | `truth` and `answers` |
 |---|---|
 | classification | (samples,) int64: the class |
 | regression | (samples, outputs) float64 |
 | multilabel | (samples, labels) bool |
-| segmentation | (samples, classes) int64: pixels of each class in an image; `right`: those in both |
+| segmentation | (samples, classes) int64: pixels of each class; `right`: those in both |
 """
 
 from __future__ import annotations

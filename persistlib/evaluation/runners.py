@@ -111,7 +111,7 @@ def torch_runner(model: torch.nn.Module, threads: int) -> Generator[Runner]:
 
 
 def _scores(model: torch.nn.Module, tensor: torch.Tensor) -> torch.Tensor:
-    from persistlib.training.scoring import primary
+    from persistlib.training.answers import primary
 
     try:
         return primary(model(tensor))

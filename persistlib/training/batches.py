@@ -11,31 +11,28 @@ from __future__ import annotations
 import functools
 import itertools
 import multiprocessing
+import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from persistlib.errors import Code, PersistlibError, error
-from persistlib.training import randomness
+from persistlib.training import nests, randomness
+from persistlib.training.batch import Batch
 from persistlib.training.sample_digests import digest_of
 
-# What `finetune` takes as training or held-out data: a pair (inputs, labels) of arrays or tensors,
-# a map-style data set of such pairs, or a DataLoader or other lasting iterable of their batches.
+# What `finetune` takes as training or held-out data: a pair (inputs, targets) of arrays or tensors,
+# or of mappings of them by name (targets also in a tuple); a map-style data set of such pairs; or
+# a DataLoader or other lasting iterable of their batches.
 Samples: TypeAlias = Any
 _PAIR = 2
+_ARRAYS = (np.ndarray, torch.Tensor)
 # Whose samples come about without a random number.
 _STILL = (TensorDataset, list, tuple)
-
-
-class Batch(NamedTuple):
-    """Inputs as the model takes them, and what it should answer."""
-
-    inputs: Any
-    targets: torch.Tensor
 
 
 class Batches:
@@ -46,6 +43,7 @@ class Batches:
         count: batches an epoch, or None where only going through them tells.
         size: samples, or None where the batches are the caller's own.
         batch_size: samples a batch, at most.
+        device: where batches go.
         seed: of their order, and of what is drawn for a sample.
         fixed: whether a sample is known to be the same in every epoch.
     """
@@ -64,7 +62,7 @@ class Batches:
             samples = DataLoader(samples, batch_size=batch_size)
         self.name = name
         self.batch_size = batch_size
-        self._device = device
+        self.device = device
         self.seed = seed
         self._workers = workers
         self._pair = _as_pair(samples, name)
@@ -72,7 +70,7 @@ class Batches:
         self.fixed = self._pair is not None or getattr(samples, "fixed", False) is True
         self.size: int | None = None
         if self._pair is not None:
-            self.size = len(self._pair.targets)
+            self.size = nests.count(self._pair.targets)
         elif hasattr(samples, "__getitem__") and hasattr(samples, "__len__"):
             self.size = len(samples)
         elif not isinstance(samples, Iterable) or isinstance(samples, Iterator):
@@ -127,11 +125,16 @@ class Batches:
         drawn = "" if self.fixed else f" drawn with {self.seed}"
         return self.digest() + drawn
 
-    def labels(self) -> torch.Tensor:
-        """Return the target of every sample; the samples are gone through where need be."""
+    def known_targets(self) -> Any:
+        """Return the targets of all samples where they are at hand; None where they are not."""
+        return None if self._pair is None else self._pair.targets
+
+    def targets(self) -> Any:
+        """Return the targets of all samples, which are gone through where need be."""
         if self._pair is not None:
             return self._pair.targets
-        return torch.cat([batch.targets.cpu() for batch in self.in_order()])
+        host = torch.device("cpu")
+        return nests.joined([_moved(batch.targets, host) for batch in self.in_order()])
 
     def _batches(self, raw: Iterable[Any], *, may_be_empty: bool = False) -> Iterator[Batch]:
         empty = not may_be_empty
@@ -158,7 +161,7 @@ class Batches:
             indices = torch.randperm(self.size, generator=order)
         chunks = torch.tensor_split(indices, self.count)[start:]
         if (pair := self._pair) is not None:
-            return (Batch(pair.inputs[chunk], pair.targets[chunk]) for chunk in chunks)
+            return (nests.each(operator.itemgetter(chunk), pair) for chunk in chunks)
         still = self.fixed or type(self._samples) in _STILL
         samples = self._samples if still else _Drawn(self._samples, self.seed, epoch)
         # A generator of its own: a loader draws a seed, which must not shift dropout's numbers.
@@ -173,10 +176,9 @@ class Batches:
     def _checked(self, batch: Any) -> Batch:
         if not isinstance(batch, Sequence) or len(batch) != _PAIR:
             raise _invalid(self.name, "a batch is not a pair of inputs and targets")
-        targets = torch.as_tensor(batch[1])
-        if not targets.is_floating_point():
-            targets = targets.long()
-        return Batch(_moved(batch[0], self._device), targets.to(self._device))
+        targets = nests.each(_numbers, _tensors(batch[1], f"{self.name}: targets"))
+        _require_rows(targets, f"{self.name}: targets of a batch")
+        return Batch(_moved(batch[0], self.device), _moved(targets, self.device))
 
 
 def _worker_end() -> Callable[[int], None] | None:
@@ -224,39 +226,73 @@ def call(model: torch.nn.Module, inputs: Any) -> Any:
 
 def first_samples(inputs: Any, count: int) -> Any:
     """Return the first samples of a batch's inputs, on the host, in the same form."""
-    if isinstance(inputs, Mapping):
-        return {name: first_samples(value, count) for name, value in inputs.items()}
-    if isinstance(inputs, (list, tuple)):
-        return tuple(first_samples(value, count) for value in inputs)
-    return inputs[:count].detach().cpu().clone() if isinstance(inputs, torch.Tensor) else inputs
+    return nests.each(lambda item: item[:count].detach().cpu().clone(), inputs)
 
 
 def _moved(inputs: Any, device: torch.device) -> Any:
-    if isinstance(inputs, Mapping):
-        return {name: _moved(value, device) for name, value in inputs.items()}
-    if isinstance(inputs, (list, tuple)):
-        return tuple(_moved(value, device) for value in inputs)
-    if isinstance(inputs, np.ndarray):
-        inputs = torch.from_numpy(inputs)
-    return inputs.to(device) if isinstance(inputs, torch.Tensor) else inputs
+    return nests.each(lambda item: item.to(device), _from_numpy(inputs))
+
+
+def _from_numpy(nest: Any) -> Any:
+    """Return a nest whose arrays are tensors; a list becomes a tuple."""
+    if isinstance(nest, Mapping):
+        return {name: _from_numpy(item) for name, item in nest.items()}
+    if isinstance(nest, (list, tuple)):
+        return nests.like(nest, [_from_numpy(item) for item in nest])
+    return torch.from_numpy(nest) if isinstance(nest, np.ndarray) else nest
+
+
+def _numbers(targets: torch.Tensor) -> torch.Tensor:
+    return targets if targets.is_floating_point() else targets.long()
+
+
+def _tensors(targets: Any, location: str) -> Any:
+    """Return targets as tensors in their form; numbers in a list are one tensor.
+
+    Raises:
+        TrainingError: they are no numbers, or a list of one mapping a sample.
+    """
+    if isinstance(targets, Mapping):
+        return {name: _tensors(item, f"{location}.{name}") for name, item in targets.items()}
+    if isinstance(targets, (list, tuple)) and any(map(_is_form, targets)):
+        if any(isinstance(item, Mapping) for item in targets):
+            reason = "a list with a mapping for each sample, as detection has"
+            remedy = "give tensors with a row for each sample: one, or several in a mapping"
+            raise error(Code.DATA_INVALID, location, reason, remedy)
+        parts = [_tensors(item, f"{location}.{index}") for index, item in enumerate(targets)]
+        return nests.like(targets, parts)
+    try:
+        return torch.as_tensor(targets)
+    except (TypeError, ValueError, RuntimeError) as fault:
+        raise _invalid(location, f"not numbers: {fault}") from fault
+
+
+def _is_form(item: Any) -> bool:
+    """Return whether an item of a list of targets is one head's, and no number."""
+    return isinstance(item, Mapping) or (isinstance(item, _ARRAYS) and item.ndim > 0)
 
 
 def _as_pair(samples: Samples, name: str) -> Batch | None:
-    """Return (inputs, labels) given as arrays, as tensors; None when it is something else."""
-    arrays = (np.ndarray, torch.Tensor)
+    """Return (inputs, targets) given as arrays, as tensors; None when it is something else."""
     if not isinstance(samples, (list, tuple)) or len(samples) != _PAIR:
         return None
     inputs, targets = samples
-    if not isinstance(inputs, arrays) or not isinstance(targets, (*arrays, list, tuple)):
+    is_named = isinstance(inputs, Mapping) and inputs
+    if not all(isinstance(item, _ARRAYS) for item in (inputs.values() if is_named else [inputs])):
         return None
-    try:
-        pair = Batch(torch.as_tensor(inputs), torch.as_tensor(targets))
-    except (TypeError, ValueError, RuntimeError) as fault:
-        raise _invalid(name, f"not numbers: {fault}") from fault
-    if 0 in {pair.inputs.ndim, pair.targets.ndim} or len(pair.inputs) != len(pair.targets):
-        shapes = f"{tuple(pair.inputs.shape)} and {tuple(pair.targets.shape)}"
-        raise _invalid(name, f"inputs and labels of shapes {shapes}")
+    if not isinstance(targets, (*_ARRAYS, Mapping, list, tuple)):
+        return None
+    pair = Batch(_tensors(inputs, name), _tensors(targets, name))
+    _require_rows(pair, name)
     return pair
+
+
+def _require_rows(nest: Any, location: str) -> None:
+    """Raise where tensors have no row for each sample, or not the same number of rows."""
+    found = nests.tensors(nest)
+    if not found or any(not item.ndim for item in found) or len({*map(len, found)}) != 1:
+        shapes = " and ".join(f"{tuple(item.shape)}" for item in found) or "none"
+        raise _invalid(location, f"inputs and targets of shapes {shapes}")
 
 
 def _length(samples: Iterable[Any]) -> int | None:
@@ -267,5 +303,5 @@ def _length(samples: Iterable[Any]) -> int | None:
 
 
 def _invalid(name: str, reason: str) -> PersistlibError:
-    remedy = "give (inputs, labels), a data set of such pairs, or a DataLoader"
+    remedy = "give (inputs, targets), a data set of such pairs, or a DataLoader"
     return error(Code.DATA_INVALID, name, reason, remedy)

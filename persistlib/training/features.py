@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from persistlib.errors import Code, TargetError, error, warn
-from persistlib.training import feature_files, fronts
+from persistlib.training import feature_files, fronts, nests
 from persistlib.training.batches import Batches
 from persistlib.training.head import entered_last
 
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from persistlib.files import StrPath
-    from persistlib.training.batches import Batch, Samples
+    from persistlib.training.batch import Batch
+    from persistlib.training.batches import Samples
 
 # The most that all features together take in memory; what is larger goes to disk.
 MEMORY = 1 << 30
@@ -44,14 +45,14 @@ class Features(NamedTuple):
     Attributes:
         path: of the part.
         values: a row a sample, in the order of the samples; mapped where they are stored.
-        targets: of the samples.
+        targets: of the samples, a tensor or a nest of them.
         stored: the folder that they lie in; None for memory.
         reused: whether they were found there.
     """
 
     path: str
     values: torch.Tensor
-    targets: torch.Tensor
+    targets: Any
     stored: str | None = None
     reused: bool = False
 
@@ -250,7 +251,7 @@ def _kept(
     place = feature_files.place_of(where.folder, key or secrets.token_hex(16))
     rows = feature_files.read(place, like, samples.size) if key else None
     if rows is not None:
-        return Features(path, rows, samples.labels(), place, reused=True)
+        return Features(path, rows, samples.targets(), place, reused=True)
     feature_files.write(place, iter(computed), like, samples.size)
     rows = feature_files.read(place, like, samples.size)
     if rows is None:
@@ -272,7 +273,7 @@ class _Computing:
         self._part = model.get_submodule(path)
         self._samples = samples
         self._between = between
-        self._targets: list[torch.Tensor] = []
+        self._targets: list[Any] = []
 
     def first(self) -> torch.Tensor:
         """Return those of the first batch."""
@@ -300,9 +301,9 @@ class _Computing:
         whole: torch.Tensor = rows
         return whole
 
-    def targets(self) -> torch.Tensor:
+    def targets(self) -> Any:
         """Return the targets of all samples, which were gone through."""
-        return torch.cat(self._targets)
+        return nests.joined(self._targets)
 
     @torch.no_grad()
     def _of(self, batch: Batch) -> torch.Tensor:

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from persistlib.architecture.freezing import is_kept_in_eval
+from persistlib.training import nests
+from persistlib.training.answers import primary
 from persistlib.training.batches import call
-from persistlib.training.scoring import primary
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from persistlib.training.batches import Batch
+    from persistlib.training.batch import Batch
 
 
 class Entry(NamedTuple):
@@ -66,22 +67,21 @@ def trained_entry(model: torch.nn.Module, path: str, batch: Batch) -> torch.Tens
     entries, outputs = watched(model, part, batch.inputs)
     again = part(entries[0].features.clone()) if len(entries) == 1 else None
     model.train()
-    before = _random_state(batch.targets.device)
+    before = _random_state(_device(batch))
     # The part may have statistics, which a trial must not move.
     buffers = [(buffer, buffer.clone()) for buffer in part.buffers()]
-    trained, _ = watched(model, part, batch.inputs)
+    trained, moved_outputs = watched(model, part, batch.inputs)
     for buffer, value in buffers:
         buffer.copy_(value)
     model.eval()
-    if len(entries) != 1 or len(trained) != 1 or not isinstance(outputs, torch.Tensor):
+    if len(entries) != 1 or len(trained) != 1 or not _has_one_form(outputs, moved_outputs):
         return None
     (entry,), (moved,) = entries, trained
     holds = (
-        isinstance(again, torch.Tensor)
-        and again.equal(outputs)
+        nests.equal(again, outputs)
         and moved.features.equal(entry.features)
         and moved.random.equal(before)
-        and len(entry.features) == len(batch.targets)
+        and len(entry.features) == nests.count(batch.targets)
     )
     return entry.features if holds else None
 
@@ -97,7 +97,7 @@ def judged_entry(model: torch.nn.Module, path: str, batch: Batch) -> torch.Tenso
     """
     part = model.get_submodule(path)
     model.eval()
-    before = _random_state(batch.targets.device)
+    before = _random_state(_device(batch))
     entries, outputs = watched(model, part, batch.inputs)
     if len(entries) != 1 or not entries[0].random.equal(before):
         return None
@@ -109,7 +109,7 @@ def judged_entry(model: torch.nn.Module, path: str, batch: Batch) -> torch.Tenso
         is_same = again.equal(primary(outputs))
     except TypeError:
         return None
-    return features if is_same and len(features) == len(batch.targets) else None
+    return features if is_same and len(features) == nests.count(batch.targets) else None
 
 
 def watched(model: torch.nn.Module, part: torch.nn.Module, inputs: Any) -> tuple[list[Entry], Any]:
@@ -129,6 +129,15 @@ def watched(model: torch.nn.Module, part: torch.nn.Module, inputs: Any) -> tuple
         return entries, call(model, inputs)
     finally:
         hook.remove()
+
+
+def _has_one_form(judged: Any, trained: Any) -> bool:
+    """Return whether a model gives as many outputs in training as in evaluation."""
+    return [path for path, _ in nests.leaves(judged)] == [path for path, _ in nests.leaves(trained)]
+
+
+def _device(batch: Batch) -> torch.device:
+    return nests.tensors(batch.targets)[0].device
 
 
 def _random_state(device: torch.device) -> torch.Tensor:

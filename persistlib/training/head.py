@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from persistlib.errors import Code, PersistlibError, error
+from persistlib.training.answers import primary
 from persistlib.training.batches import call
-from persistlib.training.scoring import primary
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator

@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from persistlib.training.batches import Batches
     from persistlib.training.features import Keeping
     from persistlib.training.freezes import Before
-    from persistlib.training.scoring import Loss, Metric
+    from persistlib.training.losses import Loss
+    from persistlib.training.scoring import Metric
     from persistlib.training.settings import Settings
     from persistlib.training.strategies import Strategy
+    from persistlib.training.tasks import Head
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +33,7 @@ class Job:
         held: what the caller had frozen.
         train: training batches.
         valid: held-out batches.
+        heads: what the model's outputs are for.
         loss: of training.
         score: the loss of held-out samples.
         metrics: of held-out samples besides.
@@ -46,6 +49,7 @@ class Job:
     held: Before
     train: Batches
     valid: Batches | None
+    heads: tuple[Head, ...]
     loss: Loss
     score: Loss
     metrics: Mapping[str, Metric]

@@ -22,13 +22,16 @@ from persistlib.training import freezes, randomness, resuming, run_folder, strat
 from persistlib.training.batches import Batches, Samples, first_samples
 from persistlib.training.events import WentOn
 from persistlib.training.features import Keeping
+from persistlib.training.fitting import examine
 from persistlib.training.interruption import Interruption, deferred
 from persistlib.training.job import Job
+from persistlib.training.losses import objective
 from persistlib.training.memory import naming_memory
-from persistlib.training.scoring import Loss, Metric, balanced_weights, cross_entropy
-from persistlib.training.settings import ALL, BALANCED, Numbers, Settings
+from persistlib.training.precision import Precision
+from persistlib.training.settings import ALL, Numbers, Settings
 from persistlib.training.trainer import StoppedError, Trainer
 from persistlib.training.watching import Watch, together
+from persistlib.training.weighing import weighings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
@@ -40,8 +43,11 @@ if TYPE_CHECKING:
     from persistlib.patterns import Patterns
     from persistlib.training.events import Event, Progress
     from persistlib.training.job import Kept
+    from persistlib.training.losses import LossLike, Objective
     from persistlib.training.run_folder import RunFolder
+    from persistlib.training.scoring import Metric
     from persistlib.training.strategies import StrategyLike
+    from persistlib.training.tasks import TaskLike
 
 _EXAMPLES = 2
 
@@ -119,7 +125,8 @@ def finetune(
     epochs: int,
     lr: float,
     folder: Folder | None = None,
-    loss: Loss | None = None,
+    task: TaskLike = None,
+    loss: LossLike = None,
     metrics: Mapping[str, Metric] | None = None,
     device: str | torch.device | None = None,
     interface: schema.Interface | None = None,
@@ -132,8 +139,8 @@ def finetune(
 
     Args:
         model: trained in place; ends in evaluation mode.
-        train: (inputs, labels) as arrays or tensors, a map-style data set of such pairs, or a
-            DataLoader or other lasting iterable of batches.
+        train: (inputs, targets) as arrays or tensors, or mappings of them by name; a map-style data
+            set of such pairs; or a DataLoader or other lasting iterable of batches.
         valid: held-out samples in the same forms.
         freeze: globs over dotted names; `["*", "!fc.*"]` trains `fc` alone. What is frozen stays
             bit for bit, BatchNorm statistics included; so do the statistics of a module whose
@@ -142,7 +149,11 @@ def finetune(
         epochs: how often all training samples are gone through.
         lr: learning rate at the start.
         folder: where checkpoints, history and plots go, and whether a run there is gone on with.
-        loss: called with outputs and targets; cross-entropy when None.
+        task: what outputs are for: classification, regression, multilabel or segmentation; or a
+            mapping of heads to these (`tasks`). None is what the loss is for, classification
+            without one.
+        loss: a name (`losses.LOSSES`) or one of torch's, called with outputs and targets; or any
+            callable of the outputs, whole, and the `Batch`. None is the task's own.
         metrics: called with all held-out outputs and targets after each epoch.
         device: where to train; None stays where the model is.
         interface: handed on to the result.
@@ -161,19 +172,21 @@ def finetune(
         TargetError: the folder cannot be used.
         KeyboardInterrupt: the process was asked to stop; with a folder a checkpoint was written.
     """
-    settings = Settings(epochs=epochs, lr=lr, **numbers)
+    settings, what = Settings(epochs=epochs, lr=lr, **numbers), objective(task, loss)
     where = folder or Folder()
     _require_values(model, settings, valid)
     _require_folder(settings, where)
     place = torch.device(device) if device is not None else next(model.parameters()).device
     samples = _samples(train, "train", settings, place)
     held_out = None if valid is None else _samples(valid, "valid", settings, place)
-    record = partial(_record, patterns=freeze, data=data, is_default=loss is None)
+    record = partial(_record, patterns=freeze, data=data, what=what)
     with torch.inference_mode(mode=False), torch.enable_grad():
         with randomness.own(settings.seed, place), naming_memory(settings, _before):
             model.to(place)
             data_sets = {"train": samples, "valid": held_out}
             first, plan = _strategy(model, samples, held_out, strategy, freeze, settings)
+            with Precision(settings.precision, place).computing():
+                examine(model, [s for s in data_sets.values() if s is not None], what.heads)
             job = Job(
                 model=model,
                 settings=settings,
@@ -181,15 +194,14 @@ def finetune(
                 held=freezes.before(model),
                 train=samples,
                 valid=held_out,
-                loss=loss or _loss(settings, samples, place),
-                score=loss or cross_entropy(0.0),
+                heads=what.heads,
+                loss=what.made(weighings(what, settings, samples), auxiliary=True),
+                score=what.made(),
                 metrics=metrics or {},
                 cache=cache is not False,
                 keeping=where.keeping(cache),
                 device=place,
-                plan=_plan(model, settings, plan, data_sets, is_default=loss is None)
-                if where.path
-                else {},
+                plan=_plan(model, settings, plan, data_sets, what) if where.path else {},
             )
             told = _Told(interface or schema.Interface(), record, first_samples(first, _EXAMPLES))
         # Begun anew: what was drawn to prepare must not show in the weights.
@@ -296,31 +308,18 @@ def _strategy(  # noqa: PLR0917 - what a strategy depends on
     return first, plan
 
 
-def _loss(settings: Settings, samples: Batches, place: torch.device) -> Loss:
-    """Return the default loss, with the weights of classes that were asked for."""
-    given = settings.class_weights
-    if given is None:
-        return cross_entropy(settings.label_smoothing)
-    if given == BALANCED:
-        balanced = balanced_weights(samples.labels()).to(place)
-        return cross_entropy(settings.label_smoothing, balanced, may_be_short=True)
-    weights = torch.tensor([float(item) for item in given], device=place)
-    return cross_entropy(settings.label_smoothing, weights)
-
-
 def _plan(
     model: torch.nn.Module,
     settings: Settings,
     plan: strategies.Strategy,
     data: dict[str, Batches | None],
-    *,
-    is_default: bool,
+    what: Objective,
 ) -> dict[str, Any]:
     """Return what a run is known by when it goes on."""
     return {
         "settings": {**settings.to_dict(), "strategy": plan.to_dict()},
         "context": {
-            "loss": "cross_entropy" if is_default else "custom",
+            **what.record(),
             "held_out": data["valid"] is not None,
             "frozen before": [n for n, item in model.named_parameters() if not item.requires_grad],
             "torch": str(torch.__version__),
@@ -335,8 +334,7 @@ def _record(
     kept: Kept,
     patterns: Patterns,
     data: schema.Data | None,
-    *,
-    is_default: bool,
+    what: Objective,
 ) -> schema.Training:
     """Return what the manifest says of the run; nothing that differs between two equal runs."""
     job, settings = trainer.job, trainer.job.settings
@@ -349,7 +347,7 @@ def _record(
             "trained_parameters": trained,
             "frozen_parameters": count - trained,
             "kept_in_eval": len(freezing.kept_in_eval(job.model)),
-            "loss": "cross_entropy" if is_default else "custom",
+            **what.record(),
             "keep": settings.keep,
             "kept_epoch": kept.epoch,
             "stopped_early": trainer.stopped_early,

@@ -20,9 +20,11 @@ from persistlib.errors import Code, PersistlibError, error
 from persistlib.training import freezes, optimizers, randomness, strategies
 from persistlib.training.batches import Batches
 from persistlib.training.features import Stage, stage
+from persistlib.training.losses import objective
 from persistlib.training.precision import Precision
-from persistlib.training.scoring import apply_batch, cross_entropy
+from persistlib.training.scoring import apply_batch
 from persistlib.training.settings import Settings
+from persistlib.training.weighing import weighings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,10 +32,12 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from persistlib.patterns import Patterns
-    from persistlib.training.batches import Batch, Samples
-    from persistlib.training.scoring import Loss
+    from persistlib.training.batch import Batch
+    from persistlib.training.batches import Samples
+    from persistlib.training.losses import Loss, LossLike
     from persistlib.training.settings import Numbers
     from persistlib.training.strategies import StrategyLike
+    from persistlib.training.tasks import TaskLike
 
 _LOW, _HIGH, _STEPS = 1e-6, 10.0, 100
 _MEMORY = 0.9  # of the running mean: what the losses before count
@@ -62,7 +66,8 @@ def find_rate(
     *,
     freeze: Patterns = (),
     strategy: StrategyLike = None,
-    loss: Loss | None = None,
+    task: TaskLike = None,
+    loss: LossLike = None,
     device: str | torch.device | None = None,
     **numbers: Unpack[Numbers],
 ) -> RateRange:
@@ -73,6 +78,7 @@ def find_rate(
         train: as `finetune`.
         freeze: as `finetune`.
         strategy: as `finetune`; its first phase is tried.
+        task: as `finetune`.
         loss: as `finetune`.
         device: where; None stays where the model is.
         **numbers: as `finetune`; schedule and what belongs to whole epochs have no meaning here.
@@ -81,7 +87,7 @@ def find_rate(
         TrainingError: samples do not fit, or the loss falls at no rate.
         UsageError: an argument is out of range.
     """
-    settings = Settings(epochs=1, lr=_LOW, **numbers)
+    settings, what = Settings(epochs=1, lr=_LOW, **numbers), objective(task, loss)
     place = torch.device(device) if device is not None else next(model.parameters()).device
     trial = copy.deepcopy(model).to(place)
     how = {"seed": settings.seed, "workers": settings.workers}
@@ -97,7 +103,7 @@ def find_rate(
         parameters = freezes.ever_trained(trial, plan, held)
         freezes.apply(trial, plan.phases[0], held)
         work = stage(trial, samples, None)
-        chosen = loss or cross_entropy(settings.label_smoothing)
+        chosen = what.made(weighings(what, settings, samples), auxiliary=True)
         steps = _steps(trial, work, [*parameters.values()], settings, chosen)
         lrs, losses = zip(*steps, strict=True)
     return RateRange(lrs, losses, _steepest(lrs, losses))

@@ -19,8 +19,8 @@ from persistlib.digests import digest
 from persistlib.errors import Code, PersistlibError, Severity, error, error_of, finding, tell
 from persistlib.training import optimizers, randomness
 from persistlib.training.job import Kept
-from persistlib.training.scoring import Tally
 from persistlib.training.settings import LAST
+from persistlib.training.tallies import Tally
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -119,7 +119,6 @@ def _restore(trainer: Trainer, snapshot: Snapshot, best: Snapshot | None) -> lis
 def _require_sense(trainer: Trainer, facts: Mapping[str, Any]) -> None:
     """Raise ValueError where what is written cannot have been a moment of a run."""
     counts = [facts[name] for name in ("epoch", "batch", "steps")]
-    counts += [facts["tally"][name] for name in ("right", "answers")]
     if any(type(count) is not int or not 0 <= count < _MOST for count in counts):
         raise ValueError("a count that is none")
     rows = [dict(row) for row in facts["history"]]
@@ -275,7 +274,7 @@ def _put_place(trainer: Trainer, snapshot: Snapshot) -> Iterator[Finding]:
         yield _said(f"epoch {epoch}", "begins anew: its batches are no longer the same ones")
         return
     trainer.batch = int(facts["batch"])
-    trainer.tally = Tally.of(snapshot.below("tally"), facts["tally"])
+    trainer.tally = Tally(trainer.job.heads, snapshot.below("tally"))
     if entry := snapshot.below("entry"):
         trainer.entry = randomness.RandomState(entry, facts["entry"])
 

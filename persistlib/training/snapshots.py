@@ -22,9 +22,11 @@ def take(trainer: Trainer) -> Snapshot:
     names = {id(item): name for name, item in trainer.parameters.items()}
     slots, plain_slots = optimizers.take_state(trainer.optimizer, names)
     random = randomness.capture(trainer.job.device)
-    sums, counts = trainer.tally.state()
     kinds = {"model": trainer.moving(), "optimizer": slots, "random": random.tensors}
-    kinds |= {"tally": sums, "entry": trainer.entry.tensors if trainer.entry else {}}
+    kinds |= {
+        "tally": trainer.tally.state(),
+        "entry": trainer.entry.tensors if trainer.entry else {},
+    }
     facts = {
         "plan": trainer.job.plan,
         "frozen": trainer.frozen_digests,
@@ -39,7 +41,6 @@ def take(trainer: Trainer) -> Snapshot:
         "scaler": trainer.precision.state(),
         "random": random.numbers,
         "entry": trainer.entry.numbers if trainer.entry else {},
-        "tally": counts,
         "stage": trainer.stage_path,
         "best": trainer.best
         and {"epoch": trainer.best.epoch, "metrics": _pairs(trainer.best.metrics)},

@@ -93,7 +93,8 @@ def _head(name: Any, given: Any) -> Head:
 
 
 def _name_faults(heads: Sequence[Head], location: str) -> Iterator[Finding]:
-    bad = [head.name for head in heads if not isinstance(head.name, str) or not head.name]
+    names: list[Any] = [head.name for head in heads]
+    bad = [name for name in names if not isinstance(name, str) or not name]
     if bad or not heads:
         reason = f"{bad[0]!r} is no name of a head" if bad else "names no head"
         yield finding(Code.USAGE, location, reason, "give a text for each head")

@@ -13,20 +13,21 @@ import torch
 
 from persistlib.architecture.freezing import Frozen
 from persistlib.errors import Code, PersistlibError, error
-from persistlib.training import freezes, optimizers, randomness, snapshots
+from persistlib.training import freezes, nests, optimizers, randomness, snapshots
 from persistlib.training.events import BatchDone, EpochDone, RunsOnce
 from persistlib.training.features import Stage, stage
 from persistlib.training.job import Kept, rank, valid_metrics
 from persistlib.training.memory import naming_memory
 from persistlib.training.precision import Precision
 from persistlib.training.schedules import Length, Scheduler
-from persistlib.training.scoring import Tally, apply_batch, evaluate
+from persistlib.training.scoring import apply_batch, evaluate
 from persistlib.training.settings import ALL, LAST
+from persistlib.training.tallies import Tally
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from persistlib.training.batches import Batch
+    from persistlib.training.batch import Batch
     from persistlib.training.events import Progress
     from persistlib.training.interruption import Interruption
     from persistlib.training.job import Job
@@ -71,7 +72,7 @@ class Trainer:
         self.job = job
         self.history: list[dict[str, float]] = []
         self.done = self.batch = self.steps = 0
-        self.tally = Tally()
+        self.tally = Tally(job.heads)
         self.best: Kept | None = None
         self.entry: randomness.RandomState | None = None
         self.stage_path: str | None = None
@@ -223,14 +224,14 @@ class Trainer:
         if not self._window:
             self._set_rates((epoch - 1 + ((number - 1) / count if count else 0)) / settings.epochs)
             self.optimizer.zero_grad()
-        size = len(batch.targets)
+        size = nests.count(batch.targets)
         with self.precision.computing():
             outputs, value = apply_batch(self.stage.module, batch, self.job.loss, self._where)
         share = value * (size / settings.batch_size) if settings.accumulate > 1 else value
         self.precision.backward(share)
         self._window += size
         loss = value.item()
-        self.tally.add(loss, outputs, batch.targets)
+        self.tally.add(loss, outputs, batch)
         self.batch = number
         rate = max(group["lr"] for group in self.optimizer.param_groups)
         is_step = number % settings.accumulate == 0
@@ -276,13 +277,14 @@ class Trainer:
         self._where = f"held-out samples, epoch {epoch}"
         module, job = self.stage.module, self.job
         with self.precision.computing():
-            return evaluate(module, self.stage.valid, job.score, job.metrics, self._where)
+            return evaluate(module, self.stage.valid, job, self._where)
 
     def _end_epoch(self, row: dict[str, float]) -> None:
         """Keep the epoch's row, and its weights where they are the best."""
         scores = valid_metrics(row)
         self.history.append(row)
-        self.done, self.batch, self.tally, self.entry = self.done + 1, 0, Tally(), None
+        self.done, self.batch, self.entry = self.done + 1, 0, None
+        self.tally = Tally(self.job.heads)
         if self.scheduler is not None:
             self.scheduler.after_epoch(scores.get("loss", row["train_loss"]))
         is_kept = bool(scores) and self.job.settings.keep != LAST

@@ -22,9 +22,11 @@ from persistlib import publish
 from persistlib.errors import Code, MissingExtra, PersistlibError, warn
 from persistlib.installed import is_importable
 from persistlib.training import plots
+from persistlib.training.answers import primary
 from persistlib.training.batches import call
 from persistlib.training.events import BatchDone, EpochDone
-from persistlib.training.scoring import has_classes, primary
+from persistlib.training.tallies import confusion, has_classes
+from persistlib.training.tasks import CLASSIFICATION, CUSTOM
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
@@ -80,20 +82,19 @@ class Watch:
     def judge(self, trainer: Trainer) -> None:
         """Draw the confusion of the held-out samples, where they have classes."""
         module, samples = trainer.stage.module, trainer.job.valid and trainer.stage.valid
-        if samples is None:
+        if samples is None or trainer.job.heads[0].task not in {CLASSIFICATION, CUSTOM}:
             return
         module.eval()
-        pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
-        width = 0
+        counts = torch.zeros((), dtype=torch.int64)
         for batch in samples.in_order():
+            if not isinstance(batch.targets, torch.Tensor):
+                return
             scores = primary(call(module, batch.inputs))
             if not has_classes(scores, batch.targets) or scores.ndim != 2:
                 return
-            pairs.append((scores.argmax(1).cpu(), batch.targets.cpu()))
-            width = scores.shape[1]
-        answers, targets = (torch.cat(parts) for parts in zip(*pairs, strict=True))
-        counts = torch.bincount(targets * width + answers, minlength=width**2)
-        rows: list[list[int]] = counts.reshape(width, width).tolist()
+            counts = counts + confusion(scores, batch.targets).cpu()
+        rows: list[list[int]] = counts.tolist()
+        width = len(rows)
         names = self._labels if len(self._labels) == width else [str(n) for n in range(width)]
         self._write_history({"confusion": rows, "labels": [*names]})
         self._draw(lambda: plots.confusion(rows, names, self._place(CONFUSION)))

@@ -709,6 +709,7 @@ def evaluate(
     *,
     runtime: str | Sequence[str] | None = None,
     interface: Interface | Mapping[str, Any] | None = None,
+    against: nn.Module | Session | StrPath | None = None,
     save: bool = False,
     **how: Unpack[Judging],
 ) -> Evaluation:
@@ -721,6 +722,8 @@ def evaluate(
         runtime: "torch", "onnxruntime", both in a sequence or with a comma between; the second is
             compared with the first. None takes all in which the model runs here.
         interface: classes and preprocessing where the model does not say them, or says others.
+        against: another model of the same classes, to be judged on the same samples: the result
+            says what differs, and whether chance alone could do it.
         save: whether the result joins the evaluations in the bundle's manifest.
         **how: held_out, batch_size, calls, threads, providers, require, graph, trust,
             allow_withdrawn, progress;
@@ -736,26 +739,14 @@ def evaluate(
         MissingExtra: scikit-learn, or torch where it is asked for, is not installed.
         PersistlibError: the model cannot be loaded, or the manifest not be written.
     """
-    from persistlib import measurement
+    from persistlib import measurement, pairwise
 
     given = section(Interface, interface)
     names = measurement.runtimes(runtime)
     wishes = measurement.Wishes(runtimes=names, interface=given, **how)
-    if isinstance(model, (str, os.PathLike)):
-        if is_folder(model):
-            return measurement.evaluate_bundle(model, data, wishes, save=save)
-        model = load(
-            model,
-            runtime="onnxruntime",
-            providers=wishes.providers,
-            require=wishes.require,
-            threads=wishes.cores,
-            graph=wishes.graph,
-            allow_withdrawn=wishes.allow_withdrawn,
-        )
-    if save:
-        raise error(Code.USAGE, "save", "only a bundle keeps results", "give a bundle")
-    return measurement.evaluate_open(model, data, wishes)
+    if against is not None:
+        return pairwise.evaluate(model, against, data, wishes, save=save)
+    return measurement.evaluate(measurement.opened(model, wishes), data, wishes, save=save)
 
 
 def origin(model: nn.Module) -> tuple[Lineage, ...]:

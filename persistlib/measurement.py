@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from persistlib.bundle import reading
 from persistlib.errors import Code, error, missing_extra
@@ -22,20 +23,23 @@ from persistlib.installed import is_importable
 from persistlib.loading import (
     Reading,
     chosen_graph,
+    load_graph_file,
     load_module,
     load_session,
     require_compatible,
 )
 from persistlib.manifest.schema import Interface
 from persistlib.runtime.session import Session
+from persistlib.sources import is_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from persistlib.bundle import Bundle
     from persistlib.evaluation.judging import Evaluation, Progress
     from persistlib.evaluation.runners import Runner
-    from persistlib.files import StrPath
+    from persistlib.evaluation.samples import Samples
+    from persistlib.manifest.schema import Data, Manifest
 
 RUNTIMES = ("torch", "onnxruntime")
 _READING = Reading(mapped=True, verify=True)
@@ -103,11 +107,22 @@ def runtimes(given: str | Sequence[str] | None) -> tuple[str, ...] | None:
     return tuple(name.strip() for name in given.split(",") if name.strip())
 
 
-def evaluate_bundle(path: StrPath, data: Any, wishes: Wishes, *, save: bool) -> Evaluation:
-    """Judge the model of a bundle, its bytes compared with their digests first.
+# Returns the samples that a model of this interface, trained on this, is judged on.
+Sampling: TypeAlias = "Callable[[Interface, Data | None], Samples]"
+
+
+class Judged(NamedTuple):
+    """A result, and of a bundle its manifest."""
+
+    evaluation: Evaluation
+    manifest: Manifest | None = None
+
+
+def evaluate(model: Any, data: Any, wishes: Wishes, *, save: bool) -> Evaluation:
+    """Judge a model on data.
 
     Args:
-        path: the bundle.
+        model: a bundle, or what `opened` returns.
         data: as `open_samples`.
         wishes: how it is judged.
         save: whether the result joins the manifest's evaluations.
@@ -115,51 +130,100 @@ def evaluate_bundle(path: StrPath, data: Any, wishes: Wishes, *, save: bool) -> 
     Raises:
         PersistlibError: see `persistlib.evaluate`.
     """
-    require_metrics()
-
-    def work(bundle: Bundle) -> tuple[Evaluation, str]:
-        manifest = bundle.manifest
-        names = _chosen(bundle, wishes)
-        require_compatible(bundle, *names, allow_withdrawn=wishes.allow_withdrawn)
-        interface = wishes.interface or manifest.interface
-        trained = manifest.training.data if manifest.training is not None else None
-        samples = open_samples(data, interface, trained, held_out=wishes.held_out)
-        with ExitStack() as stack:
-            runners = [_runner(bundle, name, wishes, stack) for name in names]
-            return _judge(runners, samples, wishes), manifest.bundle_id
-
-    evaluation, bundle_id = reading(path, work)
-    if save:
-        recording.keep(path, bundle_id, evaluation.record())
-    return evaluation
+    require_keeper(model, save=save)
+    found = judged(model, sampling(data, wishes), wishes)
+    if save and found.manifest is not None:
+        recording.keep(model, found.manifest.bundle_id, found.evaluation.record())
+    return found.evaluation
 
 
-def evaluate_open(model: Any, data: Any, wishes: Wishes) -> Evaluation:
-    """Judge a module, or a session.
+def require_keeper(model: object, *, save: bool) -> None:
+    """Refuse to keep the result of what is no bundle.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if save and not isinstance(model, (str, os.PathLike)):
+        raise error(Code.USAGE, "save", "only a bundle keeps results", "give a bundle")
+
+
+def opened(model: Any, wishes: Wishes) -> Any:
+    """Return a bundle's path, a module or a session as it is, and an ONNX file as a session.
+
+    Raises:
+        PersistlibError: the file is none, or the runtime refuses it.
+    """
+    if not isinstance(model, (str, os.PathLike)) or is_folder(model):
+        return model
+    return load_graph_file(
+        model,
+        _READING,
+        graph=wishes.graph,
+        allow_withdrawn=wishes.allow_withdrawn,
+        providers=wishes.providers,
+        require=wishes.require,
+        min_share=None,
+        threads=wishes.cores,
+        timeout=None,
+    )
+
+
+def sampling(data: Any, wishes: Wishes) -> Sampling:
+    """Return what opens the data for a model."""
+
+    def samples(interface: Interface, trained: Data | None) -> Samples:
+        return open_samples(data, interface, trained, held_out=wishes.held_out)
+
+    return samples
+
+
+def judged(model: Any, samples: Sampling, wishes: Wishes) -> Judged:
+    """Judge a model on samples, the bytes of a bundle compared with their digests first.
 
     Args:
-        model: a `torch.nn.Module`, left as it is; or a `Session`.
-        data: as `open_samples`.
+        model: a bundle, or what `opened` returns.
+        samples: what it is judged on.
         wishes: how it is judged; the threads of a session are its own.
 
     Raises:
-        UsageError: it is neither, or does not run where it should.
         PersistlibError: see `persistlib.evaluate`.
     """
     require_metrics()
+    if isinstance(model, (str, os.PathLike)):
+        return reading(model, partial(_judged_bundle, samples=samples, wishes=wishes))
+    return Judged(_judged_open(model, samples, wishes))
+
+
+def _judged_bundle(bundle: Bundle, samples: Sampling, wishes: Wishes) -> Judged:
+    manifest = bundle.manifest
+    names = _chosen(bundle, wishes)
+    require_compatible(bundle, *names, allow_withdrawn=wishes.allow_withdrawn)
+    trained = manifest.training.data if manifest.training is not None else None
+    chosen = samples(wishes.interface or manifest.interface, trained)
+    with ExitStack() as stack:
+        runners = [_runner(bundle, name, wishes, stack) for name in names]
+        return Judged(_judge(runners, chosen, wishes), manifest)
+
+
+def _judged_open(model: Any, samples: Sampling, wishes: Wishes) -> Evaluation:
+    """Judge a module, which is left as it is, or a session.
+
+    Raises:
+        UsageError: it is neither, or does not run where it should.
+    """
     own = "onnxruntime" if isinstance(model, Session) else "torch"
-    if own == "torch" and not _is_module(model):
+    if own == "torch" and not is_module(model):
         remedy = "give a bundle, an ONNX file, a module or a session"
         raise error(Code.USAGE, "model", f"a {type(model).__name__} is no model", remedy)
     if wishes.runtimes not in {None, (own,)}:
         reason = f"what is given runs in {own} alone"
         raise error(Code.USAGE, "runtime", reason, "give the bundle to compare runtimes")
     recorded = model.interface if isinstance(model, Session) else None
-    samples = open_samples(data, wishes.interface or recorded or Interface())
+    chosen = samples(wishes.interface or recorded or Interface(), None)
     with ExitStack() as stack:
         if isinstance(model, Session):
-            return _judge([session_runner(model)], samples, wishes)
-        return _judge([stack.enter_context(torch_runner(model, wishes.cores))], samples, wishes)
+            return _judge([session_runner(model)], chosen, wishes)
+        return _judge([stack.enter_context(torch_runner(model, wishes.cores))], chosen, wishes)
 
 
 def _judge(runners: Sequence[Runner], samples: Any, wishes: Wishes) -> Evaluation:
@@ -200,7 +264,8 @@ def _runner(bundle: Bundle, name: str, wishes: Wishes, stack: ExitStack) -> Runn
     return session_runner(session, chosen_graph(bundle, wishes.graph).precision)
 
 
-def _is_module(model: object) -> bool:
+def is_module(model: object) -> bool:
+    """Return whether this is a `torch.nn.Module`."""
     if not is_importable("torch"):
         return False
     from torch import nn

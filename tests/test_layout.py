@@ -57,7 +57,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("evaluation", "quantization"),
     (
         *("alignment", "behaviour", "calls", "graph_bundles", "graph_modules", "graphs"),
-        *("keras_conversion", "loading", "measurement", "run_versions", "saving"),
+        *("keras_conversion", "loading", "measurement", "pairwise", "run_versions", "saving"),
         "whole_models",
     ),
     ("api",),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import persistlib
-from persistlib.cli import progress
+from persistlib.cli import against, progress
 from persistlib.cli.answer import Answer, Exit, Fields, Line, Span, Style, Table, verdict
 from persistlib.cli.command import (
     Verb,
@@ -52,6 +52,11 @@ _OPTIONS = (
     metavar="NAME,...",
     help="torch, onnxruntime, or both; without it, wherever the model runs here.",
 )
+@click.option(
+    "--against",
+    metavar="BUNDLE|ONNX",
+    help="Another model of the same classes: what differs on the same data, and whether by chance.",
+)
 @click.option("--held-out", is_flag=True, help="Only what the training of the model held out.")
 @click.option(
     "--batch-size", type=click.IntRange(min=1), default=32, show_default=True, metavar="N"
@@ -90,6 +95,7 @@ def command(output: Output, /, model: str, *, data: str, show_all: bool, **optio
             data,
             runtime=options["runtime"],
             providers=options["providers"],
+            against=options["against"],
             save=options["save"],
             progress=tell,
             **{name: options[name] for name in _OPTIONS},
@@ -106,7 +112,7 @@ def _hints(model: str, data: str, options: dict[str, Any]) -> tuple[str, ...]:
     if options["save"]:
         return (words("persistlib", "inspect", model),)
     chosen = ["--held-out"] if options["held_out"] else []
-    for name in ("runtime", "graph"):
+    for name in ("against", "runtime", "graph"):
         chosen += [f"--{name}", options[name]] if options[name] else []
     return (words("persistlib", "evaluate", model, "--data", data, *chosen, "--json"),)
 
@@ -120,6 +126,8 @@ def _report(evaluation: Evaluation, *, show_all: bool) -> Iterator[Block]:
     yield _side_by_side(evaluation)
     yield Line((Span(""),))
     yield Fields(tuple(_facts(evaluation)))
+    if evaluation.against is not None:
+        yield from against.report(evaluation.against, show_all=show_all)
     yield from _classes(first, show_all=show_all)
     if len(first.metrics.classes) <= _WHOLE or show_all:
         yield from _matrix(first.metrics)
@@ -129,7 +137,10 @@ def _report(evaluation: Evaluation, *, show_all: bool) -> Iterator[Block]:
 
 def _side_by_side(evaluation: Evaluation) -> Table:
     """Return the runtimes in columns and what was measured in rows."""
-    results = evaluation.results
+    results, heads = evaluation.results, [r.runtime for r in evaluation.results]
+    if (other := evaluation.against) is not None:
+        results = (*results, other.evaluation.results[0])
+        heads = [*other.models[:1], *heads[1:], other.models[1]]
     rows: list[tuple[str, list[str]]] = [
         ("accuracy", [bounded(r.metrics.accuracy, r.metrics.interval) for r in results]),
     ]
@@ -147,7 +158,7 @@ def _side_by_side(evaluation: Evaluation) -> Table:
         rows.append((f"{batch}: ms, median", [f"{t.median:.2f}" for t in timings]))
         rows.append((f"{batch}: ms, p95", [f"{t.p95:.2f}" for t in timings]))
         rows.append((f"{batch}: images/s", [number(round(t.throughput)) for t in timings]))
-    head = ("", *(r.runtime for r in results))
+    head = ("", *heads)
     cells = tuple((name, *values) for name, values in rows)
     return Table(head, cells, frozenset(range(1, len(head))))
 
@@ -171,7 +182,8 @@ def _facts(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
         text = f"{evaluation.preparation:.2f} ms an image; no part of the times above"
         yield "preparation", text
     if timed:
-        yield "timed", f"{counted(timed[0].calls, 'call')}, runtimes in turns"
+        turns = "runtimes in turns" if evaluation.against is None else "one model after the other"
+        yield "timed", f"{counted(timed[0].calls, 'call')}, {turns}"
     yield "in brackets", f"the 95 % interval; of averages by {number(DRAWS)} draws of the samples"
     metrics = evaluation.metrics
     if metrics.averaged < len(metrics.classes):

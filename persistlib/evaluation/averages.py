@@ -40,7 +40,8 @@ def averages(
     """Return what computes the averages of draws, as `bootstrap` asks for it.
 
     Args:
-        truth: the true class of each kind of sample.
+        truth: the true class of each kind of sample; kinds may agree in truth and answer, and
+            differ in what another model answers.
         answers: what samples of each kind were taken for.
 
     Returns:
@@ -51,10 +52,10 @@ def averages(
     right = np.flatnonzero(rows == columns)
     width = len(occurring)
     by_truth, by_answer = _summing(rows, width), _summing(columns, width)
+    by_hit = _summing(rows[right], width)
 
     def figures(weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        hits = np.zeros((len(weights), width))
-        hits[:, rows[right]] = weights[:, right]
+        hits = by_hit(weights[:, right])
         occurs, answered = by_truth(weights), by_answer(weights)
         shares = (
             _ratio(hits, answered),
@@ -79,7 +80,8 @@ def _summing(
 
     def sums(weights: NDArray[np.float64]) -> NDArray[np.float64]:
         found = np.zeros((len(weights), width))
-        found[:, present] = np.add.reduceat(weights[:, order], starts, axis=1)
+        if len(present):
+            found[:, present] = np.add.reduceat(weights[:, order], starts, axis=1)
         return found
 
     return sums

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from pydantic import JsonValue
 
+    from persistlib.evaluation.comparing import Against
     from persistlib.evaluation.intervals import Interval
     from persistlib.evaluation.runners import Runner
     from persistlib.evaluation.samples import Samples
@@ -143,6 +144,7 @@ class Evaluation:
         preparation: milliseconds that preparing one image took, outside all timings; None where
             inputs were given ready.
         threads: that each runtime might use.
+        against: the first runtime's answers held against another model's, where that was asked for.
     """
 
     samples: Samples
@@ -151,6 +153,7 @@ class Evaluation:
     agreements: tuple[Agreement, ...]
     preparation: float | None
     threads: int
+    against: Against | None = None
 
     def __getitem__(self, runtime: str) -> RuntimeResult:
         return next(result for result in self.results if result.runtime == runtime)
@@ -173,15 +176,17 @@ class Evaluation:
             "agreements": [agreement.to_dict() for agreement in self.agreements],
             "preparation": self.preparation,
             "threads": self.threads,
+            "against": None if self.against is None else self.against.to_dict(),
         }
 
     def record(self) -> dict[str, JsonValue]:
         """Return what a manifest keeps: no duration, so that the same result is the same bytes."""
-        return {
+        kept: dict[str, JsonValue] = {
             "data": self._data(),
             "results": [result.record() for result in self.results],
             "agreements": [agreement.to_dict() for agreement in self.agreements],
         }
+        return kept if self.against is None else {**kept, "against": self.against.record()}
 
     def _data(self) -> dict[str, JsonValue]:
         return {

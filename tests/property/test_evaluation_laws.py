@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from persistlib.evaluation.averages import FIGURES, KINDS, average_intervals, averages
 from persistlib.evaluation.bootstrap import bootstrap
 from persistlib.evaluation.intervals import f1_interval, paired_interval, wilson
+from persistlib.evaluation.mcnemar import Pairs, holm
 from persistlib.evaluation.metrics import measure
 
 if TYPE_CHECKING:
@@ -128,3 +129,29 @@ def test_answers_that_are_all_right_have_no_interval_of_averages_but_of_shares()
     recall = found.classes[0].intervals["recall"]
     assert recall is not None
     assert recall[0] == pytest.approx(0.7225, abs=1e-4)
+
+
+@given(st.integers(0, 40), st.integers(0, 40), st.integers(0, 99), st.integers(0, 99))
+def test_the_p_value_is_the_same_whichever_comes_first_and_however_many_agree(
+    first: int, second: int, both: int, neither: int
+) -> None:
+    found = Pairs(both, first, second, neither)
+    if not found.count:
+        return
+    turned = Pairs(neither, second, first, both)
+    assert (found.p_value, found.mid_p) == (turned.p_value, turned.mid_p)
+    alone = Pairs(0, first, second, 1)
+    assert found.p_value == alone.p_value
+    if found.p_value is not None and found.mid_p is not None:
+        assert 0 < found.mid_p <= found.p_value <= 1
+    assert found.interval[0] <= found.difference <= found.interval[1]
+
+
+@given(st.lists(st.one_of(st.none(), st.floats(0, 1)), max_size=9))
+def test_adjusted_p_values_are_no_smaller_and_keep_their_order(given_p: list[float | None]) -> None:
+    adjusted = holm(given_p)
+    known = [(p, q) for p, q in zip(given_p, adjusted, strict=True) if p is not None]
+    assert all(q is None for p, q in zip(given_p, adjusted, strict=True) if p is None)
+    ordered = [q for _, q in sorted(known, key=lambda pair: (pair[0], pair[1] or 0))]
+    assert all(q is not None and p <= q <= 1 for p, q in known)
+    assert ordered == sorted(ordered, key=lambda q: q or 0)

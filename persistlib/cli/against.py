@@ -1,0 +1,119 @@
+"""A model held against another one, as a person reads it: a sentence and what differs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from persistlib.cli.answer import Fields, Line, Span, Table
+from persistlib.cli.text import counted, number, percent
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from persistlib.cli.answer import Block
+    from persistlib.evaluation.comparing import Against, Comparison, Difference
+
+_CHANCE = 0.05
+_LEAST = 1e-4  # smaller p-values are told to be smaller
+_WHOLE = 12
+_NUMBERS = {"MSE", "MAE", "R2"}  # no shares of one
+_RIGHT = {"accuracy": "is right on", "subset accuracy": "has every label right on"}
+
+
+def report(against: Against, *, show_all: bool) -> Iterator[Block]:
+    """Yield what differs between the two models, head by head."""
+    for head in against.heads:
+        yield Line((Span(""),))
+        yield Fields(tuple(_sentences(against, head)))
+        yield Line((Span(""),))
+        yield _figures(against, head)
+        if head.parts:
+            yield Line((Span(""),))
+            yield _parts(head, show_all=show_all)
+
+
+def _sentences(against: Against, head: Comparison) -> Iterator[tuple[str, str]]:
+    first, second = against.models
+    yield "against", f"{second}, on the same samples"
+    if head.head:
+        yield "head", head.head
+    tested = head.overall[0]
+    if not head.test or tested.better is None:
+        return
+    count = counted(tested.better[0], "sample")
+    does = _RIGHT.get(tested.name)
+    if tested.p_value is None:
+        same = "right on the same samples" if does else "equally far off everywhere"
+        yield head.test, f"no difference to test: both are {same}"
+    elif does:
+        fails = f"fails on {number(tested.better[1])} that it gets right"
+        yield (
+            head.test,
+            f"{first} {does} {count} that {second} gets wrong, and {fails}: {_p(tested.p_value)}",
+        )
+    else:
+        other = f"{second} on {number(tested.better[1])}"
+        yield head.test, f"{first} is nearer on {count}, {other}: {_p(tested.p_value)}"
+
+
+def _p(value: float) -> str:
+    shown = f"p < {_LEAST:.4f}" if value < _LEAST else f"p = {value:.2g}"
+    return f"{shown}, which may be chance" if value >= _CHANCE else shown
+
+
+def _figures(against: Against, head: Comparison) -> Table:
+    """Return the figures of all samples, of both and their difference."""
+    rows = tuple(
+        (
+            found.name,
+            *(_figure(found.name, value) for value in (found.first, found.second)),
+            _difference(found, found.name),
+        )
+        for found in head.overall
+    )
+    return Table(("", *against.models, "difference"), rows, frozenset({1, 2, 3}))
+
+
+def _parts(head: Comparison, *, show_all: bool) -> Table:
+    """Return classes, labels or outputs, those that differ most surely first where many are."""
+    parts, title = list(head.parts), f"{_KINDS.get(head.task, 'part')}"
+    if len(parts) > _WHOLE and not show_all:
+        parts.sort(key=lambda part: 1.0 if part.p_value is None else part.p_value)
+        parts, title = parts[:_WHOLE], f"{title} ({_WHOLE} of {len(head.parts)})"
+    figure = "MAE" if head.overall[0].name == "MAE" else "recall"
+    rows = tuple(
+        (
+            part.name,
+            number(part.samples),
+            *(number(count) for count in part.better or ()),
+            _difference(part, figure),
+            "-" if part.adjusted is None else f"{part.adjusted:.2g}",
+        )
+        for part in parts
+    )
+    columns = (title, "samples", "better", "worse", "difference", f"p, of {len(head.parts)} tests")
+    return Table(columns, rows, frozenset(range(1, len(columns))))
+
+
+_KINDS = {"classification": "class", "multilabel": "label", "regression": "output"}
+
+
+def _figure(name: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if name in _NUMBERS else percent(value)
+
+
+def _difference(found: Difference, figure: str) -> str:
+    """Return a difference with its interval: +1.9 % (-0.4 to +4.4)."""
+    if found.difference is None:
+        return "-"
+    values = (found.difference, *(found.interval or ()))
+    if figure in _NUMBERS:
+        shown = [f"{value:+.3g}" for value in values]
+        unit = ""
+    else:
+        shown = [f"{100 * value:+.1f}" for value in values]
+        unit = " %"
+    bounds = f" ({shown[1]} to {shown[2]})" if found.interval is not None else ""
+    return f"{shown[0]}{unit}{bounds}"

@@ -1,0 +1,107 @@
+"""The samples on which one model was judged, as another takes them.
+
+Law: they are the same samples in the same order, with the same labels by name; only how an image
+becomes an input, and the place of a class among the scores, are the other model's own.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from persistlib import preprocessing
+from persistlib.errors import Code, Finding, error_of, finding, warn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from persistlib.evaluation.samples import Samples
+    from persistlib.manifest.schema import Data, Interface
+
+_SHOWN = 8
+_WARNED = "give interface= with what both go by, if it is otherwise"
+
+
+def require_same_classes(
+    first: Sequence[str] | None, second: Sequence[str] | None, names: tuple[str, str]
+) -> None:
+    """Refuse to compare models of other classes.
+
+    Args:
+        first: the classes of one, in the order of its scores; None where it names none.
+        second: those of the other.
+        names: what the two are called.
+
+    Raises:
+        TrainingError: a class of one is none of the other's, or two classes have one name and the
+            orders differ; every fault is reported.
+    """
+    if first is None or second is None or tuple(first) == tuple(second):
+        return
+    if faults := [*_class_faults(first, second, names)]:
+        raise error_of(faults)
+
+
+def _class_faults(
+    first: Sequence[str], second: Sequence[str], names: tuple[str, str]
+) -> Iterator[Finding]:
+    sides = ((first, second, names), (second, first, names[::-1]))
+    for mine, theirs, (my_name, their_name) in sides:
+        if extra := [name for name in dict.fromkeys(mine) if name not in theirs]:
+            shown = ", ".join(extra[:_SHOWN]) + (", ..." if len(extra) > _SHOWN else "")
+            reason = f"{their_name} has no class {shown}"
+            remedy = "compare models of the same classes, or give interface= with labels"
+            yield finding(Code.DATA_CLASSES, my_name, reason, remedy)
+        if len(set(mine)) < len(mine):
+            reason = "two classes have one name, and the other's stand in another order"
+            yield finding(Code.DATA_CLASSES, my_name, reason, "give interface= with labels")
+
+
+def as_taken_by(
+    samples: Samples, interface: Interface, trained: Data | None, *, name: str, own: Data | None
+) -> Samples:
+    """Return the samples as another model takes them.
+
+    Args:
+        samples: as the first takes them.
+        interface: the other's classes and preprocessing; what it does not say is the first's.
+        trained: what the other was trained on.
+        name: what the other is called.
+        own: what the first was trained on, which says what was held out.
+
+    Raises:
+        TrainingError: the classes of the two differ.
+        SessionError: the other's preprocessing is of no kind that is known.
+    """
+    _tell_seen(samples, trained, own, name)
+    classes, labels = samples.classes, samples.labels
+    if interface.labels is None and classes:
+        reason = "names no classes; those of the first are taken, in their order"
+        warn(Code.DATA_CLASSES, name, reason, _WARNED)
+    elif interface.labels is not None:
+        known = interface.labels
+        require_same_classes(classes or None, known, ("the first model", name))
+        if classes and tuple(known) != tuple(classes):
+            table = np.array([known.index(label) for label in classes], np.int64)
+            labels = table[labels]
+        classes = tuple(known)
+    record = samples.preprocessing
+    if record is not None and interface.preprocessing is not None:
+        record = preprocessing.parse(interface.preprocessing)
+    elif record is not None:
+        reason = "does not say how images are prepared; that of the first is taken"
+        warn(Code.PREPROCESSING, name, reason, _WARNED)
+    return replace(samples, labels=labels, classes=classes, preprocessing=record)
+
+
+def _tell_seen(samples: Samples, trained: Data | None, own: Data | None, name: str) -> None:
+    """Warn where the other model was trained on some of the samples."""
+    if trained is None or trained.digest != samples.digest:
+        return
+    if samples.held_out and own is not None and trained.split == own.split:
+        return
+    reason = f"{os.fspath(name)} was trained on a part of these very samples"
+    warn(Code.DATA_SEEN, trained.name, reason, "compare on what neither was trained on")

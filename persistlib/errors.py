@@ -228,6 +228,8 @@ class Code(Enum):
     NO_MEMORY = ("PL904", PersistlibError, "not enough memory")
     INTERNAL = ("PL905", PersistlibError, "a fault of persistlib's own")
     TARGET_TEXT = ("PL906", UsageError, "the description of a target cannot be read")
+    PROCESS_LOST = ("PL907", PersistlibError, "another process of the group failed or is gone")
+    PROCESSES_DIFFER = ("PL908", UsageError, "the processes of a group are not given the same")
 
     def __init__(self, identifier: str, family: type[PersistlibError], title: str) -> None:
         self.identifier = identifier

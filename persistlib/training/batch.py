@@ -13,7 +13,10 @@ class Batch(NamedTuple):
             forward's arguments.
         targets: what it should answer, on the same device: a tensor, or a mapping or tuple of
             tensors where there are several heads. Samples lie along the first axis of each.
+        is_spare: whether the samples are none of the batch's, as where a process' share of it is
+            empty; never of what a loss is called with.
     """
 
     inputs: Any
     targets: Any
+    is_spare: bool = False

@@ -3,7 +3,8 @@
 Laws: one (seed, epoch) gives one order; a sample's own random numbers (augmentation) follow from
 (seed, epoch, index) alone, in this process and in any number of workers; going through an epoch
 from a batch on gives the batches that going through the whole gives from there on; sizes of
-batches differ by at most one, so that no lone last sample breaks BatchNorm.
+batches differ by at most one, so that no lone last sample breaks BatchNorm; the shares of several
+processes, put together, are the batch that one process has.
 """
 
 from __future__ import annotations
@@ -14,16 +15,21 @@ import multiprocessing
 import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from persistlib.errors import Code, PersistlibError, error
+from persistlib.processes import ALONE
 from persistlib.training import nests, randomness
 from persistlib.training.batch import Batch
 from persistlib.training.sample_digests import digest_of
+from persistlib.training.sharing import share
+
+if TYPE_CHECKING:
+    from persistlib.processes import Group
 
 # What `finetune` takes as training or held-out data: a pair (inputs, targets) of arrays or tensors,
 # or of mappings of them by name (targets also in a tuple); a map-style data set of such pairs; or
@@ -46,6 +52,7 @@ class Batches:
         device: where batches go.
         seed: of their order, and of what is drawn for a sample.
         fixed: whether a sample is known to be the same in every epoch.
+        group: the processes that have a share each of every batch.
     """
 
     def __init__(
@@ -57,6 +64,7 @@ class Batches:
         *,
         seed: int = 0,
         workers: int = 0,
+        group: Group = ALONE,
     ) -> None:
         if isinstance(samples, IterableDataset):
             samples = DataLoader(samples, batch_size=batch_size)
@@ -64,6 +72,7 @@ class Batches:
         self.batch_size = batch_size
         self.device = device
         self.seed = seed
+        self.group = group
         self._workers = workers
         self._pair = _as_pair(samples, name)
         self._samples = samples
@@ -91,12 +100,15 @@ class Batches:
 
     def in_order(self) -> Iterator[Batch]:
         """Yield the batches once, in the order of the samples, each the same every time."""
-        return self._batches(self._samples if self.size is None else self._raw(None, 0, 0))
+        raw = self._samples if self.size is None else self._loaded(self._chunks(None), 0)
+        return self._batches(raw)
 
     def shuffled(
         self, epoch: int, start: int = 0, then: Callable[[], None] | None = None
     ) -> Iterator[Batch]:
         """Yield the batches of an epoch once, in its order; the caller's own as they come.
+
+        Of each, the share that is this process'. The caller's own are whole in every process.
 
         Args:
             epoch: counts from 1.
@@ -104,8 +116,29 @@ class Batches:
             then: called when they are passed.
         """
         order = torch.Generator().manual_seed(randomness.draw(self.seed, epoch))
-        raw = self._own(start, then) if self.size is None else self._raw(order, epoch, start)
-        return self._batches(raw, may_be_empty=start > 0)
+        if self.size is None:
+            return self._shares(self._batches(self._own(start, then), may_be_empty=start > 0))
+        chunks, spare = self._own_parts(self._chunks(order)[start:])
+        shares = self._batches(self._loaded(chunks, epoch), may_be_empty=start > 0)
+        return (b._replace(is_spare=n in spare) for n, b in enumerate(shares))
+
+    def in_turn(self) -> Iterator[tuple[Batch, int]]:
+        """Yield this process' batch of each round, and how many batches the round has.
+
+        The batches go round among the processes, whole and in order. Where a last round has none
+        for this process, it is the round's last.
+        """
+        world = self.group.world
+        if self.size is None:
+            own = self._compared(self.in_order())
+            while around := [*itertools.islice(own, world)]:
+                yield around[min(self.group.rank, len(around) - 1)], len(around)
+            return
+        chunks = self._chunks(None)
+        turns = [chunks[start : start + world] for start in range(0, len(chunks), world)]
+        mine = [turn[min(self.group.rank, len(turn) - 1)] for turn in turns]
+        for turn, batch in zip(turns, self._batches(self._loaded(mine, 0)), strict=True):
+            yield batch, len(turn)
 
     def digest(self) -> str:
         """Return the identity of the samples as far as it can be told (`sample_digests`)."""
@@ -153,13 +186,50 @@ class Batches:
             then()
         yield from batches
 
-    def _raw(self, order: torch.Generator | None, epoch: int, start: int) -> Iterable[Any]:
+    def _shares(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Yield this process' shares of batches that every process has whole."""
+        for batch in self._compared(batches):
+            if self.group.is_alone:
+                yield batch
+            else:
+                whole = (batch.inputs, batch.targets)
+                count = nests.count(batch.targets)
+                (inputs, targets), is_spare = share(whole, self.group, count)
+                yield Batch(inputs, targets, is_spare)
+
+    def _compared(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Yield batches of the caller's own, the first of which is compared with the others'.
+
+        Raises:
+            UsageError: it is not the same one in every process.
+        """
+        for number, batch in enumerate(batches):
+            if not (number or self.group.is_alone):
+                remedy = "let every process have the same whole batches: no DistributedSampler, and"
+                remedy += " generators that are seeded alike"
+                own = {self.name: digest_of([(batch.inputs, batch.targets)], 1)}
+                self.group.require_same(own, remedy)
+            yield batch
+
+    def _chunks(self, order: torch.Generator | None) -> tuple[torch.Tensor, ...]:
+        """Return the indices of each batch."""
         assert self.size is not None
         assert self.count is not None
         indices = torch.arange(self.size)
         if order is not None:
             indices = torch.randperm(self.size, generator=order)
-        chunks = torch.tensor_split(indices, self.count)[start:]
+        return torch.tensor_split(indices, self.count)
+
+    def _own_parts(self, chunks: Sequence[torch.Tensor]) -> tuple[Sequence[torch.Tensor], set[int]]:
+        """Return this process' part of each batch, and the numbers of those that stand for none."""
+        if self.group.is_alone:
+            return chunks, set()
+        pairs = [share(chunk, self.group, len(chunk)) for chunk in chunks]
+        spare = {number for number, (_, is_spare) in enumerate(pairs) if is_spare}
+        return [part for part, _ in pairs], spare
+
+    def _loaded(self, chunks: Sequence[torch.Tensor], epoch: int) -> Iterable[Any]:
+        """Return batches of the samples at some indices."""
         if (pair := self._pair) is not None:
             return (nests.each(operator.itemgetter(chunk), pair) for chunk in chunks)
         still = self.fixed or type(self._samples) in _STILL
@@ -174,6 +244,8 @@ class Batches:
         )
 
     def _checked(self, batch: Any) -> Batch:
+        if isinstance(batch, Batch):
+            batch = batch[:_PAIR]
         if not isinstance(batch, Sequence) or len(batch) != _PAIR:
             raise _invalid(self.name, "a batch is not a pair of inputs and targets")
         targets = nests.each(_numbers, _tensors(batch[1], f"{self.name}: targets"))

@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 
@@ -25,6 +25,7 @@ from persistlib.errors import Code, TargetError, error, warn
 from persistlib.training import feature_files, fronts, nests
 from persistlib.training.batches import Batches
 from persistlib.training.head import entered_last
+from persistlib.training.sharing import go_on, in_turn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -199,7 +200,10 @@ def stage(
         if _bytes(like, count) <= MEMORY:
             return _staged(model, path, whole, like, where)
         large = large or (path, like)
-    if large is None or not _has_room(where.folder, _bytes(large[1], count)):
+    if large is None:
+        return whole
+    has_room = _has_room(where.folder, _bytes(large[1], count))
+    if not train.group.from_first(has_room, "room for features"):
         return whole
     return _staged(model, large[0], whole, large[1], where._replace(always=True))
 
@@ -214,6 +218,8 @@ def _staged(
                 first = like if samples is whole.train else None
                 kept.append(_kept(model, path, samples, first, where))
     except TargetError as fault:
+        if not whole.train.group.is_alone:  # the others are told, and stop
+            raise
         remedy = "nothing: the whole model is run in each epoch"
         warn(Code.TARGET_WRITE, fault.location, f"features were not kept: {fault.reason}", remedy)
         return whole
@@ -224,6 +230,7 @@ def _staged(
             samples.batch_size,
             like.device,
             seed=samples.seed,
+            group=samples.group,
         )
         for found, samples in zip(kept, (whole.train, whole.valid), strict=False)
         if samples is not None
@@ -248,11 +255,18 @@ def _kept(
         like = computed.first()
     assert samples.size is not None
     key = feature_files.key_of(model, path, samples)
-    place = feature_files.place_of(where.folder, key or secrets.token_hex(16))
+    key = samples.group.from_first(key, "features")
+    fresh = samples.group.from_first(secrets.token_hex(16), "features")
+    place = feature_files.place_of(where.folder, key or fresh)
     rows = feature_files.read(place, like, samples.size) if key else None
-    if rows is not None:
-        return Features(path, rows, samples.targets(), place, reused=True)
-    feature_files.write(place, iter(computed), like, samples.size)
+    if not samples.group.is_any(rows is None, "features that are found"):
+        return Features(path, cast("torch.Tensor", rows), samples.targets(), place, reused=True)
+    if samples.group.is_first:
+        feature_files.write(place, iter(computed), like, samples.size)
+    else:
+        for _ in computed:
+            """Computes its part."""
+    samples.group.from_first(None, "features that are written")
     rows = feature_files.read(place, like, samples.size)
     if rows is None:
         raise error(Code.TARGET_WRITE, place, "what was written does not read back the same")
@@ -281,11 +295,10 @@ class _Computing:
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         self._targets = []
-        for batch in self._samples.in_order():
+        then = self._between or go_on
+        for rows, batch in in_turn(self._samples, lambda _, batch: self._of(batch), then):
             self._targets.append(batch.targets)
-            yield self._of(batch)
-            if self._between is not None:
-                self._between()
+            yield rows
 
     def together(self) -> torch.Tensor:
         """Return all, in one tensor that is filled as they come."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from persistlib.processes import ALONE
 from persistlib.versions import rank as rank  # noqa: PLC0414 - used by all that choose
 
 if TYPE_CHECKING:
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from persistlib.processes import Group
     from persistlib.training.batches import Batches
     from persistlib.training.features import Keeping
     from persistlib.training.freezes import Before
@@ -41,6 +43,8 @@ class Job:
         keeping: where what it gives may lie.
         device: where the model is.
         plan: all of this as plain values, by which a run is known again.
+        group: the processes that do it together.
+        is_own_loss: whether the loss is the caller's own, which may look at a batch's inputs.
     """
 
     model: torch.nn.Module
@@ -57,6 +61,8 @@ class Job:
     keeping: Keeping
     device: torch.device
     plan: Mapping[str, Any] = field(default_factory=dict)
+    group: Group = ALONE
+    is_own_loss: bool = False
 
 
 class Kept(NamedTuple):

@@ -18,7 +18,8 @@ import torch
 from persistlib.architecture import freezing
 from persistlib.errors import Code, error
 from persistlib.manifest import schema
-from persistlib.training import freezes, randomness, resuming, run_folder, strategies
+from persistlib.processes import ALONE, joined, own_device
+from persistlib.training import agreement, freezes, randomness, resuming, run_folder, strategies
 from persistlib.training.batches import Batches, Samples, first_samples
 from persistlib.training.events import WentOn
 from persistlib.training.features import Keeping
@@ -35,12 +36,14 @@ from persistlib.training.weighing import weighings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
+    from contextlib import AbstractContextManager
 
     from typing_extensions import Unpack
 
     from persistlib.architecture.freezing import Frozen
     from persistlib.files import StrPath
     from persistlib.patterns import Patterns
+    from persistlib.processes import Group
     from persistlib.training.events import Event, Progress
     from persistlib.training.job import Kept
     from persistlib.training.losses import LossLike, Objective
@@ -103,10 +106,17 @@ class Folder:
         return Keeping(None if self.path is None else run_folder.features(self.path))
 
     @contextlib.contextmanager
-    def opened(self) -> Generator[tuple[RunFolder | None, Interruption]]:
-        """Yield the folder and whether the process was asked to stop, which waits meanwhile."""
+    def opened(self, group: Group) -> Generator[tuple[RunFolder | None, Interruption]]:
+        """Yield the folder and whether the process was asked to stop, which waits meanwhile.
+
+        Of several processes the first has the folder, and all wait.
+        """
         if self.path is None:
             yield None, Interruption()
+            return
+        if not group.is_first:
+            with deferred() as asked:
+                yield None, asked
             return
         how = {"resume": self.resume, "overwrite": self.overwrite}
         with run_folder.opened(self.path, **how) as folder, deferred() as asked:
@@ -133,9 +143,12 @@ def finetune(
     data: schema.Data | None = None,
     progress: Progress | None = None,
     cache: bool | StrPath = True,
+    alone: bool = False,
     **numbers: Unpack[Numbers],
 ) -> FinetuneResult:
     """Train a model in place on labelled samples; return it with all that is to be recorded.
+
+    Where several processes were launched and each calls this, they train as one (`processes`).
 
     Args:
         model: trained in place; ends in evaluation mode.
@@ -162,6 +175,7 @@ def finetune(
         cache: run the frozen front of the model once a sample where that is the same (`features`);
             or a folder in which what it gives is kept, and found again by another run. Without one,
             what is too large for memory lies in the run's folder meanwhile.
+        alone: whether each of several processes trains for itself.
         **numbers: as in `Settings`.
 
     Raises:
@@ -169,6 +183,7 @@ def finetune(
         TrainingError: a pattern matches nothing, nothing is left to train, samples do not fit the
             model, or the loss is not finite. The model then holds what the last step left. Or a
             run cannot be gone on with.
+        PersistlibError: another process failed or is gone.
         TargetError: the folder cannot be used.
         KeyboardInterrupt: the process was asked to stop; with a folder a checkpoint was written.
     """
@@ -176,15 +191,19 @@ def finetune(
     where = folder or Folder()
     _require_values(model, settings, valid)
     _require_folder(settings, where)
-    place = torch.device(device) if device is not None else next(model.parameters()).device
-    samples = _samples(train, "train", settings, place)
-    held_out = None if valid is None else _samples(valid, "valid", settings, place)
     record = partial(_record, patterns=freeze, data=data, what=what)
-    with torch.inference_mode(mode=False), torch.enable_grad():
+    with _processes(alone=alone) as group, torch.inference_mode(mode=False), torch.enable_grad():
+        place = _place(model, device, group)
+        samples = _samples(train, "train", settings, place, group)
+        held_out = None if valid is None else _samples(valid, "valid", settings, place, group)
         with randomness.own(settings.seed, place), naming_memory(settings, _before):
             model.to(place)
             data_sets = {"train": samples, "valid": held_out}
             first, plan = _strategy(model, samples, held_out, strategy, freeze, settings)
+            known: dict[str, Any] = {}
+            if where.path or not group.is_alone:
+                known = _plan(model, settings, plan, data_sets, what)
+            agreement.reach(group, model, known)
             with Precision(settings.precision, place).computing():
                 examine(model, [s for s in data_sets.values() if s is not None], what.heads)
             job = Job(
@@ -201,7 +220,9 @@ def finetune(
                 cache=cache is not False,
                 keeping=where.keeping(cache),
                 device=place,
-                plan=_plan(model, settings, plan, data_sets, what) if where.path else {},
+                plan=known,
+                group=group,
+                is_own_loss=what.is_own,
             )
             told = _Told(interface or schema.Interface(), record, first_samples(first, _EXAMPLES))
         # Begun anew: what was drawn to prepare must not show in the weights.
@@ -225,6 +246,17 @@ def finetune(
     )
 
 
+def _processes(*, alone: bool) -> AbstractContextManager[Group]:
+    """Return the context of the processes that train together."""
+    return contextlib.nullcontext(ALONE) if alone else joined()
+
+
+def _place(model: torch.nn.Module, device: str | torch.device | None, group: Group) -> torch.device:
+    """Return where this process trains."""
+    given = torch.device(device) if device is not None else next(model.parameters()).device
+    return own_device(given, group)
+
+
 class _Told(NamedTuple):
     """What a run says of itself: to the watchers, in a version, and in the end."""
 
@@ -244,12 +276,14 @@ def _run(
 ) -> tuple[Trainer, Kept, str | None]:
     """Train, from a checkpoint where there is one; return what was kept, and that checkpoint."""
     resumed: str | None = None
-    with where.opened() as (folder, asked):
+    if not job.group.is_first:
+        progress = _silent
+    with where.opened(job.group) as (folder, asked):
         watch = Watch(folder.path, tuple(told.interface.labels or ())) if folder else None
         trainer = Trainer(job, folder, together(progress, watch), asked)
         if folder:
             trainer.keep_version = partial(told.write_version, where, folder, trainer)
-        if folder and where.resume:
+        if where.path and where.resume:
             resumed = resuming.resume(trainer, folder)
         if resumed is not None:
             size = job.train.count
@@ -288,9 +322,11 @@ def _require_folder(settings: Settings, where: Folder) -> None:
         raise error(Code.USAGE, f"keep={ALL!r}", "nothing says where versions go", remedy)
 
 
-def _samples(samples: Samples, name: str, settings: Settings, place: torch.device) -> Batches:
+def _samples(
+    samples: Samples, name: str, settings: Settings, place: torch.device, group: Group
+) -> Batches:
     how = {"seed": settings.seed, "workers": settings.workers}
-    return Batches(samples, name, settings.batch_size, place, **how)
+    return Batches(samples, name, settings.batch_size, place, **how, group=group)
 
 
 def _strategy(  # noqa: PLR0917 - what a strategy depends on
@@ -324,6 +360,7 @@ def _plan(
             "frozen before": [n for n, item in model.named_parameters() if not item.requires_grad],
             "torch": str(torch.__version__),
             "threads": torch.get_num_threads(),
+            "processes": data["train"].group.world if data["train"] else 1,
         },
         "data": {name: some.digest() for name, some in data.items() if some is not None},
     }

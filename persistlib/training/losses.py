@@ -102,6 +102,11 @@ class Objective(NamedTuple):
         """Whether every head has a loss by name."""
         return self.loss is None or isinstance(self.loss, str)
 
+    @property
+    def is_own(self) -> bool:
+        """Whether the loss is the caller's own: no named one, and none of torch's."""
+        return not self.is_named and not _torch_name(self.loss)
+
     def record(self) -> dict[str, JsonValue]:
         """Return `task` and `loss` as the manifest has them; of several heads a loss for each."""
         several = {head.name: name for head, name in zip(self.heads, self.names, strict=True)}

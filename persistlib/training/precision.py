@@ -40,9 +40,9 @@ class Precision:
             return contextlib.nullcontext()
         return torch.autocast(self._device, dtype=self._dtype)
 
-    def backward(self, loss: torch.Tensor) -> None:
-        """Add the gradients of a loss."""
-        torch.autograd.backward(loss if self._scaler is None else self._scaler.scale(loss))
+    def scaled(self, loss: torch.Tensor) -> torch.Tensor:
+        """Return a loss whose gradients do not vanish in what it was computed in."""
+        return loss if self._scaler is None else self._scaler.scale(loss)
 
     def step(
         self,

@@ -90,8 +90,14 @@ def find_rate(
     settings, what = Settings(epochs=1, lr=_LOW, **numbers), objective(task, loss)
     place = torch.device(device) if device is not None else next(model.parameters()).device
     trial = copy.deepcopy(model).to(place)
-    how = {"seed": settings.seed, "workers": settings.workers}
-    samples = Batches(train, "train", settings.batch_size, place, **how)
+    samples = Batches(
+        train,
+        "train",
+        settings.batch_size,
+        place,
+        seed=settings.seed,
+        workers=settings.workers,
+    )
     with (
         torch.inference_mode(mode=False),
         torch.enable_grad(),
@@ -139,7 +145,7 @@ def _steps(
                 return
             raise
         optimizer.zero_grad()
-        precision.backward(value)
+        torch.autograd.backward(precision.scaled(value))
         precision.step(optimizer, parameters, settings.clip)
         mean = _MEMORY * mean + (1 - _MEMORY) * value.item()
         smooth = mean / (1 - _MEMORY ** (number + 1))

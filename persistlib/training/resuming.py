@@ -10,14 +10,15 @@ are not those the run began with, are errors.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
 from persistlib.architecture.module_state import dtype_of, tensor_bytes
 from persistlib.digests import digest
 from persistlib.errors import Code, PersistlibError, Severity, error, error_of, finding, tell
-from persistlib.training import optimizers, randomness
+from persistlib.training import optimizers, plain, randomness
+from persistlib.training.checkpoints import Snapshot
 from persistlib.training.job import Kept
 from persistlib.training.settings import LAST
 from persistlib.training.tallies import Tally
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from persistlib.errors import Finding
-    from persistlib.training.checkpoints import Snapshot
+    from persistlib.processes import Group
     from persistlib.training.run_folder import RunFolder
     from persistlib.training.trainer import Trainer
 
@@ -41,12 +42,38 @@ _PLACE = ("seed", "batch_size", "accumulate")
 _FREE = ("workers", "checkpoint_every")
 
 
-def resume(trainer: Trainer, folder: RunFolder) -> str | None:
+def resume(trainer: Trainer, folder: RunFolder | None) -> str | None:
     """Bring a new trainer to the newest whole checkpoint; return its path, None without any.
+
+    Args:
+        trainer: a new one; of several processes each has one and calls this.
+        folder: of the run; None in all processes but the first, which is the one that reads.
 
     Raises:
         TrainingError: no checkpoint is whole, the data are others, or the frozen weights are.
     """
+    group = trainer.job.group
+    chosen = _received(group, None if folder is None else _chosen(folder))
+    if chosen is None:
+        return None
+    path, snapshot, best = chosen
+    try:
+        findings = _restore(trainer, snapshot, best)
+        if group.is_first:
+            tell(findings)
+    except _FAULTS as fault:
+        reason = f"cannot be gone on from: {type(fault).__name__} {fault}"
+        raise error(Code.CHECKPOINT_DAMAGED, path, reason, "begin anew") from fault
+    if folder is not None:
+        folder.drop_after(path, trainer.best.epoch if trainer.best else 0)
+    return path
+
+
+_Chosen: TypeAlias = "tuple[str, Snapshot, Snapshot | None]"
+
+
+def _chosen(folder: RunFolder) -> _Chosen | None:
+    """Return the newest whole checkpoint; say which are damaged."""
     damaged: list[Finding] = []
     chosen = _newest_whole(folder, damaged)
     if chosen is None and damaged:
@@ -54,21 +81,31 @@ def resume(trainer: Trainer, folder: RunFolder) -> str | None:
         remedy = "overwrite=True (--overwrite) begins anew"
         raise error(Code.CHECKPOINT_DAMAGED, folder.path, reason, remedy)
     tell(damaged)
-    if chosen is None:
-        return None
-    path, snapshot, best = chosen
-    try:
-        tell(_restore(trainer, snapshot, best))
-    except _FAULTS as fault:
-        reason = f"cannot be gone on from: {type(fault).__name__} {fault}"
-        raise error(Code.CHECKPOINT_DAMAGED, path, reason, "begin anew") from fault
-    folder.drop_after(path, trainer.best.epoch if trainer.best else 0)
-    return path
+    return chosen
 
 
-def _newest_whole(
-    folder: RunFolder, damaged: list[Finding]
-) -> tuple[str, Snapshot, Snapshot | None] | None:
+def _received(group: Group, chosen: _Chosen | None) -> _Chosen | None:
+    """Return in every process what the first one chose."""
+    if group.is_alone:
+        return chosen
+    what = "the checkpoint"
+    path, *parts = chosen or (None, None, None)
+    facts = [None if part is None else plain.encode(dict(part.facts)) for part in parts]
+    path, facts = group.from_first([path, facts], what)
+    snapshot, best = (
+        None if some is None else _snapshot(group, part, some)
+        for part, some in zip(parts, facts, strict=True)
+    )
+    return None if snapshot is None else (path, snapshot, best)
+
+
+def _snapshot(group: Group, own: Snapshot | None, facts: Any) -> Snapshot:
+    """Return the first process' snapshot, which it has itself."""
+    tensors = group.tensors_from_first(own.tensors if own else {}, "the checkpoint")
+    return Snapshot(tensors, plain.decode(facts))
+
+
+def _newest_whole(folder: RunFolder, damaged: list[Finding]) -> _Chosen | None:
     """Return the newest checkpoint of which all is whole, its best weights too.
 
     Where no best weights are, the newest whole one without them. What is wrong with others is
@@ -99,7 +136,7 @@ def _restore(trainer: Trainer, snapshot: Snapshot, best: Snapshot | None) -> lis
     _require_same_data(plan["data"], now["data"])
     _require_same_frozen(trainer, facts["frozen"])
     changes = [*_changes(plan["settings"], now["settings"])]
-    changes += _changes(plan["context"], now["context"])
+    changes += _changes({"processes": 1, **plan["context"]}, now["context"])
     tensors = snapshot.below("model")
     taken = _take_over(trainer, tensors)
     changes += _tensor_changes(trainer, tensors, taken, facts["frozen"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -9,14 +10,19 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 
 from persistlib.errors import Code, error
+from persistlib.processes import ALONE
 from persistlib.training import nests
 from persistlib.training.answers import primary
 from persistlib.training.batches import call
 from persistlib.training.fitting import FAULTS, MisfitError, told
 from persistlib.training.memory import is_out_of_memory
+from persistlib.training.sharing import Whole, in_turn
 from persistlib.training.tallies import Tally
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from persistlib.processes import Group
     from persistlib.training.batch import Batch
     from persistlib.training.batches import Batches
     from persistlib.training.job import Job
@@ -28,27 +34,54 @@ Metric: TypeAlias = Callable[[Any, Any], float]
 
 
 def apply_batch(
-    model: torch.nn.Module, batch: Batch, loss: Loss, where: str
-) -> tuple[Any, torch.Tensor]:
-    """Return the model's outputs and their loss.
+    model: torch.nn.Module,
+    batch: Batch,
+    loss: Loss,
+    where: str,
+    group: Group = ALONE,
+    *,
+    is_own: bool = False,
+) -> tuple[Whole, torch.Tensor]:
+    """Return the model's outputs and the targets of the whole batch, and their loss.
+
+    Args:
+        model: run on the batch.
+        batch: all of it, or this process' share.
+        loss: called with the outputs and targets of all of it.
+        where: what errors say.
+        group: the processes that have the other shares.
+        is_own: whether the loss is the caller's own, which may look at the inputs.
 
     Raises:
         TrainingError: model, loss and batch do not fit each other, or the loss is not finite.
         RuntimeError: memory ran out.
     """
-    try:
+    with _fitting(where):
         outputs = call(model, batch.inputs)
+    whole = Whole(group, batch, outputs, where, with_inputs=is_own)
+    return whole, _measured(loss, whole.outputs, whole.batch, where)
+
+
+def _measured(loss: Loss, outputs: Any, batch: Batch, where: str) -> torch.Tensor:
+    with _fitting(where):
         value = loss(outputs, batch)
         number = value.item()
+    if not math.isfinite(number):
+        remedy = "lower lr, or look for samples that are not finite"
+        raise error(Code.LOSS_NOT_FINITE, where, f"the loss is {number}", remedy)
+    return value
+
+
+@contextlib.contextmanager
+def _fitting(where: str) -> Generator[None]:
+    """Say of what a model or a loss raises that it does not fit the samples."""
+    try:
+        yield
     except FAULTS as fault:
         if is_out_of_memory(fault):
             raise
         code = fault.code if isinstance(fault, MisfitError) else Code.DATA_INVALID
         raise error(code, where, *told(fault)) from fault
-    if not math.isfinite(number):
-        remedy = "lower lr, or look for samples that are not finite"
-        raise error(Code.LOSS_NOT_FINITE, where, f"the loss is {number}", remedy)
-    return outputs, value
 
 
 @torch.no_grad()
@@ -67,8 +100,14 @@ def evaluate(model: torch.nn.Module, samples: Batches, job: Job, where: str) -> 
     model.eval()
     tally = Tally(job.heads)
     kept: list[tuple[Any, Any]] = []
-    for number, batch in enumerate(samples.in_order(), 1):
-        outputs, value = apply_batch(model, batch, job.score, f"{where}, batch {number}")
+
+    def answer(number: int, batch: Batch) -> Any:
+        with _fitting(f"{where}, batch {number}"):
+            return call(model, batch.inputs)
+
+    answers = in_turn(samples, answer, with_inputs=job.is_own_loss)
+    for number, (outputs, batch) in enumerate(answers, 1):
+        value = _measured(job.score, outputs, batch, f"{where}, batch {number}")
         tally.add(value.item(), outputs, batch)
         if job.metrics:
             kept.append(nests.each(torch.Tensor.cpu, (_judged(outputs, batch), batch.targets)))

@@ -59,11 +59,14 @@ def frozen_digests(
 ) -> dict[str, list[Any]]:
     """Return dtype, shape and digest of every parameter that never trains, by name."""
     still = {name: item for name, item in model.named_parameters() if name not in trained}
-    digests = digest_all([tensor_bytes(item) for item in still.values()])
-    return {
-        name: [dtype_of(item).name, list(item.shape), found]
-        for (name, item), found in zip(still.items(), digests, strict=True)
-    }
+    found = digests(still)
+    return {n: [dtype_of(item).name, list(item.shape), found[n]] for n, item in still.items()}
+
+
+def digests(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """Return the digest of each tensor's bytes, by name."""
+    found = digest_all([tensor_bytes(item) for item in tensors.values()])
+    return dict(zip(tensors, found, strict=True))
 
 
 def _pairs(row: Mapping[str, float]) -> list[list[Any]]:

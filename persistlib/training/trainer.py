@@ -22,6 +22,7 @@ from persistlib.training.precision import Precision
 from persistlib.training.schedules import Length, Scheduler
 from persistlib.training.scoring import apply_batch, evaluate
 from persistlib.training.settings import ALL, LAST
+from persistlib.training.sharing import sum_gradients, together
 from persistlib.training.tallies import Tally
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ class Trainer:
         self._phase: Phase | None = None
         self._window = 0  # samples whose gradients wait for a step
         self._where = ""
+        self._keeps = bool(job.group.from_first(folder is not None, "the run folder"))
         self.frozen_digests = snapshots.frozen_digests(job.model, self.parameters) if folder else {}
 
     def train(self) -> Kept:
@@ -194,8 +196,12 @@ class Trainer:
 
     def _stop_if_asked(self) -> None:
         """Leave where nothing is lost by it: the last checkpoint stands, or none is needed."""
-        if self._asked.signal:
+        if self._keeps and self._is_asked():
             raise StoppedError
+
+    def _is_asked(self) -> bool:
+        """Return whether some process was asked to stop: then all are."""
+        return self.job.group.is_any(self._asked.signal is not None, self._where)
 
     def _batches(self, epoch: int) -> Iterator[Batch]:
         """Return the batches of an epoch that are left.
@@ -224,20 +230,22 @@ class Trainer:
         if not self._window:
             self._set_rates((epoch - 1 + ((number - 1) / count if count else 0)) / settings.epochs)
             self.optimizer.zero_grad()
-        size = nests.count(batch.targets)
-        with self.precision.computing():
-            outputs, value = apply_batch(self.stage.module, batch, self.job.loss, self._where)
-        share = value * (size / settings.batch_size) if settings.accumulate > 1 else value
-        self.precision.backward(share)
+        group, job = self.job.group, self.job
+        with together(group, batch, settings.seed, (epoch, number)):
+            with self.precision.computing():
+                module, own = self.stage.module, job.is_own_loss
+                whole, value = apply_batch(module, batch, job.loss, self._where, group, is_own=own)
+            size = nests.count(whole.batch.targets)
+            share = value * (size / settings.batch_size) if settings.accumulate > 1 else value
+            whole.backward(self.precision.scaled(share))
         self._window += size
-        loss = value.item()
-        self.tally.add(loss, outputs, batch)
+        self.tally.add(mean := value.item(), whole.outputs, whole.batch)
         self.batch = number
         rate = max(group["lr"] for group in self.optimizer.param_groups)
         is_step = number % settings.accumulate == 0
         if is_step:
             self._step()
-        self._progress(BatchDone(epoch, settings.epochs, number, count, loss, size, rate))
+        self._progress(BatchDone(epoch, settings.epochs, number, count, mean, size, rate))
         if is_step and number != count:
             self._pause()
 
@@ -255,6 +263,7 @@ class Trainer:
             for item in parameters:
                 if item.grad is not None:
                     item.grad.mul_(share)
+        sum_gradients(self.job.group, parameters)
         self.precision.step(self.optimizer, parameters, settings.clip)
         self._window = 0
         self.steps += 1
@@ -264,7 +273,7 @@ class Trainer:
     def _pause(self) -> None:
         """Write a checkpoint between two steps where it is time, or where somebody waits."""
         every = self.job.settings.checkpoint_every
-        if self._folder and (self._asked.signal or (every and self.steps % every == 0)):
+        if self._keeps and ((every and self.steps % every == 0) or self._is_asked()):
             self._checkpoint()
 
     def _judge(self, epoch: int) -> dict[str, float]:
@@ -272,12 +281,24 @@ class Trainer:
         if not self._is_finite():
             reason = "a parameter is no longer finite"
             raise error(Code.LOSS_NOT_FINITE, f"epoch {epoch}", reason, "lower lr")
+        self._require_alike(epoch)
         if self.stage.valid is None:
             return {}
         self._where = f"held-out samples, epoch {epoch}"
         module, job = self.stage.module, self.job
         with self.precision.computing():
             return evaluate(module, self.stage.valid, job, self._where)
+
+    def _require_alike(self, epoch: int) -> None:
+        """Raise where the processes' models are no longer the same, bit for bit.
+
+        Raises:
+            UsageError: they are not.
+        """
+        if not self.job.group.is_alone:
+            remedy = "freeze what counts batches in its own way, or train in one process"
+            self.job.group.require_same(snapshots.digests(self.moving()), remedy)
+        self._where = f"epoch {epoch}"
 
     def _end_epoch(self, row: dict[str, float]) -> None:
         """Keep the epoch's row, and its weights where they are the best."""
@@ -295,15 +316,15 @@ class Trainer:
                 self._folder.write_best(self.done, snapshots.weights(tensors, self.done))
         if self.job.settings.keep == ALL:
             self.keep_version(Kept(self.done, scores, {}))
-        if self._folder:
+        if self._keeps:
             self._checkpoint()
 
     def _checkpoint(self) -> None:
         if not self._is_finite():
             reason = "a parameter is no longer finite"
             raise error(Code.LOSS_NOT_FINITE, self._where, reason, "lower lr")
-        assert self._folder is not None
-        self._folder.write(self.done, self.batch, snapshots.take(self))
+        if self._folder:
+            self._folder.write(self.done, self.batch, snapshots.take(self))
         self._stop_if_asked()
 
     def _is_finite(self) -> bool:

@@ -29,6 +29,7 @@ from persistlib.graph_wishes import GraphWishes, graph_wishes
 from persistlib.manifest.schema import Interface, Lineage, Manifest, Training
 from persistlib.materializing import materialize as materialize  # noqa: PLC0414 - public here
 from persistlib.parents import with_parent
+from persistlib.probing import fit_classifier as fit_classifier  # noqa: PLC0414 - public here
 from persistlib.sources import BUNDLE, is_folder
 from persistlib.standing import set_status as set_status  # noqa: PLC0414 - public here
 from persistlib.standing import tell_status
@@ -687,19 +688,8 @@ def finetune(
         model, train, valid, freeze=freeze, epochs=epochs, lr=lr, seed=seed, **settings
     )
     if out is not None:
-        saving = partial(
-            save,
-            model,
-            out,
-            example_inputs=result.example_inputs,
-            interface=result.interface,
-            training=result.training,
-            lineage=lineage,
-            name=name,
-            license=license,
-            overwrite=overwrite,
-        )
-        save_trained(saving, out, onnx=onnx)
+        saving = partial(save, lineage=lineage, name=name, license=license, overwrite=overwrite)
+        save_trained(saving, result, out, onnx=onnx)
     return result
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from persistlib.adaptation.wishes import Adapt
     from persistlib.files import StrPath
     from persistlib.patterns import Patterns
+    from persistlib.training.loop import FinetuneResult
 
     class Judging(TypedDict, total=False):
         """What `evaluate` takes besides model, data and runtime."""
@@ -129,23 +130,31 @@ def require_saving(model: object, *, name: object, license: object, shard_bytes:
         raise error(Code.USAGE, "shard_bytes", f"{shard_bytes} bytes hold nothing", "give more")
 
 
-def save_trained(save: Callable[..., Any], out: StrPath, *, onnx: Any) -> None:
+def save_trained(
+    save: Callable[..., Any], result: FinetuneResult, out: StrPath, *, onnx: Any
+) -> None:
     """Save what took long to make: without the graph that was asked for, where there can be none.
 
     Args:
-        save: takes `onnx`.
+        save: as `persistlib.save`.
+        result: the model, and what is said of it.
         out: the bundle.
         onnx: as `persistlib.save`.
 
     Raises:
         PersistlibError: saving failed, as `save`; of the graph there is a warning instead.
     """
+    how = {
+        "example_inputs": result.example_inputs,
+        "interface": result.interface,
+        "training": result.training,
+    }
     try:
-        save(onnx=onnx)
+        save(result.model, out, onnx=onnx, **how)
     except _GRAPH_FAULTS as fault:
         if not onnx:
             raise
-        save(onnx=False)
+        save(result.model, out, onnx=False, **how)
         known = next(code for code in Code if code.identifier == fault.code)
         again = f"persistlib convert {out} MODEL.onnx tries again"
         is_untold = known is Code.EXPORT_DEGENERATE

@@ -221,6 +221,10 @@ class Code(Enum):
     DATA_CHANGED = ("PL812", TrainingError, "the data are not those that the run began with")
     RUN_CHANGED = ("PL813", TrainingError, "the run goes on otherwise than it began")
     FROZEN_CHANGED = ("PL814", TrainingError, "a frozen tensor is not what the run began with")
+    CLASSIFIER = ("PL831", TrainingError, "the estimator has no exact layer")
+    CLASSIFIER_DIFFERS = ("PL832", TrainingError, "a layer answers otherwise than its estimator")
+    CLASSIFIER_ENDED = ("PL833", TrainingError, "fitting ended before it had converged")
+    FOLDS = ("PL834", TrainingError, "the samples cannot be divided into folds in that way")
 
     USAGE = ("PL901", UsageError, "an argument is not understood")
     EXTRA_MISSING = ("PL902", MissingExtra, "an optional package is not installed")

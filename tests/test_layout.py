@@ -68,7 +68,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         *("keras_conversion", "loading", "measurement", "pairwise", "run_versions", "saving"),
         "whole_models",
     ),
-    ("api",),
+    ("api", "probing"),
     ("",),
     ("cli",),
     ("__main__",),

@@ -169,7 +169,7 @@ def _followed(trial: Trial, paths: Sequence[str], ways: Sequence[_Way]) -> Itera
     size = sizes.pop()
     if sizes:
         return
-    counted = [pair for path in paths for pair in _counts(trial.model, path, size)]
+    counted = [pair for path in paths for pair in class_counts(trial.model, path, size)]
     for inputs, training, before in ways:
         if not any(size in shape for shape in before.values()):
             continue
@@ -232,7 +232,7 @@ def replace_head(
         trains = values.requires_grad or None in rows
         setattr(new, name, nn.Parameter(torch.stack(drawn), requires_grad=trains))
     new.training = layer.training
-    counted = _counts(model, head.path, head.size)
+    counted = class_counts(model, head.path, head.size)
     for path in paths_of(model, layer):
         put(model, path, new)
     for module, name in counted:
@@ -296,7 +296,7 @@ def _like(layer: Any, size: int, device: torch.device | str) -> nn.Module:
     return new
 
 
-def _counts(model: nn.Module, path: str, size: int) -> list[tuple[nn.Module, str]]:
+def class_counts(model: nn.Module, path: str, size: int) -> list[tuple[nn.Module, str]]:
     """Return the plain attributes above a layer that say how many classes there are."""
     parts = path.split(".")
     owners = [model.get_submodule(".".join(parts[:depth])) for depth in range(len(parts))]

@@ -33,7 +33,13 @@ _PACKAGES = ("torch.nn", "torchvision.models", "torchvision.ops")
 # `load` lives, is no operator and not allowed at all.
 _REACHING_OUT = frozenset({"from_file", "frombuffer"})
 # Modules of our own, which hold what they are given to be harmless.
-_OWN = frozenset({"persistlib.graph_modules:GraphModule", "persistlib.keras_models:KerasModel"})
+_OWN = frozenset(
+    {
+        "persistlib.architecture.wide_linear:WideLinear",
+        "persistlib.graph_modules:GraphModule",
+        "persistlib.keras_models:KerasModel",
+    }
+)
 PARAMETRIZATIONS = frozenset(
     {
         "torch.nn.utils.parametrizations:orthogonal",

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from persistlib.training.strategies import StrategyLike
     from persistlib.training.tasks import TaskLike
 
-_EXAMPLES = 2
+EXAMPLES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +224,7 @@ def finetune(
                 group=group,
                 is_own_loss=what.is_own,
             )
-            told = _Told(interface or schema.Interface(), record, first_samples(first, _EXAMPLES))
+            told = _Told(interface or schema.Interface(), record, first_samples(first, EXAMPLES))
         # Begun anew: what was drawn to prepare must not show in the weights.
         with randomness.own(settings.seed, place):
             try:
@@ -300,14 +300,25 @@ def _run(
     raise KeyboardInterrupt
 
 
-def _require_values(model: Any, settings: Settings, valid: Samples | None) -> None:
-    """Check, before anything changes, that there is a model with values, and what needs what."""
+def require_model(model: Any) -> dict[str, torch.nn.Parameter]:
+    """Return a model's parameters, which have values.
+
+    Raises:
+        UsageError: it is no module.
+        ModelError: a parameter is on the meta device.
+    """
     if not isinstance(model, torch.nn.Module):
         raise error(Code.USAGE, "model", f"{type(model).__name__} is no torch.nn.Module")
     named = dict(model.named_parameters(remove_duplicate=False))
     if absent := [name for name, item in named.items() if item.is_meta]:
         remedy = "load weights into the model first"
         raise error(Code.MODEL_META, absent[0], "has no values (meta device)", remedy)
+    return named
+
+
+def _require_values(model: Any, settings: Settings, valid: Samples | None) -> None:
+    """Check, before anything changes, that there is a model with values, and what needs what."""
+    named = require_model(model)
     if not any(item.requires_grad for item in named.values()):
         remedy = "take the last layer back, such as freeze=['*', '!fc.*']"
         raise error(Code.NOTHING_TO_TRAIN, "freeze", f"{len(named)} parameters frozen", remedy)

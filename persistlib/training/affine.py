@@ -205,7 +205,8 @@ def _link(last: Any) -> str | None:
 def _scaling(step: Any, width: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return scale and offset of a scaler: it gives `x * scale + offset`."""
     name = type(step).__name__
-    divisor = 1.0 if step.scale_ is None else np.asarray(step.scale_, np.float64)
+    scale: Any
+    divisor: Any = 1.0 if step.scale_ is None else np.asarray(step.scale_, np.float64)
     if name == "MinMaxScaler":
         scale, offset = divisor, np.asarray(step.min_, np.float64)
     else:

@@ -54,8 +54,9 @@ def estimator_of(classifier: Any, *, C: float = 1.0, seed: int = 0) -> Any:  # n
         MissingExtra: scikit-learn is not installed.
     """
     require_sklearn("fitting a classifier on features")
-    if not isinstance(C, (int, float)) or isinstance(C, bool) or not 0 < C < math.inf:
-        raise error(Code.USAGE, "C", f"{C!r} is not a number above 0")
+    given: Any = C
+    if not isinstance(given, (int, float)) or isinstance(given, bool) or not 0 < given < math.inf:
+        raise error(Code.USAGE, "C", f"{given!r} is not a number above 0")
     if not isinstance(classifier, str):
         affine.require_supported(classifier)
         return classifier
@@ -69,7 +70,7 @@ def estimator_of(classifier: Any, *, C: float = 1.0, seed: int = 0) -> Any:  # n
 
     if classifier == RIDGE:
         return RidgeClassifier(alpha=1 / (2 * C))
-    draws = {"C": C, "random_state": seed % (1 << 32)}
+    draws: dict[str, Any] = {"C": C, "random_state": seed % (1 << 32)}
     if classifier == SVM:
         return make_pipeline(StandardScaler(), LinearSVC(**draws))
     return make_pipeline(StandardScaler(), LogisticRegression(max_iter=_STEPS, **draws))
@@ -110,7 +111,7 @@ def fit(estimator: Any, rows: NDArray[Any], truth: NDArray[Any]) -> Any:
     from sklearn.base import clone
     from sklearn.exceptions import ConvergenceWarning
 
-    fresh = clone(estimator)
+    fresh: Any = clone(estimator)
     name = affine.named(fresh)
     wide = np.asarray(rows, np.float64)
     with warnings.catch_warnings(record=True) as caught:

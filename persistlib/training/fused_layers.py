@@ -97,8 +97,8 @@ def rows_of(features: torch.Tensor, path: str) -> tuple[NDArray[np.float64], boo
         shape = " x ".join(map(str, features.shape[1:]))
         reason = f"{features.dtype} of {shape} a sample go in, no row of numbers"
         raise error(Code.HEAD_UNKNOWN, path, reason, "name another layer with at=")
-    parts = features.split(_ROWS)
-    flat = torch.cat([(_pooled(part) if is_pooled else part).cpu().double() for part in parts])
+    parts = (_pooled(part) if is_pooled else part for part in _parts(features))
+    flat = torch.cat([part.cpu().double() for part in parts])
     if not bool(flat.isfinite().all()):
         reason = "what goes in is not finite for some samples"
         raise error(Code.DATA_INVALID, path, reason, "look at the samples, and at the weights")
@@ -108,6 +108,11 @@ def rows_of(features: torch.Tensor, path: str) -> tuple[NDArray[np.float64], boo
 @torch.no_grad()
 def _pooled(maps: torch.Tensor) -> torch.Tensor:
     return nn.functional.adaptive_avg_pool2d(maps, 1).flatten(1)
+
+
+def _parts(rows: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Yield rows, some at a time."""
+    return (rows[start : start + _ROWS] for start in range(0, len(rows), _ROWS))
 
 
 def _linear(form: Affine, kind: Any, rows: torch.Tensor) -> Any:
@@ -124,7 +129,7 @@ def _linear(form: Affine, kind: Any, rows: torch.Tensor) -> Any:
 @torch.no_grad()
 def _compared(layer: nn.Module, estimator: Any, form: Affine, rows: torch.Tensor) -> float | str:
     """Return how far a layer's answers are from an estimator's, or in what they differ."""
-    outputs = torch.cat([layer(part.cpu()) for part in rows.split(_ROWS)])
+    outputs = torch.cat([layer(part.cpu()) for part in _parts(rows)])
     wide = rows.cpu().double().numpy()
     bound = BOUNDS.get(outputs.dtype, _BOUND)
     given = outputs.double().numpy()

@@ -20,10 +20,11 @@ from persistlib.errors import Code, error
 from persistlib.installed import package_version
 from persistlib.manifest import schema
 from persistlib.training import affine, classifiers, fused_layers
+from persistlib.training.answers import primary
 from persistlib.training.batches import Batches, call, first_samples
 from persistlib.training.features import MEMORY, Features, features
 from persistlib.training.loop import EXAMPLES, FinetuneResult, require_model
-from persistlib.training.scoring import primary
+from persistlib.training.tasks import CLASSIFICATION, REGRESSION
 
 if TYPE_CHECKING:
     from pydantic import JsonValue
@@ -137,12 +138,15 @@ def _fitted(asked: Any, train: Features, valid: Features | None) -> _Fitted:
     return _Fitted(done, form, train, valid, fused)
 
 
-def truth_of(estimator: Any, targets: torch.Tensor) -> Any:
+def truth_of(estimator: Any, targets: Any) -> Any:
     """Return targets as an estimator is given them.
 
     Raises:
         TrainingError: they are of the wrong kind.
     """
+    if not isinstance(targets, torch.Tensor):
+        remedy = "give the targets of one head"
+        raise error(Code.DATA_INVALID, "targets", "are several tensors a sample", remedy)
     if classifiers.is_regressor(estimator):
         numbers = targets.cpu().double().numpy()
         is_fit, wanted = numbers.ndim in {1, 2}, "one or several numbers a sample"
@@ -242,6 +246,7 @@ def _record(
     return schema.Training(
         strategy={
             "kind": KIND,
+            "task": REGRESSION if fitted.form.classes is None else CLASSIFICATION,
             "estimator": affine.named(fitted.estimator),
             "steps": [_step(step) for step in affine.steps_of(fitted.estimator)],
             "scikit-learn": package_version("scikit-learn"),

@@ -30,6 +30,8 @@ CLASSIFIERS = (
 REGRESSORS = ("LinearRegression", "Ridge", "Lasso", "SGDRegressor", "LinearSVR")
 SCALERS = ("", "StandardScaler", "uncentred", "MinMaxScaler", "MaxAbsScaler", "RobustScaler")
 
+FEW: dict[str, Any] = {"max_iter": 5, "tol": None}
+
 
 def estimator(name: str, scaler: str, weak: float) -> Any:
     from sklearn import (
@@ -44,9 +46,9 @@ def estimator(name: str, scaler: str, weak: float) -> Any:
     made: dict[str, Any] = {
         "LogisticRegression": linear_model.LogisticRegression(C=weak),
         "LinearSVC": svm.LinearSVC(C=weak),
-        "SGDClassifier": linear_model.SGDClassifier(max_iter=5, tol=None),
-        "log SGDClassifier": linear_model.SGDClassifier(loss="log_loss", max_iter=5, tol=None),
-        "Perceptron": linear_model.Perceptron(max_iter=5, tol=None),
+        "SGDClassifier": linear_model.SGDClassifier(**FEW),
+        "log SGDClassifier": linear_model.SGDClassifier(loss="log_loss", **FEW),
+        "Perceptron": linear_model.Perceptron(**FEW),
         "RidgeClassifier": linear_model.RidgeClassifier(alpha=1 / weak),
         "LinearDiscriminantAnalysis": discriminant_analysis.LinearDiscriminantAnalysis(
             solver="lsqr", shrinkage=0.1
@@ -58,7 +60,7 @@ def estimator(name: str, scaler: str, weak: float) -> Any:
         "LinearRegression": linear_model.LinearRegression(),
         "Ridge": linear_model.Ridge(alpha=1 / weak),
         "Lasso": linear_model.Lasso(alpha=0.01, max_iter=50),
-        "SGDRegressor": linear_model.SGDRegressor(max_iter=5, tol=None),
+        "SGDRegressor": linear_model.SGDRegressor(**FEW),
         "LinearSVR": svm.LinearSVR(C=weak),
     }
     steps: dict[str, Any] = {

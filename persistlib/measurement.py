@@ -31,6 +31,7 @@ from persistlib.loading import (
 from persistlib.manifest.schema import Interface
 from persistlib.runtime.session import Session
 from persistlib.sources import is_folder
+from persistlib.training import splits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -53,6 +54,8 @@ class Wishes:
         runtimes: where it runs; the others are compared with the first. None: wherever it can.
         interface: classes and preprocessing where the model does not say them, or says others.
         held_out: whether only what the training held out counts.
+        part: the only part that counts of data that come divided: train, valid or test.
+        split: a file that divides a folder of images (docs/fine-tuning.md).
         batch_size: samples a batch.
         calls: calls to time for each batch size, at most; 0 times none.
         threads: for each runtime; None: as many as there are cores for this process.
@@ -67,6 +70,8 @@ class Wishes:
     runtimes: tuple[str, ...] | None = None
     interface: Interface | None = None
     held_out: bool = False
+    part: str | None = None
+    split: StrPath | None = None
     batch_size: int = 32
     calls: int = 30
     threads: int | None = None
@@ -87,6 +92,14 @@ class Wishes:
         if names is not None and (not names or len({*names} & {*RUNTIMES}) != len(names)):
             reason = f"{', '.join(names) or 'none'}: not each one of {', '.join(RUNTIMES)}, once"
             raise error(Code.USAGE, "runtime", reason, "use torch, onnxruntime, or both")
+        if self.part is not None and (self.held_out or self.part not in splits.PARTS.values()):
+            reason = f"{self.part!r} is none of train, valid and test, or held_out is said too"
+            raise error(Code.USAGE, "part", reason, "give one of them, or held_out alone")
+
+    @property
+    def choice(self) -> dict[str, Any]:
+        """Which samples count, as `open_samples` takes it."""
+        return {"held_out": self.held_out, "part": self.part, "split": self.split}
 
     @property
     def cores(self) -> int:
@@ -172,7 +185,7 @@ def sampling(data: Any, wishes: Wishes) -> Sampling:
     """Return what opens the data for a model."""
 
     def samples(interface: Interface, trained: Data | None) -> Samples:
-        return open_samples(data, interface, trained, held_out=wishes.held_out)
+        return open_samples(data, interface, trained, **wishes.choice)
 
     return samples
 

@@ -232,9 +232,8 @@ def _prepare(pixels: Pixels, record: ImagePreprocessing, where: str) -> NDArray[
     """Return one image as (channels, height, width)."""
     from PIL import Image
 
-    resized = _resized(Size(*pixels.shape[:2]), record.resize)
-    if resized.height * resized.width > MAX_PIXELS:
-        raise unreadable(where, "too long and thin to be resized")
+    given = Size(*pixels.shape[:2])
+    end, resized = size_after(given, record, where), _resized(given, record.resize)
     method = Image.Resampling[record.interpolation.upper()]
     if pixels.dtype == np.uint8:
         image = Image.fromarray(pixels).convert("RGB" if record.channels == 3 else "L")
@@ -247,13 +246,29 @@ def _prepare(pixels: Pixels, record: ImagePreprocessing, where: str) -> NDArray[
         planes = np.stack(
             [np.asarray(im.resize((resized.width, resized.height), method)) for im in images]
         )
-    planes = _centre(planes, record.size or resized, where)
+    planes = _centre(planes, end)
     column = (record.channels, 1, 1)
     result: NDArray[np.float32] = planes.astype(np.float32)
     result /= np.float32(record.scale)
     result -= np.array(record.mean, np.float32).reshape(column)
     result /= np.array(record.std, np.float32).reshape(column)
     return result
+
+
+def size_after(given: Size, record: ImagePreprocessing, where: str) -> Size:
+    """Return the size that an image of a given size ends with.
+
+    Raises:
+        SessionError: it cannot be resized, or is smaller than the part that is kept.
+    """
+    resized = _resized(given, record.resize)
+    if resized.height * resized.width > MAX_PIXELS:
+        raise unreadable(where, "too long and thin to be resized")
+    end = record.size or resized
+    if end.height > resized.height or end.width > resized.width:
+        reason = f"{resized.height} x {resized.width} pixels, smaller than the crop"
+        raise error(Code.PREPROCESSING, where, reason, "record a resize, or give a larger image")
+    return end
 
 
 def _resized(given: Size, resize: int | Size | None) -> Size:
@@ -274,11 +289,8 @@ def _with_channels(values: NDArray[np.float32], channels: int) -> NDArray[np.flo
     return np.ascontiguousarray(planes, np.float32)
 
 
-def _centre(planes: Pixels, crop: Size, where: str) -> Pixels:
+def _centre(planes: Pixels, crop: Size) -> Pixels:
     height, width = planes.shape[1:]
-    if crop.height > height or crop.width > width:
-        reason = f"{_extents(planes)} pixels, smaller than the crop"
-        raise error(Code.PREPROCESSING, where, reason, "record a resize, or give a larger image")
     top, left = round((height - crop.height) / 2), round((width - crop.width) / 2)
     return planes[:, top : top + crop.height, left : left + crop.width]
 

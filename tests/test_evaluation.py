@@ -81,7 +81,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, digits: ImageData) -> Path:
         epochs=2,
         lr=0.01,
         interface={"preprocessing": RECORD, "labels": digits.classes},
-        data=digits.record(split, fraction=0.2, seed=0),
+        data=digits.record(split),
         out=path,
         onnx=True,
     )

@@ -104,7 +104,7 @@ def test_the_smallest_class_is_on_both_sides(tmp_path: Path) -> None:
     data = open_data(make_folder(tmp_path / "d", {"a": 2, "b": 30}))
     for fraction in (0.01, 0.5, 0.99):
         split = data.split(fraction=fraction)
-        for side in split:
+        for side in (split.train, split.valid):
             assert {data.labels[index] for index in side} == {0, 1}
 
 

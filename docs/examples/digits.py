@@ -109,7 +109,7 @@ def finetune(bundle: Path) -> tuple[Any, Any]:
         lr=0.01,
         keep="last",
         interface={"preprocessing": prepare.to_dict(), "labels": digits.classes},
-        data=digits.record(split, fraction=0.2, seed=0),
+        data=digits.record(split),
         progress=show,
         out=bundle,
         onnx=True,

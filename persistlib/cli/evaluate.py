@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _WHOLE = 12
 _UNDEFINED = "-"
 _OPTIONS = (
-    *("held_out", "batch_size", "calls", "threads", "require", "graph", "trust"),
+    *("held_out", "part", "split", "batch_size", "calls", "threads", "require", "graph", "trust"),
     "allow_withdrawn",
 )
 
@@ -44,8 +44,9 @@ _OPTIONS = (
 @click.option(
     "--data",
     required=True,
-    metavar="DIR|NPZ|sklearn:digits",
-    help="A folder with one folder of images a class, an .npz file, or the digits.",
+    metavar="DIR|FILE|NAME:DIR",
+    help="A folder with one folder of images a class, an .npz file, cifar10:DIR, mnist:DIR, "
+    "sklearn:digits or another source (docs/fine-tuning.md).",
 )
 @click.option(
     "--runtime",
@@ -58,6 +59,12 @@ _OPTIONS = (
     help="Another model of the same classes: what differs on the same data, and whether by chance.",
 )
 @click.option("--held-out", is_flag=True, help="Only what the training of the model held out.")
+@click.option(
+    "--part",
+    type=click.Choice(("train", "valid", "test")),
+    help="Only this part of data that come divided.",
+)
+@click.option("--split", metavar="FILE", help="What divides a folder, as finetune takes it.")
 @click.option(
     "--batch-size", type=click.IntRange(min=1), default=32, show_default=True, metavar="N"
 )
@@ -112,7 +119,7 @@ def _hints(model: str, data: str, options: dict[str, Any]) -> tuple[str, ...]:
     if options["save"]:
         return (words("persistlib", "inspect", model),)
     chosen = ["--held-out"] if options["held_out"] else []
-    for name in ("against", "runtime", "graph"):
+    for name in ("part", "split", "against", "runtime", "graph"):
         chosen += [f"--{name}", options[name]] if options[name] else []
     return (words("persistlib", "evaluate", model, "--data", data, *chosen, "--json"),)
 
@@ -122,7 +129,8 @@ def _report(evaluation: Evaluation, *, show_all: bool) -> Iterator[Block]:
     images = counted(len(samples), "image")
     right = round(first.metrics.accuracy * len(samples))
     text = f"{percent(first.metrics.accuracy)} right: {number(right)} of {images}"
-    yield verdict(text, Exit.OK, samples.name + (", held out" if samples.held_out else ""))
+    which = "held out" if samples.held_out else f"its part {samples.part}" if samples.part else ""
+    yield verdict(text, Exit.OK, ", ".join(word for word in (samples.name, which) if word))
     yield _side_by_side(evaluation)
     yield Line((Span(""),))
     yield Fields(tuple(_facts(evaluation)))

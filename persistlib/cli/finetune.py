@@ -35,7 +35,18 @@ _NUMBERS = (
 )
 # What a run is begun with, and goes on with.
 _NOTED = (
-    *("builder", "data", "weights", "freeze", "strategy", "rate_decay", "balanced", "resize"),
+    *(
+        "builder",
+        "data",
+        "split",
+        "fraction",
+        "weights",
+        "freeze",
+        "strategy",
+        "rate_decay",
+        "balanced",
+        "resize",
+    ),
     *("name", "onnx", *_NUMBERS),
 )
 _TRIED = (
@@ -48,8 +59,20 @@ _TRIED = (
 @click.argument("builder", metavar="BUILDER|BUNDLE", required=False)
 @click.option(
     "--data",
-    metavar="DIR|NPZ|sklearn:digits",
-    help="A folder with one folder of images a class, an .npz file, or scikit-learn's digits.",
+    metavar="DIR|FILE|NAME:DIR",
+    help="A folder with one folder of images a class, an .npz file, cifar10:DIR, mnist:DIR, "
+    "sklearn:digits or another source (docs/fine-tuning.md).",
+)
+@click.option(
+    "--split",
+    metavar="FILE",
+    help="Which images of a folder are held out: lines of path,part, or paths of these alone.",
+)
+@click.option(
+    "--fraction",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    metavar="F",
+    help="Part of each class that is held out; without, as the data come divided, else 0.2.",
 )
 @click.option("--out", metavar="DIR", help="The bundle to write.")
 @click.option(
@@ -295,6 +318,8 @@ def _plan(options: dict[str, Any]) -> Plan:
         freeze=options["freeze"] or None,
         strategy=strategy,
         resize=options["resize"],
+        fraction=options["fraction"],
+        split=options["split"],
         settings=Settings(class_weights=weights, **{name: options[name] for name in _NUMBERS}),
         trust=options["trust"],
     )
@@ -326,6 +351,7 @@ def _answer(
     metrics = ", ".join(f"{name} {value:.4f}" for name, value in result.metrics.items())
     versions = ", versions" if result.training.strategy["keep"] == "all" else ""
     graphs = [entry.path for graph in summary.manifest.graphs for entry in graph.files]
+    divided = ["--split", asked["split"]] if asked["split"] else []
     is_short = asked["onnx"] and not graphs
     outcome = Exit.DEGRADED if is_short else Exit.OK
     shown = ["none: the warning says why"] if is_short else graphs
@@ -354,7 +380,7 @@ def _answer(
         hints=(
             words("persistlib", "inspect", path),
             words("persistlib", "verify", path),
-            words("persistlib", "evaluate", path, "--data", asked["data"], "--held-out"),
+            words("persistlib", "evaluate", path, "--data", asked["data"], *divided, "--held-out"),
             f"{words('persistlib', 'run', path)} IMAGE",
             *([words("persistlib", "log", run)] if versions else []),
         ),

@@ -194,6 +194,7 @@ class Evaluation:
             "digest": self.samples.digest,
             "images": len(self.samples),
             "held_out": self.samples.held_out,
+            **({"part": self.samples.part} if self.samples.part else {}),
         }
 
 

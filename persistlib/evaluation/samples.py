@@ -18,7 +18,9 @@ from persistlib import preprocessing
 from persistlib.digests import PREFIX
 from persistlib.errors import Code, Finding, error, error_of, finding, warn
 from persistlib.training.arrays import ArrayData, is_archive, label_samples, read_samples
-from persistlib.training.labelled import ImageData, open_data, unknown_classes
+from persistlib.training.data_sources import open_data
+from persistlib.training.labelled import ImageData, unknown_classes
+from persistlib.training.splits import again, part_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -45,6 +47,7 @@ class Samples:
         classes: the model's, in the order of its scores; empty where it names none.
         preprocessing: how an item becomes an input; None where it is one already.
         held_out: whether these are what a training run held out, and no others.
+        part: the only part that these are, of data that come divided.
     """
 
     name: str
@@ -54,6 +57,7 @@ class Samples:
     classes: tuple[str, ...]
     preprocessing: preprocessing.ImagePreprocessing | None
     held_out: bool = False
+    part: str | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -71,7 +75,13 @@ class Samples:
 
 
 def open_samples(
-    data: Any, interface: Interface, trained: Data | None = None, *, held_out: bool = False
+    data: Any,
+    interface: Interface,
+    trained: Data | None = None,
+    *,
+    held_out: bool = False,
+    part: str | None = None,
+    split: str | os.PathLike[str] | None = None,
 ) -> Samples:
     """Return labelled samples of a model's classes.
 
@@ -81,6 +91,8 @@ def open_samples(
         interface: the model's classes, and how an image becomes its input.
         trained: what the model was trained on.
         held_out: whether to take only what the training held out, which `trained` says.
+        part: take only this part of data that come divided: train, valid or test.
+        split: a file that divides them (`split_files`).
 
     Raises:
         TrainingError: there is no such data, or it does not fit the model; every fault is reported.
@@ -88,9 +100,15 @@ def open_samples(
         MissingExtra: a package that the data needs is not installed.
     """
     known = interface.labels
-    read = _read(data, known)
+    read = _read(data, known, split)
     digest = read.digest if isinstance(read, ImageData) else _digest(read)
-    if trained is not None and trained.digest == digest and not held_out:
+    chosen = None if part is None else _part(read, part)
+    if (
+        trained is not None
+        and trained.digest == digest
+        and not held_out
+        and _seen(read, trained, chosen)
+    ):
         reason = "the model was trained on a part of these very samples"
         warn(Code.DATA_SEEN, trained.name, reason, "judge it on what was held out (--held-out)")
     is_prepared = isinstance(read, ArrayData) and read.is_prepared
@@ -108,11 +126,15 @@ def open_samples(
     )
     if held_out:
         return _held_out(samples, read, trained)
+    if chosen is not None:
+        samples = replace(_chosen(samples, chosen), part=part)
     _tell_absent(samples)
     return samples
 
 
-def _read(data: Any, known: Sequence[str] | None) -> ImageData | ArrayData:
+def _read(
+    data: Any, known: Sequence[str] | None, split: str | os.PathLike[str] | None
+) -> ImageData | ArrayData:
     if isinstance(data, ImageData):
         if faults := [*unknown_classes(data.classes, known, data.name)]:
             raise error_of(faults)
@@ -120,10 +142,10 @@ def _read(data: Any, known: Sequence[str] | None) -> ImageData | ArrayData:
     if isinstance(data, (str, os.PathLike)):
         path = os.fspath(data)
         if not is_archive(path):
-            return open_data(path, least=1, known=known)
+            return open_data(path, least=1, known=known, split=split)
         read = read_samples(path, known)
         if not read.is_prepared:
-            return open_data(path, least=1, known=known)
+            return open_data(path, least=1, known=known, split=split)
     else:
         path = _GIVEN
         read = _pair(data, known)
@@ -201,21 +223,38 @@ def _held_out(samples: Samples, read: ImageData | ArrayData, trained: Data | Non
     Raises:
         TrainingError: this is not the data it was trained on, or how it was split is not recorded.
     """
-    split = trained.split if trained is not None else {}
-    fraction, seed = split.get("fraction"), split.get("seed")
-    if (
-        trained is None
-        or split.get("method") != "stratified"
-        or not isinstance(fraction, float)
-        or not isinstance(seed, int)
-        or not isinstance(read, ImageData)
-    ):
+    if not isinstance(read, ImageData) or trained is None or "method" not in trained.split:
         reason = "the manifest does not say what the training held out"
         raise error(Code.DATA_INVALID, samples.name, reason, "judge it on other data")
     if trained.digest != samples.digest:
         reason = f"these are not the samples it was trained on, {trained.name} {trained.digest}"
         remedy = "give the data of the training, or leave out --held-out"
         raise error(Code.DATA_INVALID, samples.name, reason, remedy)
-    chosen = read.split(fraction=fraction, seed=seed).valid
+    if (split := again(read, trained.split)) is None:
+        reason = f"not divided as for the training, {trained.split}"
+        remedy = "give the split file of the training (--split)"
+        raise error(Code.DATA_INVALID, samples.name, reason, remedy)
+    return replace(_chosen(samples, split.valid), held_out=True)
+
+
+def _part(read: ImageData | ArrayData, part: str) -> tuple[int, ...]:
+    """Return the samples of a part that the data come divided into.
+
+    Raises:
+        TrainingError: they have no such part.
+    """
+    if isinstance(read, ImageData):
+        return part_of(read, part)
+    raise error(Code.DATA_INVALID, _GIVEN, "arrays come undivided", "leave the part out")
+
+
+def _seen(read: ImageData | ArrayData, trained: Data, chosen: Sequence[int] | None) -> bool:
+    """Return whether the model may have been trained on some of the samples of its own data."""
+    split = again(read, trained.split) if isinstance(read, ImageData) else None
+    return chosen is None or split is None or not {*chosen}.isdisjoint(split.train)
+
+
+def _chosen(samples: Samples, chosen: Sequence[int]) -> Samples:
+    """Return some of the samples."""
     items = [samples.items[index] for index in chosen]
-    return replace(samples, items=items, labels=samples.labels[list(chosen)], held_out=True)
+    return replace(samples, items=items, labels=samples.labels[[*chosen]])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from blake3 import blake3
 from torch.utils.data import Dataset
@@ -11,14 +13,19 @@ from torch.utils.data import Dataset
 from persistlib import preprocessing
 from persistlib.canonical import encode
 from persistlib.digests import PREFIX
-from persistlib.training.labelled import DIGITS, ImageData, Split, open_data
+from persistlib.errors import Code, Finding, PersistlibError, finding
+from persistlib.preprocessing import Size
+from persistlib.training.array_images import DIGITS
+from persistlib.training.data_sources import open_data
+from persistlib.training.labelled import ImageData
+from persistlib.training.splits import Split
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from persistlib.preprocessing import ImagePreprocessing
 
-__all__ = ["DIGITS", "ImageData", "PreparedImages", "Split", "open_data"]
+__all__ = ["DIGITS", "ImageData", "PreparedImages", "Split", "open_data", "size_findings"]
 
 # Prepared images are kept in memory up to this; beyond, each is prepared whenever it is asked for.
 _MEMORY = 1 << 30
@@ -59,3 +66,31 @@ def _digest(data: ImageData, indices: Sequence[int], record: ImagePreprocessing)
     for index in indices:
         hasher.update(data.digests[index] + data.classes[data.labels[index]].encode() + b"\n")
     return PREFIX + hasher.hexdigest()
+
+
+def size_findings(data: ImageData, record: ImagePreprocessing) -> Iterator[Finding]:
+    """Yield a finding for each image that a preparation refuses, or leaves with another size."""
+    sizes = [Size(*size) for size in data.sizes]
+    if not sizes and data.images:
+        height, width = np.shape(data.images[0])[:2]
+        sizes = [Size(height, width)]
+    ends: Counter[Size] = Counter()
+    found: list[tuple[str, Size]] = []
+    for image, size in zip(data.images, sizes, strict=False):
+        where = image if isinstance(image, str) else data.name
+        try:
+            found.append((where, preprocessing.size_after(size, record, where)))
+            ends[found[-1][1]] += 1
+        except PersistlibError as fault:
+            yield finding(Code.DATA_INVALID, where, fault.reason, fault.remedy)
+    if len(ends) < 2:
+        return
+    (usual, count), *_ = ends.most_common(1)
+    for where, end in found:
+        if end != usual:
+            reason = f"{_words(end)} pixels, where {count} have {_words(usual)}"
+            yield finding(Code.DATA_INVALID, where, reason, "resize all to one size (--resize)")
+
+
+def _words(size: Size) -> str:
+    return f"{size.width} x {size.height}"

@@ -6,19 +6,21 @@ carried out: `persistlib.finetune(plan.model, plan.train, plan.valid, **plan.arg
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from persistlib.architecture import recipe
-from persistlib.errors import Code, error
+from persistlib.errors import Code, PersistlibError, error
 from persistlib.manifest import schema
 from persistlib.patterns import matches, select
 from persistlib.training import beginnings, strategies
-from persistlib.training.data import ImageData, PreparedImages, Split, open_data
+from persistlib.training.data import ImageData, PreparedImages, Split, size_findings
+from persistlib.training.data_sources import survey_data
 from persistlib.training.head import replace_head
+from persistlib.training.labelled import Asked, Survey
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Collection, Mapping
 
     import torch
@@ -87,8 +89,7 @@ class Plan:
         head: the new last layer.
         dropped: paths of auxiliary heads that were removed.
         data: all images.
-        split: which train and which are held out.
-        fraction: of each class that is held out.
+        split: which train, which are held out, and who says so.
         preprocessing: how images become inputs.
         freeze: patterns of what is frozen in every phase.
         wish: the strategy as it was asked for; None is what `freeze` says.
@@ -104,7 +105,6 @@ class Plan:
     dropped: tuple[str, ...]
     data: ImageData
     split: Split
-    fraction: float
     preprocessing: ImagePreprocessing
     freeze: tuple[str, ...]
     wish: StrategyLike
@@ -132,13 +132,12 @@ class Plan:
             "freeze": self.freeze,
             "strategy": self.wish,
             "interface": schema.Interface(preprocessing=record, labels=self.data.classes),
-            "data": self.data.record(self.split, fraction=self.fraction, seed=self.settings.seed),
+            "data": self.data.record(self.split),
         }
 
     def rows(self) -> tuple[tuple[str, str], ...]:
         """Return the plan in words: a heading and a sentence each."""
         classes, size, run = self.data.classes, self.preprocessing.size, self.settings
-        divided = f"{len(self.split.train):,} to train on, {len(self.split.valid):,} held out"
         steps = f"{run.optimizer}, lr {run.lr:g} ({run.schedule})"
         names = ", ".join(classes[:_SHOWN_CLASSES])
         more = ", ..." if len(classes) > _SHOWN_CLASSES else ""
@@ -150,7 +149,7 @@ class Plan:
         return (
             ("data", f"{self.data.name}: {len(self.data):,} images"),
             ("classes", f"{len(classes)}: {names}{more}"),
-            ("split", f"{divided}; stratified, seed {run.seed}"),
+            ("split", f"{self.split}"),
             ("images", f"{edges} pixels, {self.preprocessing.channels} channels"),
             ("model", f"{self.builder}, beginning from {begin}"),
             ("last layer", f"{self.head}{dropped}"),
@@ -179,12 +178,7 @@ class Plan:
                 "classes": list(self.data.classes),
                 "images": len(self.data),
             },
-            "split": {
-                "train": len(self.split.train),
-                "valid": len(self.split.valid),
-                "fraction": self.fraction,
-                "seed": self.settings.seed,
-            },
+            "split": {**self.split.sizes, **self.split.how},
             "preprocessing": self.preprocessing.to_dict(),
             "head": {"path": self.head.path, "was": self.head.was, "classes": self.head.classes},
             "dropped": list(self.dropped),
@@ -206,7 +200,8 @@ def plan(
     freeze: Patterns | None = None,
     strategy: StrategyLike = None,
     resize: int | None = None,
-    fraction: float = 0.2,
+    fraction: float | None = None,
+    split: str | os.PathLike[str] | None = None,
     settings: Settings,
     trust: Collection[str] = (),
     arguments: Mapping[str, Any] | None = None,
@@ -223,7 +218,8 @@ def plan(
         strategy: as `finetune`.
         resize: edge of the square images; None takes what the bundle, or torchvision's weights,
             were made for.
-        fraction: of each class that is held out.
+        fraction: of each class that is held out; None takes the data's own division, else 0.2.
+        split: as `open_data`.
         settings: epochs, learning rate, seed and the rest.
         trust: packages that may be imported beyond torch and torchvision.
         arguments: the builder's own.
@@ -235,13 +231,11 @@ def plan(
         UsageError: the model refuses images of that size, or an argument is out of range.
     """
     strategies.wish_of(strategy)  # before anything that takes long
-    images = open_data(data)
-    split = images.split(fraction=fraction, seed=settings.seed)
-    if isinstance(builder, str):
-        how: dict[str, Any] = {"resize": resize, "seed": settings.seed, "trust": trust}
-        begun = beginnings.of_builder(builder, weights, arguments=arguments or {}, **how)
-    else:
-        begun = beginnings.of_bundle(builder, resize=resize)
+    survey = survey_data(data, Asked(listing=None if split is None else os.fspath(split)))
+    how: dict[str, Any] = {"resize": resize, "seed": settings.seed, "trust": trust}
+    begun = _begin(builder, survey, weights, arguments or {}, how)
+    findings = (*survey.findings, *size_findings(survey.data, begun.preprocessing))
+    images = Survey(survey.data, findings).require()
     model, example = begun.model, beginnings.example(begun.preprocessing)
     head = _new_head(begun, images.classes)
     if not head.is_kept:
@@ -258,8 +252,7 @@ def plan(
         head=head,
         dropped=begun.dropped,
         data=images,
-        split=split,
-        fraction=fraction,
+        split=images.split(fraction=fraction, seed=settings.seed),
         preprocessing=begun.preprocessing,
         freeze=patterns,
         wish=strategy,
@@ -268,6 +261,23 @@ def plan(
         settings=settings,
         lineage=recipe.origin(model),
     )
+
+
+def _begin(
+    builder: str | Saved,
+    survey: Survey,
+    weights: object,
+    arguments: Mapping[str, Any],
+    how: dict[str, Any],
+) -> Beginning:
+    """Return what the run begins from; what is wrong with the data goes before what fails here."""
+    try:
+        if isinstance(builder, str):
+            return beginnings.of_builder(builder, weights, arguments=arguments, **how)
+        return beginnings.of_bundle(builder, resize=how["resize"])
+    except PersistlibError:
+        survey.require()
+        raise
 
 
 def _new_head(begun: Beginning, classes: tuple[str, ...]) -> NewHead:

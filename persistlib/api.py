@@ -715,7 +715,7 @@ def evaluate(
         against: another model of the same classes, to be judged on the same samples: the result
             says what differs, and whether chance alone could do it.
         save: whether the result joins the evaluations in the bundle's manifest.
-        **how: held_out, batch_size, calls, threads, providers, require, graph, trust,
+        **how: held_out, part, split, batch_size, calls, threads, providers, require, graph, trust,
             allow_withdrawn, progress;
             see `measurement.Wishes`.
 

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
         """What `evaluate` takes besides model, data and runtime."""
 
         held_out: bool
+        part: str | None
+        split: StrPath | None
         batch_size: int
         calls: int
         threads: int | None

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from persistlib.evaluation.judging import Evaluation, Progress
     from persistlib.evaluation.runners import Runner
     from persistlib.evaluation.samples import Samples
+    from persistlib.files import StrPath
     from persistlib.manifest.schema import Data, Manifest
 
 RUNTIMES = ("torch", "onnxruntime")

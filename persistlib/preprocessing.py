@@ -216,7 +216,7 @@ def apply(
     batch: NDArray[np.float32] | None = None
     for index, image in enumerate(images):
         where = os.fspath(image) if isinstance(image, (str, os.PathLike)) else f"image {index}"
-        prepared = _prepare(pixels_of(image, where), preprocessing, where)
+        prepared = scaled(fitted(image, preprocessing, where), preprocessing)
         if batch is None:
             batch = np.empty((len(images), *prepared.shape), np.float32)
         if batch.shape[1:] != prepared.shape:
@@ -228,8 +228,20 @@ def apply(
     return batch
 
 
-def _prepare(pixels: Pixels, record: ImagePreprocessing, where: str) -> NDArray[np.float32]:
-    """Return one image as (channels, height, width)."""
+def fitted(
+    image: Pixels | Image.Image | str | os.PathLike[str], record: ImagePreprocessing, where: str
+) -> Pixels:
+    """Return one image as (channels, height, width), resized and cropped and not yet scaled.
+
+    Args:
+        image: as `apply`.
+        record: how it is prepared.
+        where: what errors call it.
+
+    Raises:
+        SessionError: it cannot be read, resized or cropped.
+    """
+    pixels = pixels_of(image, where)
     from PIL import Image
 
     given = Size(*pixels.shape[:2])
@@ -246,7 +258,14 @@ def _prepare(pixels: Pixels, record: ImagePreprocessing, where: str) -> NDArray[
         planes = np.stack(
             [np.asarray(im.resize((resized.width, resized.height), method)) for im in images]
         )
-    planes = _centre(planes, end)
+    return _centre(planes, end)
+
+
+def scaled(planes: Pixels, record: ImagePreprocessing) -> NDArray[np.float32]:
+    """Return what `fitted` gave as the model takes it: divided by `scale`, shifted, divided.
+
+    Law: `scaled(fitted(image, p, ""), p)` is `apply([image], p)[0]`.
+    """
     column = (record.channels, 1, 1)
     result: NDArray[np.float32] = planes.astype(np.float32)
     result /= np.float32(record.scale)

@@ -139,7 +139,7 @@ def test_a_fused_model_answers_as_scikit_learn_wherever_it_runs(
         classifier=classifier,
         C=0.1,
         interface={"preprocessing": RECORD, "labels": digits.classes},
-        data=digits.record(digits.split(), fraction=0.2, seed=0),
+        data=digits.record(digits.split()),
         out=out,
         onnx=True,
     )

@@ -31,7 +31,7 @@ _RUN = ".run"
 _NUMBERS = (
     *("epochs", "lr", "seed", "batch_size", "optimizer", "weight_decay", "schedule"),
     *("label_smoothing", "patience", "accumulate", "clip", "precision", "workers"),
-    *("checkpoint_every", "keep"),
+    *("checkpoint_every", "keep", "augment"),
 )
 # What a run is begun with, and goes on with.
 _NOTED = (
@@ -145,6 +145,12 @@ _TRIED = (
     type=click.IntRange(min=1),
     metavar="PX",
     help="Edge of the square images; without, what the weights were made for.",
+)
+@click.option(
+    "--augment",
+    default="",
+    metavar="WORD,...",
+    help="How training images are varied: flip, crop:4, rotate:15, jitter:0.2, trivial, ...",
 )
 @click.option(
     "--seed",

@@ -16,6 +16,7 @@ from persistlib.digests import PREFIX
 from persistlib.errors import Code, Finding, PersistlibError, finding
 from persistlib.preprocessing import Size
 from persistlib.training.array_images import DIGITS
+from persistlib.training.augmentation import varied
 from persistlib.training.data_sources import open_data
 from persistlib.training.labelled import ImageData
 from persistlib.training.splits import Split
@@ -23,7 +24,9 @@ from persistlib.training.splits import Split
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from persistlib.images import Pixels
     from persistlib.preprocessing import ImagePreprocessing
+    from persistlib.training.augmentation import Variation
 
 __all__ = ["DIGITS", "ImageData", "PreparedImages", "Split", "open_data", "size_findings"]
 
@@ -34,6 +37,9 @@ _MEMORY = 1 << 30
 class PreparedImages(Dataset[tuple[torch.Tensor, int]]):
     """Some of the images, prepared as the model takes them, each with the index of its class.
 
+    They are kept in memory where that is small: prepared, or, where they are to be varied, resized
+    and cropped.
+
     Attributes:
         fixed: each is the same every time; nothing is augmented.
         digest: of the images, their labels in order, and how they are prepared.
@@ -41,14 +47,28 @@ class PreparedImages(Dataset[tuple[torch.Tensor, int]]):
 
     fixed = True
 
-    def __init__(self, data: ImageData, indices: Sequence[int], record: ImagePreprocessing) -> None:
+    def __init__(
+        self,
+        data: ImageData,
+        indices: Sequence[int],
+        record: ImagePreprocessing,
+        *,
+        is_varied: bool = False,
+    ) -> None:
         self._images = [data.images[index] for index in indices]
         self._labels = [data.labels[index] for index in indices]
         self._record = record
         self.digest = _digest(data, indices, record)
         self._prepared: torch.Tensor | None = None
-        size = record.size
-        if size and 4 * record.channels * size.height * size.width * len(indices) <= _MEMORY:
+        self._fitted: list[Pixels] | None = None
+        count = (
+            record.channels
+            * len(indices)
+            * (record.size.height * record.size.width if record.size else 0)
+        )
+        if is_varied and 0 < count <= _MEMORY:
+            self._fitted = [self._fit(index) for index in range(len(indices))]
+        elif 0 < 4 * count <= _MEMORY:
             self._prepared = torch.from_numpy(preprocessing.apply(self._images, record))
 
     def __len__(self) -> int:
@@ -57,8 +77,29 @@ class PreparedImages(Dataset[tuple[torch.Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         if self._prepared is not None:
             return self._prepared[index], self._labels[index]
-        image = preprocessing.apply([self._images[index]], self._record)[0]
-        return torch.from_numpy(image), self._labels[index]
+        return self._scaled(self._pixels(index)), self._labels[index]
+
+    def varied(self, index: int, vary: Variation) -> tuple[torch.Tensor, int]:
+        """Return an image varied before its pixels are scaled.
+
+        Raises:
+            UsageError: it is no image of 8-bit pixels, and a step needs these.
+        """
+        pixels = torch.from_numpy(np.ascontiguousarray(self._pixels(index)))
+        image, label = varied(pixels, self._labels[index], vary)
+        return self._scaled(image.numpy()), label
+
+    def _pixels(self, index: int) -> Pixels:
+        return self._fit(index) if self._fitted is None else self._fitted[index]
+
+    def _fit(self, index: int) -> Pixels:
+        image = self._images[index]
+        return preprocessing.fitted(
+            image, self._record, image if isinstance(image, str) else f"image {index}"
+        )
+
+    def _scaled(self, pixels: Pixels) -> torch.Tensor:
+        return torch.from_numpy(preprocessing.scaled(pixels, self._record))
 
 
 def _digest(data: ImageData, indices: Sequence[int], record: ImagePreprocessing) -> str:

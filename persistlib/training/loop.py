@@ -20,6 +20,7 @@ from persistlib.errors import Code, error
 from persistlib.manifest import schema
 from persistlib.processes import ALONE, joined, own_device
 from persistlib.training import agreement, freezes, randomness, resuming, run_folder, strategies
+from persistlib.training.augmentation import VariedSamples
 from persistlib.training.batches import Batches, Samples, first_samples
 from persistlib.training.events import WentOn
 from persistlib.training.features import Keeping
@@ -336,8 +337,12 @@ def _require_folder(settings: Settings, where: Folder) -> None:
 def _samples(
     samples: Samples, name: str, settings: Settings, place: torch.device, group: Group
 ) -> Batches:
-    how = {"seed": settings.seed, "workers": settings.workers}
-    return Batches(samples, name, settings.batch_size, place, **how, group=group)
+    how: dict[str, Any] = {"seed": settings.seed, "workers": settings.workers, "group": group}
+    made = Batches(samples, name, settings.batch_size, place, **how)
+    if name != "train" or not settings.augment:
+        return made
+    varied = VariedSamples(samples, settings.steps, made)
+    return Batches(varied, name, settings.batch_size, place, **how)
 
 
 def _strategy(  # noqa: PLR0917 - what a strategy depends on
@@ -396,6 +401,7 @@ def _record(
             "frozen_parameters": count - trained,
             "kept_in_eval": len(freezing.kept_in_eval(job.model)),
             **what.record(),
+            **({"augment": [*settings.steps]} if settings.augment else {}),
             "keep": settings.keep,
             "kept_epoch": kept.epoch,
             "stopped_early": trainer.stopped_early,

@@ -15,6 +15,7 @@ from persistlib.errors import Code, PersistlibError, error
 from persistlib.manifest import schema
 from persistlib.patterns import matches, select
 from persistlib.training import beginnings, strategies
+from persistlib.training.augmentation import in_words
 from persistlib.training.data import ImageData, PreparedImages, Split, size_findings
 from persistlib.training.data_sources import survey_data
 from persistlib.training.head import replace_head
@@ -116,7 +117,8 @@ class Plan:
     @property
     def train(self) -> PreparedImages:
         """The samples to train on."""
-        return PreparedImages(self.data, self.split.train, self.preprocessing)
+        how = {"is_varied": bool(self.settings.augment)}
+        return PreparedImages(self.data, self.split.train, self.preprocessing, **how)
 
     @property
     def valid(self) -> PreparedImages:
@@ -151,6 +153,7 @@ class Plan:
             ("classes", f"{len(classes)}: {names}{more}"),
             ("split", f"{self.split}"),
             ("images", f"{edges} pixels, {self.preprocessing.channels} channels"),
+            *((("varied", f"{in_words(run.steps)}; no features are kept"),) if run.augment else ()),
             ("model", f"{self.builder}, beginning from {begin}"),
             ("last layer", f"{self.head}{dropped}"),
             *((("strategy", self._strategy()),) if self.wish is not None else ()),

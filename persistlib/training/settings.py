@@ -6,7 +6,8 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from persistlib.errors import Code, Finding, error_of, finding
+from persistlib.errors import Code, Finding, UsageError, error_of, finding
+from persistlib.training.augmentation import steps_of
 from persistlib.training.optimizers import OPTIMIZERS, option_faults
 from persistlib.training.precision import PRECISIONS
 from persistlib.training.schedules import SCHEDULES
@@ -38,6 +39,7 @@ class Numbers(TypedDict, total=False):
     clip: float | None
     precision: str
     workers: int
+    augment: str | Sequence[Mapping[str, Any]]
     checkpoint_every: int | None
 
 
@@ -67,6 +69,7 @@ class Settings:
         accumulate: batches whose gradients make one step of the optimizer together.
         clip: the most that the norm of all gradients may be; None for any.
         precision: what the model computes in: f32, or bf16 or f16 where torch holds it to be safe.
+        augment: how training images are varied: words, or steps (`augmentation`); none when empty.
         workers: processes that load the samples of a data set; 0 for this one.
         checkpoint_every: steps after which a checkpoint is written, besides each epoch's end.
     """
@@ -88,6 +91,7 @@ class Settings:
     clip: float | None = None
     precision: str = "f32"
     workers: int = 0
+    augment: str | Sequence[Mapping[str, Any]] = ()
     checkpoint_every: int | None = None
 
     def __post_init__(self) -> None:
@@ -106,6 +110,7 @@ class Settings:
             if not isinstance(value := getattr(self, name), str) or value not in words:
                 yield finding(Code.USAGE, name, f"{value!r} is not one of {', '.join(words)}")
         yield from self._option_faults()
+        yield from self._augment_faults()
         yield from self._weight_faults()
 
     def _option_faults(self) -> Iterator[Finding]:
@@ -118,6 +123,12 @@ class Settings:
                 options = getattr(self, f"{name}_options")
                 yield from option_faults(f"{name}_options", options, table[word])
 
+    def _augment_faults(self) -> Iterator[Finding]:
+        try:
+            self.steps  # noqa: B018 - what raises is looked for
+        except UsageError as fault:
+            yield from fault.findings
+
     def _weight_faults(self) -> Iterator[Finding]:
         given: Any = self.class_weights
         if given is None or given == BALANCED:
@@ -127,6 +138,11 @@ class Settings:
         ):
             reason = f"{given!r} is neither {BALANCED!r} nor a number from 0 on for each class"
             yield finding(Code.USAGE, "class_weights", reason)
+
+    @property
+    def steps(self) -> list[dict[str, JsonValue]]:
+        """How training images are varied, step by step."""
+        return steps_of(self.augment) if self.augment else []
 
     def lr_at(self, progress: float) -> float | None:
         """Return the learning rate after this part of the run, from 0 to 1.
@@ -143,7 +159,7 @@ class Settings:
         """Return the numbers by name, as `finetune` takes them."""
         weights = self.class_weights
         plain = weights if weights is None or isinstance(weights, str) else list(weights)
-        return {**asdict(self), "class_weights": plain}
+        return {**asdict(self), "class_weights": plain, "augment": self.steps}
 
     def optimizer_record(self) -> dict[str, JsonValue]:
         """Return what the manifest says of the optimizer; what is at its default stays unsaid."""

@@ -703,20 +703,22 @@ def evaluate(
     save: bool = False,
     **how: Unpack[Judging],
 ) -> Evaluation:
-    """Judge a classifier on labelled data, in several runtimes side by side.
+    """Judge a model on labelled data, in several runtimes side by side.
 
     Args:
         model: a bundle, an ONNX file, a module, or a session.
         data: a folder with one folder of images a class; an `.npz` file with `labels` and `images`
-            or `inputs`; "sklearn:digits"; or a pair (inputs, labels) of arrays.
+            or `inputs`; "sklearn:digits"; or a pair (inputs, labels) of arrays. Of other tasks an
+            `.npz` file with `inputs` and `targets`, or a pair of arrays, each one or several by
+            name.
         runtime: "torch", "onnxruntime", both in a sequence or with a comma between; the second is
             compared with the first. None takes all in which the model runs here.
         interface: classes and preprocessing where the model does not say them, or says others.
         against: another model of the same classes, to be judged on the same samples: the result
             says what differs, and whether chance alone could do it.
         save: whether the result joins the evaluations in the bundle's manifest.
-        **how: held_out, part, split, batch_size, calls, threads, providers, require, graph, trust,
-            allow_withdrawn, progress;
+        **how: task (where the manifest does not say it, or says otherwise), held_out, part, split,
+            batch_size, calls, threads, providers, require, graph, trust, allow_withdrawn, progress;
             see `measurement.Wishes`.
 
     Returns:

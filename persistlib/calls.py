@@ -31,10 +31,12 @@ if TYPE_CHECKING:
     from persistlib.files import StrPath
     from persistlib.patterns import Patterns
     from persistlib.training.loop import FinetuneResult
+    from persistlib.training.tasks import TaskLike
 
     class Judging(TypedDict, total=False):
         """What `evaluate` takes besides model, data and runtime."""
 
+        task: TaskLike
         held_out: bool
         part: str | None
         split: StrPath | None

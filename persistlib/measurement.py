@@ -19,6 +19,7 @@ from persistlib.evaluation.judging import judge
 from persistlib.evaluation.metrics import require_metrics
 from persistlib.evaluation.runners import session_runner, torch_runner
 from persistlib.evaluation.samples import open_samples
+from persistlib.evaluation.task_samples import open_task_samples
 from persistlib.installed import is_importable
 from persistlib.loading import (
     Reading,
@@ -32,6 +33,7 @@ from persistlib.manifest.schema import Interface
 from persistlib.runtime.session import Session
 from persistlib.sources import is_folder
 from persistlib.training import splits
+from persistlib.training.tasks import CLASSIFIER, CUSTOM, heads_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from persistlib.evaluation.samples import Samples
     from persistlib.files import StrPath
     from persistlib.manifest.schema import Data, Manifest
+    from persistlib.training.tasks import Head, TaskLike
 
 RUNTIMES = ("torch", "onnxruntime")
 _READING = Reading(mapped=True, verify=True)
@@ -54,6 +57,7 @@ class Wishes:
     Attributes:
         runtimes: where it runs; the others are compared with the first. None: wherever it can.
         interface: classes and preprocessing where the model does not say them, or says others.
+        task: what the model's outputs are for, where its manifest does not say, or says otherwise.
         held_out: whether only what the training held out counts.
         part: the only part that counts of data that come divided: train, valid or test.
         split: a file that divides a folder of images (docs/fine-tuning.md).
@@ -70,6 +74,7 @@ class Wishes:
 
     runtimes: tuple[str, ...] | None = None
     interface: Interface | None = None
+    task: TaskLike = None
     held_out: bool = False
     part: str | None = None
     split: StrPath | None = None
@@ -121,8 +126,8 @@ def runtimes(given: str | Sequence[str] | None) -> tuple[str, ...] | None:
     return tuple(name.strip() for name in given.split(",") if name.strip())
 
 
-# Returns the samples that a model of this interface, trained on this, is judged on.
-Sampling: TypeAlias = "Callable[[Interface, Data | None], Samples]"
+# Returns the samples that a model of this interface, trained on this, is judged on by these heads.
+Sampling: TypeAlias = "Callable[[Interface, Data | None, tuple[Head, ...]], Samples]"
 
 
 class Judged(NamedTuple):
@@ -185,7 +190,9 @@ def opened(model: Any, wishes: Wishes) -> Any:
 def sampling(data: Any, wishes: Wishes) -> Sampling:
     """Return what opens the data for a model."""
 
-    def samples(interface: Interface, trained: Data | None) -> Samples:
+    def samples(interface: Interface, trained: Data | None, heads: tuple[Head, ...]) -> Samples:
+        if heads != CLASSIFIER:
+            return open_task_samples(data, interface, trained, heads, wishes.choice)
         return open_samples(data, interface, trained, **wishes.choice)
 
     return samples
@@ -213,7 +220,8 @@ def _judged_bundle(bundle: Bundle, samples: Sampling, wishes: Wishes) -> Judged:
     names = _chosen(bundle, wishes)
     require_compatible(bundle, *names, allow_withdrawn=wishes.allow_withdrawn)
     trained = manifest.training.data if manifest.training is not None else None
-    chosen = samples(wishes.interface or manifest.interface, trained)
+    interface = wishes.interface or manifest.interface
+    chosen = samples(interface, trained, _heads(wishes, manifest))
     with ExitStack() as stack:
         runners = [_runner(bundle, name, wishes, stack) for name in names]
         return Judged(_judge(runners, chosen, wishes), manifest)
@@ -233,11 +241,20 @@ def _judged_open(model: Any, samples: Sampling, wishes: Wishes) -> Evaluation:
         reason = f"what is given runs in {own} alone"
         raise error(Code.USAGE, "runtime", reason, "give the bundle to compare runtimes")
     recorded = model.interface if isinstance(model, Session) else None
-    chosen = samples(wishes.interface or recorded or Interface(), None)
+    interface = wishes.interface or recorded or Interface()
+    chosen = samples(interface, None, _heads(wishes, None))
     with ExitStack() as stack:
         if isinstance(model, Session):
             return _judge([session_runner(model)], chosen, wishes)
         return _judge([stack.enter_context(torch_runner(model, wishes.cores))], chosen, wishes)
+
+
+def _heads(wishes: Wishes, manifest: Manifest | None) -> tuple[Head, ...]:
+    """Return what a model's outputs are for, as asked for or as its manifest says."""
+    if wishes.task is not None or manifest is None or manifest.training is None:
+        return heads_of(wishes.task)
+    said: Any = manifest.training.strategy.get("task")
+    return heads_of(None if said == CUSTOM else said, "training.strategy.task")
 
 
 def _judge(runners: Sequence[Runner], samples: Any, wishes: Wishes) -> Evaluation:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from persistlib.evaluation.samples import Samples
     from persistlib.manifest.schema import Data, Manifest
     from persistlib.measurement import Judged, Wishes
+    from persistlib.training.tasks import Head
 
 
 def evaluate(model: Any, other: Any, data: Any, wishes: Wishes, *, save: bool) -> Evaluation:
@@ -113,11 +114,11 @@ def _interface(model: Any) -> Interface:
 
 
 def _same(first: Judged, name: str) -> measurement.Sampling:
-    """Return what gives the other model the samples of the first."""
+    """Return what gives the other model the samples of the first, and its tasks."""
     training = first.manifest.training if first.manifest is not None else None
     own = training.data if training is not None else None
 
-    def samples(interface: Interface, trained: Data | None) -> Samples:
+    def samples(interface: Interface, trained: Data | None, _: tuple[Head, ...]) -> Samples:
         chosen = first.evaluation.samples
         return as_taken_by(chosen, interface, trained, name=name, own=own)
 

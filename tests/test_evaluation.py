@@ -693,10 +693,9 @@ class Fake:
         self.scores = scores
         self.calls = calls
 
-    def run(self, inputs: NDArray[Any]) -> NDArray[Any]:
+    def run(self, inputs: Any) -> dict[str, NDArray[Any]]:
         self.calls.append(self.name)
-        scores: NDArray[Any] = self.scores[inputs[:, 0].astype(int)]
-        return scores
+        return {"scores": self.scores[inputs[:, 0].astype(int)]}
 
     def runner(self) -> Runner:
         return Runner(self.name, self.run, {})
@@ -720,7 +719,9 @@ def test_agreement_is_counted_and_measured_against_the_spread_of_the_first() -> 
 
 
 def test_runtimes_with_other_numbers_of_classes_are_not_compared() -> None:
-    with pytest.raises(PersistlibError, match="a 2, b 3"):
+    with pytest.raises(
+        PersistlibError, match=r"b: outputs: shape \(2, 3\), and \(2, 2\) in the first"
+    ):
         compared(np.eye(4, 2), np.eye(4, 3))
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import persistlib
-from persistlib.cli import against, progress
+from persistlib.cli import against, progress, task_figures
 from persistlib.cli.answer import Answer, Exit, Fields, Line, Span, Style, Table, verdict
 from persistlib.cli.command import (
     Verb,
@@ -20,6 +20,7 @@ from persistlib.cli.command import (
 from persistlib.cli.text import bounded, counted, ends, number, percent
 from persistlib.cli.text import command as words
 from persistlib.evaluation.intervals import DRAWS
+from persistlib.training.tasks import CLASSIFICATION
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from persistlib.evaluation.intervals import Interval
     from persistlib.evaluation.judging import Evaluation, RuntimeResult
     from persistlib.evaluation.metrics import ClassScore, Metrics
+    from persistlib.training.tasks import TaskLike
 
 # Above this many classes, rows and the matrix are folded to what matters most.
 _WHOLE = 12
@@ -52,6 +54,11 @@ _OPTIONS = (
     "--runtime",
     metavar="NAME,...",
     help="torch, onnxruntime, or both; without it, wherever the model runs here.",
+)
+@click.option(
+    "--task",
+    metavar="TASK|HEAD=TASK,...",
+    help="classification, regression, multilabel or segmentation, where the model does not say it.",
 )
 @click.option(
     "--against",
@@ -94,13 +101,15 @@ def command(output: Output, /, model: str, *, data: str, show_all: bool, **optio
     """Measure how often the model is right on labelled data, and how fast.
 
     Images are prepared as the model's manifest says, alike for every runtime. An .npz file holds
-    `labels`, and `images` or, ready for the model, `inputs`.
+    `labels`, and `images` or, ready for the model, `inputs`; for other tasks than classification
+    `inputs` and `targets`, of several inputs or heads `inputs.NAME` and `targets.HEAD`.
     """
     with progress.counted(output) as tell:
         evaluation = persistlib.evaluate(
             model,
             data,
             runtime=options["runtime"],
+            task=_task(options["task"]),
             providers=options["providers"],
             against=options["against"],
             save=options["save"],
@@ -110,21 +119,44 @@ def command(output: Output, /, model: str, *, data: str, show_all: bool, **optio
     return Answer(
         data={"path": model, **evaluation.to_dict(), "saved": options["save"]},
         report=tuple(_report(evaluation, show_all=show_all)),
-        brief=tuple(f"{r.runtime} {r.metrics.accuracy:.4f}" for r in evaluation.results),
+        brief=tuple(_brief(result) for result in evaluation.results),
         hints=_hints(model, data, options),
     )
+
+
+def _brief(result: RuntimeResult) -> str:
+    """Return a line that a program can read: the accuracy, or what the tasks have."""
+    only = result.heads[0]
+    if not only.outcomes.head and only.outcomes.task == CLASSIFICATION:
+        return f"{result.runtime} {result.metrics.accuracy:.4f}"
+    figures = ", ".join(task_figures.brief(head.metrics) for head in result.heads)
+    return f"{result.runtime} {figures}"
+
+
+def _task(text: str | None) -> TaskLike:
+    """Return a task as `persistlib.evaluate` takes it: a word, or HEAD=TASK for each of several."""
+    if text is None or "=" not in text:
+        return text
+    return {name.strip(): task.strip() for name, _, task in _parted(text)}
+
+
+def _parted(text: str) -> Iterator[tuple[str, str, str]]:
+    return (part.partition("=") for part in text.split(","))
 
 
 def _hints(model: str, data: str, options: dict[str, Any]) -> tuple[str, ...]:
     if options["save"]:
         return (words("persistlib", "inspect", model),)
     chosen = ["--held-out"] if options["held_out"] else []
-    for name in ("part", "split", "against", "runtime", "graph"):
+    for name in ("task", "part", "split", "against", "runtime", "graph"):
         chosen += [f"--{name}", options[name]] if options[name] else []
     return (words("persistlib", "evaluate", model, "--data", data, *chosen, "--json"),)
 
 
 def _report(evaluation: Evaluation, *, show_all: bool) -> Iterator[Block]:
+    if not evaluation.is_classification:
+        yield from _tasks(evaluation, show_all=show_all)
+        return
     first, samples = evaluation.results[0], evaluation.samples
     images = counted(len(samples), "image")
     right = round(first.metrics.accuracy * len(samples))
@@ -143,12 +175,20 @@ def _report(evaluation: Evaluation, *, show_all: bool) -> Iterator[Block]:
         yield from _mistakes(first.metrics)
 
 
+def _tasks(evaluation: Evaluation, *, show_all: bool) -> Iterator[Block]:
+    """Yield the report of what is no classifier."""
+    yield verdict(task_figures.told(evaluation), Exit.OK, evaluation.samples.name)
+    yield _columns(evaluation, task_figures.rows(evaluation))
+    yield Line((Span(""),))
+    yield Fields(tuple(_computing(evaluation)))
+    if evaluation.against is not None:
+        yield from against.report(evaluation.against, show_all=show_all)
+    yield from task_figures.tables(evaluation, show_all=show_all)
+
+
 def _side_by_side(evaluation: Evaluation) -> Table:
     """Return the runtimes in columns and what was measured in rows."""
-    results, heads = evaluation.results, [r.runtime for r in evaluation.results]
-    if (other := evaluation.against) is not None:
-        results = (*results, other.evaluation.results[0])
-        heads = [*other.models[:1], *heads[1:], other.models[1]]
+    results = [result for _, result in task_figures.columns(evaluation)]
     rows: list[tuple[str, list[str]]] = [
         ("accuracy", [bounded(r.metrics.accuracy, r.metrics.interval) for r in results]),
     ]
@@ -161,6 +201,12 @@ def _side_by_side(evaluation: Evaluation) -> Table:
             averages = (getattr(r.metrics, kind) for r in results)
             values = [bounded(getattr(a, name), a.intervals[name]) for a in averages]
             rows.append((f"{kind} {shown}", values))
+    return _columns(evaluation, rows)
+
+
+def _columns(evaluation: Evaluation, rows: list[tuple[str, list[str]]]) -> Table:
+    """Return figures in a column for each runtime, and below them the times."""
+    heads, results = zip(*task_figures.columns(evaluation), strict=True)
     for timings in zip(*(r.timings for r in results), strict=True):
         batch = f"batch {number(timings[0].batch)}"
         rows.append((f"{batch}: ms, median", [f"{t.median:.2f}" for t in timings]))
@@ -171,11 +217,16 @@ def _side_by_side(evaluation: Evaluation) -> Table:
     return Table(head, cells, frozenset(range(1, len(head))))
 
 
-def _facts(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
+def _computing(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
+    """Yield how alike runtimes are, and what computed in which time."""
     for agreement in evaluation.agreements:
         names = " and ".join(agreement.runtimes)
-        alike = f"{number(agreement.same)} of {number(agreement.images)} answers alike"
-        yield names, f"{alike}; scores within {agreement.difference:.1e} of their spread"
+        names = f"{agreement.head}: {names}" if agreement.head else names
+        spread = f"scores within {agreement.difference:.1e} of their spread"
+        if agreement.same is not None:
+            images = number(agreement.images)
+            spread = f"{number(agreement.same)} of {images} answers alike; {spread}"
+        yield names, spread
     for result in evaluation.results:
         facts = result.facts
         parts = [f"{result.runtime} {facts.get('version')}"]
@@ -192,6 +243,10 @@ def _facts(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
     if timed:
         turns = "runtimes in turns" if evaluation.against is None else "one model after the other"
         yield "timed", f"{counted(timed[0].calls, 'call')}, {turns}"
+
+
+def _facts(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
+    yield from _computing(evaluation)
     yield "in brackets", f"the 95 % interval; of averages by {number(DRAWS)} draws of the samples"
     metrics = evaluation.metrics
     if metrics.averaged < len(metrics.classes):

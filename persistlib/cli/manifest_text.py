@@ -21,6 +21,8 @@ Row = tuple[str, str]
 _FRAMEWORKS = ("torch", "torchvision", "onnx", "onnxruntime")
 _COLUMNS = 60  # of an argument: a graph's module has one that is longer than a screen
 _SHORT = len("blake3:") + 16
+# Of a stored result, the first that it has is shown.
+_FIGURES = ("iou", "accuracy", "r2", "rmse")
 
 
 def fields_of(manifest: Manifest, parameters: int, trainable: int) -> tuple[Row, ...]:
@@ -155,14 +157,28 @@ def _evaluated(record: Mapping[str, Any]) -> str:
     name, images = data.get("name", ""), data.get("images", "")
     results = record.get("results")
     shown = [
-        f"{result.get('runtime')} accuracy {result.get('accuracy'):.4f}"
+        f"{result.get('runtime')} {text}"
         for result in (results if isinstance(results, list) else [])
-        if isinstance(result, dict) and isinstance(result.get("accuracy"), float)
+        if isinstance(result, dict) and (text := _figure(result))
     ]
     counted_images = f"{images} images" if images else ""
     held_out = "held out" if data.get("held_out") is True else ""
     facts = (str(name), held_out, counted_images, *shown)
     return " · ".join(fact for fact in facts if fact) or "a result in another form"
+
+
+def _figure(result: Mapping[str, Any]) -> str:
+    """Return the figure of a stored result that says most; of several heads that of each."""
+    heads = result.get("heads")
+    if isinstance(heads, dict):
+        parts = (f"{name} {_own(one)}" for name, one in heads.items() if isinstance(one, dict))
+        return ", ".join(parts)
+    return _own(result)
+
+
+def _own(result: Mapping[str, Any]) -> str:
+    known = ((name, result.get(name)) for name in _FIGURES)
+    return next((f"{name} {value:.4f}" for name, value in known if isinstance(value, float)), "")
 
 
 def _optimizer(settings: Mapping[str, JsonValue]) -> str:

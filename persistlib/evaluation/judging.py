@@ -7,13 +7,10 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import numpy as np
-
-from persistlib.errors import Code, error
 from persistlib.evaluation import timing
+from persistlib.evaluation.collecting import collector, of_heads
+from persistlib.evaluation.inputs import cut, filled
 from persistlib.evaluation.intervals import wilson
-from persistlib.evaluation.metrics import Metrics, measure
-from persistlib.evaluation.outcomes import Outcomes
 from persistlib.training.tasks import CLASSIFICATION
 
 if TYPE_CHECKING:
@@ -22,16 +19,17 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from pydantic import JsonValue
 
+    from persistlib.evaluation.collecting import Collector
     from persistlib.evaluation.comparing import Against
     from persistlib.evaluation.intervals import Interval
+    from persistlib.evaluation.outcomes import Outcomes
     from persistlib.evaluation.runners import Runner
     from persistlib.evaluation.samples import Samples
+    from persistlib.evaluation.task_metrics import Measured
     from persistlib.evaluation.timing import Timing
 
 # Called with what is being done ("judging" or "timing"), steps done, and all steps.
 Progress: TypeAlias = "Callable[[str, int, int], None]"
-_TOP = 5
-_RANK = 2  # (samples, classes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +38,13 @@ class HeadResult:
 
     Attributes:
         outcomes: of each sample.
-        metrics: what its answers are worth.
+        metrics: what its answers are worth: `metrics.Metrics` of a classification, else what
+            `task_metrics` has for the task.
         top5: share of samples whose class is among the five best scores; None below six classes.
     """
 
     outcomes: Outcomes
-    metrics: Metrics
+    metrics: Measured
     top5: float | None = None
 
     @property
@@ -56,6 +55,8 @@ class HeadResult:
 
     def record(self) -> dict[str, JsonValue]:
         """Return the figures as plain JSON, without the outcomes."""
+        if self.outcomes.task != CLASSIFICATION:
+            return {"task": self.outcomes.task, **self.metrics.to_dict()}
         bounds: JsonValue = None if (pair := self.top5_interval) is None else [*pair]
         return {**self.metrics.to_dict(), "top5": self.top5, "top5_interval": bounds}
 
@@ -77,8 +78,8 @@ class RuntimeResult:
     timings: tuple[Timing, ...]
 
     @property
-    def metrics(self) -> Metrics:
-        """The first head's."""
+    def metrics(self) -> Any:
+        """The first head's, in the form of its task: see `HeadResult`."""
         return self.heads[0].metrics
 
     @property
@@ -101,8 +102,11 @@ class RuntimeResult:
         return {**self.record(), "timings": [_timing(timed) for timed in self.timings]}
 
     def record(self) -> dict[str, JsonValue]:
-        """Return what does not differ from run to run."""
-        return {"runtime": self.runtime, **self.facts, **self.heads[0].record()}
+        """Return what does not differ from run to run; several heads by name."""
+        start: dict[str, JsonValue] = {"runtime": self.runtime, **self.facts}
+        if not self.outcomes.head:
+            return {**start, **self.heads[0].record()}
+        return {**start, "heads": {head.outcomes.head: head.record() for head in self.heads}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,21 +115,24 @@ class Agreement:
 
     Attributes:
         runtimes: the two; the first is the measure.
-        same: samples that both take for the same class.
+        same: samples that both answer alike; None where answers are numbers.
         images: all samples.
         difference: the largest difference between two scores, relative to the spread of the first
             runtime's scores (largest less smallest).
+        head: which of several; empty for the only one.
     """
 
     runtimes: tuple[str, str]
-    same: int
+    same: int | None
     images: int
     difference: float
+    head: str = ""
 
     def to_dict(self) -> dict[str, JsonValue]:
         """Return the agreement as plain JSON."""
         return {
             "runtimes": list(self.runtimes),
+            **({"head": self.head} if self.head else {}),
             "same": self.same,
             "images": self.images,
             "difference": self.difference if math.isfinite(self.difference) else None,
@@ -138,9 +145,9 @@ class Evaluation:
 
     Attributes:
         samples: what the model was judged on.
-        labels: names of the classes, in the order of the scores.
+        labels: names of the classes, in the order of the scores; of the first head.
         results: one a runtime.
-        agreements: of every further runtime with the first.
+        agreements: of every further runtime with the first, head by head.
         preparation: milliseconds that preparing one image took, outside all timings; None where
             inputs were given ready.
         threads: that each runtime might use.
@@ -159,14 +166,21 @@ class Evaluation:
         return next(result for result in self.results if result.runtime == runtime)
 
     @property
-    def metrics(self) -> Metrics:
-        """The first runtime's."""
+    def metrics(self) -> Any:
+        """The first runtime's, of its first head."""
         return self.results[0].metrics
 
     @property
     def accuracy(self) -> float:
-        """The first runtime's."""
-        return self.metrics.accuracy
+        """The first runtime's, of its first head; a regression has none."""
+        accuracy: float = self.metrics.accuracy
+        return accuracy
+
+    @property
+    def is_classification(self) -> bool:
+        """Whether one head was judged, a classifier."""
+        only = self.results[0].outcomes
+        return not only.head and only.task == CLASSIFICATION
 
     def to_dict(self) -> dict[str, JsonValue]:
         """Return everything but the single answers as plain JSON."""
@@ -198,31 +212,6 @@ class Evaluation:
         }
 
 
-class _Answers:
-    """What one runtime answered, batch by batch."""
-
-    def __init__(self) -> None:
-        self.best: list[NDArray[np.int64]] = []
-        self.among_top = 0
-        self.off = 0.0
-        self.low = math.inf
-        self.high = -math.inf
-
-    def add(self, scores: NDArray[Any], truth: NDArray[np.int64], first: NDArray[Any]) -> None:
-        """Take in the scores of a batch, and how far they are from the first runtime's."""
-        order = np.argsort(-scores, axis=1, kind="stable")[:, :_TOP]
-        self.best.append(order[:, 0].astype(np.int64))
-        self.among_top += int(np.sum(order == truth[:, None]))
-        self.off = max(self.off, float(np.abs(scores - first).max()))
-        self.low = min(self.low, float(first.min()))
-        self.high = max(self.high, float(first.max()))
-
-    @property
-    def difference(self) -> float:
-        spread = self.high - self.low
-        return self.off / spread if spread else (math.inf if self.off else 0.0)
-
-
 def judge(
     runners: Sequence[Runner],
     samples: Samples,
@@ -243,83 +232,62 @@ def judge(
         progress: told how far it is.
 
     Raises:
-        TrainingError: the outputs are no scores of the classes.
+        TrainingError: the outputs are none of the task, or do not fit the targets.
         SessionError: a runtime fails, or an image cannot be read.
         MissingExtra: scikit-learn is not installed.
     """
     tell = progress or _silent
-    seen = [_Answers() for _ in runners]
-    seconds, classes = 0.0, 0
+    seen = [_collectors(runner.name, samples) for runner in runners]
+    seconds = 0.0
     for start in range(0, len(samples), batch_size):
         begin = time.perf_counter()
         inputs = samples.inputs(start, start + batch_size)
         seconds += time.perf_counter() - begin
-        truth = samples.labels[start : start + batch_size]
-        scores = [_scores(runner, inputs, samples) for runner in runners]
-        classes = _require_same(scores, runners)
-        for answers, given in zip(seen, scores, strict=True):
-            answers.add(given, truth, scores[0])
+        firsts: list[Any] = [None for _ in samples.heads]
+        for runner, collectors in zip(runners, seen, strict=True):
+            outputs = of_heads(runner.run(inputs), samples.heads, f"{runner.name}: outputs")
+            for place, (scores, one) in enumerate(zip(outputs, collectors, strict=True)):
+                truth = samples.targets[one.head.name][start : start + batch_size]
+                wide = one.add(scores, truth, firsts[place])
+                firsts[place] = wide if firsts[place] is None else firsts[place]
         tell("judging", min(start + batch_size, len(samples)), len(samples))
-    names = samples.classes or tuple(str(index) for index in range(classes))
     timings = _timings(runners, samples, batch_size, calls, tell)
     results = tuple(
-        _result(runner, answers, samples, names, timed)
-        for runner, answers, timed in zip(runners, seen, timings, strict=True)
+        RuntimeResult(
+            runtime=runner.name,
+            facts=runner.facts,
+            heads=tuple(HeadResult(*one.result()) for one in collectors),
+            timings=timed,
+        )
+        for runner, collectors, timed in zip(runners, seen, timings, strict=True)
     )
-    first = results[0]
     return Evaluation(
         samples=samples,
-        labels=names,
+        labels=seen[0][0].names,
         results=results,
         agreements=tuple(
             Agreement(
-                runtimes=(first.runtime, other.runtime),
-                same=int(np.sum(first.answers == other.answers)),
+                runtimes=(runners[0].name, runner.name),
+                same=one.same,
                 images=len(samples),
-                difference=answers.difference,
+                difference=one.difference,
+                head=one.head.name,
             )
-            for other, answers in zip(results[1:], seen[1:], strict=True)
+            for runner, collectors in zip(runners[1:], seen[1:], strict=True)
+            for one in collectors
         ),
         preparation=1000 * seconds / len(samples) if samples.preprocessing is not None else None,
         threads=threads,
     )
 
 
+def _collectors(runtime: str, samples: Samples) -> list[Collector]:
+    """Return what collects the answers of a runtime, head by head."""
+    return [collector(head, runtime, samples.name, samples.classes) for head in samples.heads]
+
+
 def _silent(_: str, __: int, ___: int) -> None:
     """Tell nobody."""
-
-
-def _scores(runner: Runner, inputs: NDArray[Any], samples: Samples) -> NDArray[np.float64]:
-    """Return a batch's scores, once they are known to be some."""
-    scores = runner.run(inputs)
-    where, remedy = f"{runner.name}: outputs", "evaluate a classifier, or run it yourself"
-    if scores.ndim != _RANK or len(scores) != len(inputs) or scores.shape[1] < _RANK:
-        reason = f"shape {scores.shape} for {len(inputs)} inputs, not (inputs, classes)"
-        raise error(Code.NO_SCORES, where, reason, remedy)
-    classes = scores.shape[1]
-    if samples.classes and len(samples.classes) != classes:
-        reason = f"{classes} scores for {len(samples.classes)} labels"
-        raise error(Code.NO_SCORES, where, reason, "correct the labels of the interface")
-    if (beyond := int(samples.labels.max())) >= classes:
-        reason = f"label {beyond}; the model has {classes} classes, from 0 on"
-        raise error(Code.DATA_CLASSES, samples.name, reason, "correct the labels")
-    wide = scores.astype(np.float64)
-    if not np.isfinite(wide).all():
-        raise error(Code.RUN_FAILED, where, "a score is not finite", "look at the weights")
-    return wide
-
-
-def _require_same(scores: Sequence[NDArray[Any]], runners: Sequence[Runner]) -> int:
-    """Return how many classes all runtimes give.
-
-    Raises:
-        TrainingError: they differ.
-    """
-    counts = {int(given.shape[1]) for given in scores}
-    if len(counts) != 1:
-        shown = ", ".join(f"{r.name} {s.shape[1]}" for r, s in zip(runners, scores, strict=True))
-        raise error(Code.NO_SCORES, "outputs", f"classes by runtime: {shown}", "export it again")
-    return counts.pop()
 
 
 def _timings(
@@ -328,35 +296,12 @@ def _timings(
     """Return each runtime's times for one sample and for a batch."""
     if not calls:
         return [() for _ in runners]
-    batch = samples.inputs(0, batch_size)
-    whole = np.resize(batch, (batch_size, *batch.shape[1:]))
+    whole = filled(samples.inputs(0, batch_size), batch_size)
     rows: list[tuple[Timing, ...]] = []
     for size in (sizes := sorted({1, batch_size})):
         tell("timing", len(rows), len(sizes))
-        rows.append(timing.measure(runners, whole[:size], calls))
+        rows.append(timing.measure(runners, cut(whole, 0, size), calls))
     return list(zip(*rows, strict=True))
-
-
-def _result(
-    runner: Runner,
-    answers: _Answers,
-    samples: Samples,
-    names: Sequence[str],
-    timings: tuple[Timing, ...],
-) -> RuntimeResult:
-    best = np.concatenate(answers.best)
-    return RuntimeResult(
-        runtime=runner.name,
-        facts=runner.facts,
-        heads=(
-            HeadResult(
-                outcomes=Outcomes("", CLASSIFICATION, tuple(names), samples.labels, best),
-                metrics=measure(samples.labels, best, names),
-                top5=answers.among_top / len(samples) if len(names) > _TOP else None,
-            ),
-        ),
-        timings=timings,
-    )
 
 
 def _timing(timed: Timing) -> JsonValue:

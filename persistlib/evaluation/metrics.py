@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 # Above this many classes the matrix and the classes' intervals are left out of JSON: the pairs and
 # the counts say the same.
-_MATRIX = 100
+CONFUSION_SHOWN = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,29 +108,19 @@ class Metrics:
         return [(names[t], names[p], count) for count, t, p in rows]
 
     def to_dict(self) -> dict[str, JsonValue]:
-        """Return the metrics as plain JSON; above 100 classes less: see `_MATRIX`."""
-        is_whole = len(self.classes) <= _MATRIX
+        """Return the metrics as plain JSON; above 100 classes less: see `CONFUSION_SHOWN`."""
+        is_whole = len(self.classes) <= CONFUSION_SHOWN
         matrix: JsonValue = None
         if is_whole:
             matrix = [[int(count) for count in row] for row in self.confusion]
         return {
             "accuracy": self.accuracy,
             "interval": list(self.interval),
-            "macro": _average(self.macro),
-            "weighted": _average(self.weighted),
+            "macro": average_data(self.macro),
+            "weighted": average_data(self.weighted),
             "bootstrap": {**METHOD},
             "averaged": self.averaged,
-            "classes": [
-                {
-                    "name": row.name,
-                    "images": row.images,
-                    "precision": row.precision,
-                    "recall": row.recall,
-                    "f1": row.f1,
-                    "intervals": bounds_data(row.intervals) if is_whole else None,
-                }
-                for row in self.classes
-            ],
+            "classes": [class_data(row, with_intervals=is_whole) for row in self.classes],
             "confusion": matrix,
             "confused": [
                 {"class": truth, "answer": answer, "images": count}
@@ -150,7 +140,7 @@ def measure(truth: NDArray[np.int64], answers: NDArray[np.int64], names: Sequenc
     Raises:
         MissingExtra: scikit-learn is not installed.
     """
-    sklearn = _sklearn()
+    sklearn = sklearn_metrics()
     labels = np.arange(len(names))
     right = int(np.sum(truth == answers))
     confusion = sklearn.confusion_matrix(truth, answers, labels=labels).astype(np.int64)
@@ -166,7 +156,7 @@ def measure(truth: NDArray[np.int64], answers: NDArray[np.int64], names: Sequenc
         macro=_averaged(sklearn, truth, answers, "macro", intervals),
         weighted=_averaged(sklearn, truth, answers, "weighted", intervals),
         classes=tuple(
-            ClassScore(name, int(images), *map(_defined, scores), intervals=bounds)
+            ClassScore(name, int(images), *map(defined, scores), intervals=bounds)
             for name, *scores, images, bounds in zip(
                 names, *rows, _class_intervals(confusion), strict=True
             )
@@ -186,7 +176,12 @@ def require_metrics() -> None:
         raise _missing()
 
 
-def _sklearn() -> Any:
+def sklearn_metrics() -> Any:
+    """Return scikit-learn's metrics.
+
+    Raises:
+        MissingExtra: it is not installed.
+    """
     try:
         from sklearn import metrics
     except ImportError as fault:
@@ -220,7 +215,8 @@ def _class_intervals(confusion: NDArray[np.int64]) -> Iterator[dict[str, Interva
         }
 
 
-def _average(average: Average) -> JsonValue:
+def average_data(average: Average) -> JsonValue:
+    """Return an average as plain JSON."""
     return {
         "precision": average.precision,
         "recall": average.recall,
@@ -229,10 +225,23 @@ def _average(average: Average) -> JsonValue:
     }
 
 
+def class_data(row: ClassScore, *, with_intervals: bool) -> JsonValue:
+    """Return how a class fared as plain JSON."""
+    return {
+        "name": row.name,
+        "images": row.images,
+        "precision": row.precision,
+        "recall": row.recall,
+        "f1": row.f1,
+        "intervals": bounds_data(row.intervals) if with_intervals else None,
+    }
+
+
 def bounds_data(intervals: Mapping[str, Interval | None]) -> JsonValue:
     """Return intervals by name as plain JSON."""
     return {name: None if pair is None else [*pair] for name, pair in intervals.items()}
 
 
-def _defined(value: float) -> float | None:
+def defined(value: float) -> float | None:
+    """Return a figure, None for what is not a number."""
     return None if math.isnan(value) else float(value)

@@ -1,10 +1,11 @@
-"""One model in several runtimes: a batch of inputs in, scores out.
+"""One model in several runtimes: a batch of inputs in, outputs by name out.
 
 Law: both runtimes are given the same bytes, and as many threads.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,17 +14,18 @@ import numpy as np
 
 from persistlib.dtypes import DType
 from persistlib.errors import Code, error
+from persistlib.evaluation.inputs import count, cut, filled
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Mapping
+    from collections.abc import Callable, Generator
 
     import torch
     from numpy.typing import NDArray
     from pydantic import JsonValue
 
+    from persistlib.evaluation.inputs import Inputs
     from persistlib.runtime.session import Session
 
-_FIRST = "logits"  # of several outputs, the one that answers; otherwise the first
 _MESSAGE = 300
 
 
@@ -33,12 +35,12 @@ class Runner:
 
     Attributes:
         name: of the runtime.
-        run: gives the scores of a batch.
+        run: gives the outputs of a batch, by name and in order.
         facts: versions, and what computes.
     """
 
     name: str
-    run: Callable[[NDArray[Any]], NDArray[Any]]
+    run: Callable[[Inputs], Mapping[str, NDArray[Any]]]
     facts: Mapping[str, JsonValue]
 
 
@@ -48,30 +50,23 @@ def session_runner(session: Session, precision: str | None = None) -> Runner:
     Args:
         session: that runs the graph.
         precision: of the graph, to be told.
-
-    Raises:
-        TrainingError: the graph takes more than one input.
     """
     from persistlib.installed import package_version
 
-    if len(session.inputs) != 1:
-        names = ", ".join(spec.name for spec in session.inputs)
-        reason = f"the graph takes {len(session.inputs)} inputs: {names}"
-        raise error(Code.NO_SCORES, "inputs", reason, "run it yourself: load(...).run()")
-    spec = session.inputs[0]
-    output = next((o.name for o in session.outputs if o.name == _FIRST), session.outputs[0].name)
-    wanted = DType[spec.dtype].numpy
-    fixed = spec.shape[0] if spec.shape and isinstance(spec.shape[0], int) else None
+    extents = {spec.shape[0] if spec.shape else None for spec in session.inputs}
+    fixed = next((extent for extent in extents if isinstance(extent, int)), None)
 
-    def run(inputs: NDArray[Any]) -> NDArray[Any]:
-        if inputs.dtype != wanted and inputs.dtype.kind == "f":
-            inputs = inputs.astype(wanted)
-        if fixed is None or len(inputs) == fixed:
-            return session.run({spec.name: inputs})[output]
-        parts = [inputs[start : start + fixed] for start in range(0, len(inputs), fixed)]
-        filled = (np.resize(part, (fixed, *part.shape[1:])) for part in parts)
-        scores = [session.run({spec.name: part})[output] for part in filled]
-        return np.concatenate(scores)[: len(inputs)]
+    def run(inputs: Inputs) -> dict[str, NDArray[Any]]:
+        given = _for_session(inputs, session)
+        total = count(given)
+        if fixed is None or total == fixed:
+            return session.run(given)
+        parts = (
+            filled(cut(given, start, start + fixed), fixed) for start in range(0, total, fixed)
+        )
+        outputs = [session.run(part) for part in parts]
+        rows = [name for name, array in outputs[0].items() if array.ndim]
+        return {name: np.concatenate([some[name] for some in outputs])[:total] for name in rows}
 
     facts: dict[str, JsonValue] = {
         "version": package_version("onnxruntime"),
@@ -93,12 +88,17 @@ def torch_runner(model: torch.nn.Module, threads: int) -> Generator[Runner]:
     floats = (p.dtype for p in model.parameters() if p.is_floating_point())
     dtype = next(floats, torch.get_default_dtype())
 
-    def run(inputs: NDArray[Any]) -> NDArray[Any]:
-        tensor = torch.from_numpy(inputs).to(device)
+    def tensor(array: NDArray[Any]) -> torch.Tensor:
+        made = torch.from_numpy(array).to(device)
+        return made.to(dtype) if made.is_floating_point() else made
+
+    def run(inputs: Inputs) -> dict[str, NDArray[Any]]:
         with torch.inference_mode():
-            scores = _scores(model, tensor.to(dtype) if tensor.is_floating_point() else tensor)
-            scores = scores.float() if scores.dtype == torch.bfloat16 else scores
-            return scores.cpu().numpy()
+            if isinstance(inputs, Mapping):
+                outputs = _outputs(model, {name: tensor(array) for name, array in inputs.items()})
+            else:
+                outputs = _outputs(model, tensor(inputs))
+            return {name: _as_array(value) for name, value in outputs.items()}
 
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -110,13 +110,42 @@ def torch_runner(model: torch.nn.Module, threads: int) -> Generator[Runner]:
         torch.set_num_threads(before)
 
 
-def _scores(model: torch.nn.Module, tensor: torch.Tensor) -> torch.Tensor:
-    from persistlib.training.answers import primary
+def _for_session(inputs: Inputs, session: Session) -> dict[str, NDArray[Any]]:
+    """Return inputs by the names and in the floating-point dtypes of a graph.
+
+    Raises:
+        TrainingError: the graph takes others, or more than one and none is named.
+    """
+    names = [spec.name for spec in session.inputs]
+    if not isinstance(inputs, Mapping) and len(names) == 1:
+        inputs = {names[0]: inputs}
+    if not isinstance(inputs, Mapping) or {*inputs} != {*names}:
+        given = f"; {', '.join(inputs)} were given" if isinstance(inputs, Mapping) else ""
+        reason = f"the graph takes {len(names)} inputs: {', '.join(names)}{given}"
+        raise error(Code.NO_SCORES, "inputs", reason, "give each by its name")
+    made: dict[str, NDArray[Any]] = {}
+    for spec in session.inputs:
+        array, wanted = inputs[spec.name], DType[spec.dtype].numpy
+        is_other = array.dtype != wanted and array.dtype.kind == "f"
+        made[spec.name] = array.astype(wanted) if is_other else array
+    return made
+
+
+def _outputs(model: torch.nn.Module, inputs: Any) -> dict[str, torch.Tensor]:
+    from persistlib.examples import named_outputs
+    from persistlib.training.batches import call
 
     try:
-        return primary(model(tensor))
+        return dict(named_outputs(call(model, inputs)))
     except Exception as fault:
         # A module is anybody's code and raises what it likes.
         lines = str(fault).splitlines() or [type(fault).__name__]
         remedy = "see whether the inputs, or the recorded preprocessing, fit the model"
         raise error(Code.RUN_FAILED, "forward", lines[0][:_MESSAGE], remedy) from fault
+
+
+def _as_array(value: torch.Tensor) -> NDArray[Any]:
+    import torch
+
+    array: NDArray[Any] = (value.float() if value.dtype == torch.bfloat16 else value).cpu().numpy()
+    return array

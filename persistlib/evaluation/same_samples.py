@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from persistlib import preprocessing
 from persistlib.errors import Code, Finding, error_of, finding, warn
+from persistlib.training.tasks import IGNORED, MULTILABEL, REGRESSION, SEGMENTATION
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
 
     from persistlib.evaluation.samples import Samples
     from persistlib.manifest.schema import Data, Interface
@@ -77,7 +80,7 @@ def as_taken_by(
         SessionError: the other's preprocessing is of no kind that is known.
     """
     _tell_seen(samples, trained, own, name)
-    classes, labels = samples.classes, samples.labels
+    classes, targets = samples.classes, samples.targets
     if interface.labels is None and classes:
         reason = "names no classes; those of the first are taken, in their order"
         warn(Code.DATA_CLASSES, name, reason, _WARNED)
@@ -85,8 +88,7 @@ def as_taken_by(
         known = interface.labels
         require_same_classes(classes or None, known, ("the first model", name))
         if classes and tuple(known) != tuple(classes):
-            table = np.array([known.index(label) for label in classes], np.int64)
-            labels = table[labels]
+            targets = _moved(samples, [known.index(label) for label in classes])
         classes = tuple(known)
     record = samples.preprocessing
     if record is not None and interface.preprocessing is not None:
@@ -94,7 +96,24 @@ def as_taken_by(
     elif record is not None:
         reason = "does not say how images are prepared; that of the first is taken"
         warn(Code.PREPROCESSING, name, reason, _WARNED)
-    return replace(samples, labels=labels, classes=classes, preprocessing=record)
+    return replace(samples, targets=targets, classes=classes, preprocessing=record)
+
+
+def _moved(samples: Samples, places: list[int]) -> dict[str, NDArray[Any]]:
+    """Return the targets of the only head for a model whose classes stand in other places.
+
+    Args:
+        samples: as the first model takes them.
+        places: of each of its classes, labels or outputs, that of the other model.
+    """
+    (head,), targets = samples.heads, samples.labels
+    if head.task in {REGRESSION, MULTILABEL}:
+        return {head.name: targets[:, np.argsort(places)] if targets.ndim > 1 else targets}
+    table = np.array(places, np.int64)
+    if head.task != SEGMENTATION:
+        return {head.name: table[targets]}
+    is_known = targets < len(table)
+    return {head.name: np.where(is_known, table[np.where(is_known, targets, 0)], IGNORED)}
 
 
 def _tell_seen(samples: Samples, trained: Data | None, own: Data | None, name: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,18 +17,22 @@ from blake3 import blake3
 
 from persistlib import preprocessing
 from persistlib.digests import PREFIX
-from persistlib.errors import Code, Finding, error, error_of, finding, warn
+from persistlib.errors import Code, Finding, PersistlibError, error, error_of, finding, warn
+from persistlib.evaluation.inputs import cut
 from persistlib.training.arrays import ArrayData, is_archive, label_samples, read_samples
 from persistlib.training.data_sources import open_data
 from persistlib.training.labelled import ImageData, unknown_classes
 from persistlib.training.splits import again, part_of
+from persistlib.training.tasks import CLASSIFIER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
+    from persistlib.evaluation.inputs import Inputs
     from persistlib.manifest.schema import Data, Interface
+    from persistlib.training.tasks import Head
 
 _SHOWN = 8
 _GIVEN = "data"
@@ -42,32 +47,42 @@ class Samples:
     Attributes:
         name: what they are called.
         digest: of samples and labels in their order, as `ImageData.digest`.
-        items: image files, arrays of pixels, or what the model takes, one a sample.
-        labels: the class of each, int64.
+        items: image files, arrays of pixels, or what the model takes, one a sample; of several
+            inputs by name, samples along the first axis.
+        targets: by head, a row a sample; the class of each, int64, of a classifier.
         classes: the model's, in the order of its scores; empty where it names none.
         preprocessing: how an item becomes an input; None where it is one already.
         held_out: whether these are what a training run held out, and no others.
         part: the only part that these are, of data that come divided.
+        heads: what the model's outputs are for.
     """
 
     name: str
     digest: str
-    items: Sequence[Any]
-    labels: NDArray[np.int64]
+    items: Sequence[Any] | Mapping[str, NDArray[Any]]
+    targets: Mapping[str, NDArray[Any]]
     classes: tuple[str, ...]
     preprocessing: preprocessing.ImagePreprocessing | None
     held_out: bool = False
     part: str | None = None
+    heads: tuple[Head, ...] = CLASSIFIER
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def inputs(self, start: int, stop: int) -> NDArray[Any]:
+    @property
+    def labels(self) -> NDArray[Any]:
+        """The targets of the first head."""
+        return self.targets[self.heads[0].name]
+
+    def inputs(self, start: int, stop: int) -> Inputs:
         """Return what the model takes of some samples.
 
         Raises:
             SessionError: an image cannot be read, or images end with different shapes.
         """
+        if isinstance(self.items, Mapping):
+            return cut(self.items, start, stop)
         items = self.items[start:stop]
         if self.preprocessing is None:
             return np.stack(items)
@@ -103,24 +118,17 @@ def open_samples(
     read = _read(data, known, split)
     digest = read.digest if isinstance(read, ImageData) else _digest(read)
     chosen = None if part is None else _part(read, part)
-    if (
-        trained is not None
-        and trained.digest == digest
-        and not held_out
-        and _seen(read, trained, chosen)
-    ):
-        reason = "the model was trained on a part of these very samples"
-        warn(Code.DATA_SEEN, trained.name, reason, "judge it on what was held out (--held-out)")
+    if not held_out and _may_be_seen(read, trained, chosen):
+        tell_seen(trained, digest)
     is_prepared = isinstance(read, ArrayData) and read.is_prepared
     if not is_prepared and interface.preprocessing is None:
-        remedy = "give prepared arrays: an .npz file with `inputs` and `labels`"
-        raise error(Code.PREPROCESSING, "interface.preprocessing", "not recorded", remedy)
-    name = read.name if isinstance(read, ImageData) else _named(data)
+        raise unprepared()
+    name = read.name if isinstance(read, ImageData) else named(data)
     samples = Samples(
         name=name,
         digest=digest,
         items=read.images if isinstance(read, ImageData) else list(read.samples),
-        labels=_indices(read, known, name),
+        targets={"": _indices(read, known, name)},
         classes=tuple(known or ()),
         preprocessing=None if is_prepared else preprocessing.parse(interface.preprocessing or {}),
     )
@@ -130,6 +138,24 @@ def open_samples(
         samples = replace(_chosen(samples, chosen), part=part)
     _tell_absent(samples)
     return samples
+
+
+def tell_seen(trained: Data | None, digest: str) -> None:
+    """Warn where a model was trained on a part of the very samples that it is judged on."""
+    if trained is not None and trained.digest == digest:
+        reason = "the model was trained on a part of these very samples"
+        warn(Code.DATA_SEEN, trained.name, reason, "judge it on what was held out (--held-out)")
+
+
+def unprepared() -> PersistlibError:
+    """Return the error of images that nobody says how to prepare."""
+    remedy = "give prepared arrays: an .npz file with `inputs` and `labels`"
+    return error(Code.PREPROCESSING, "interface.preprocessing", "not recorded", remedy)
+
+
+def named(data: Any) -> str:
+    """Return what data are called: a file's name, without a place on somebody's machine."""
+    return os.path.basename(os.fspath(data)) if isinstance(data, (str, os.PathLike)) else _GIVEN
 
 
 def _read(
@@ -161,10 +187,6 @@ def _pair(data: Any, known: Sequence[str] | None) -> ArrayData:
         raise error(Code.DATA_INVALID, _GIVEN, reason, remedy)
     samples, labels = (np.asarray(part) for part in data)
     return label_samples(samples, labels, known=known, is_prepared=True, location=_GIVEN)
-
-
-def _named(data: Any) -> str:
-    return os.path.basename(os.fspath(data)) if isinstance(data, (str, os.PathLike)) else _GIVEN
 
 
 def _digest(read: ArrayData) -> str:
@@ -248,13 +270,18 @@ def _part(read: ImageData | ArrayData, part: str) -> tuple[int, ...]:
     raise error(Code.DATA_INVALID, _GIVEN, "arrays come undivided", "leave the part out")
 
 
-def _seen(read: ImageData | ArrayData, trained: Data, chosen: Sequence[int] | None) -> bool:
-    """Return whether the model may have been trained on some of the samples of its own data."""
-    split = again(read, trained.split) if isinstance(read, ImageData) else None
-    return chosen is None or split is None or not {*chosen}.isdisjoint(split.train)
+def _may_be_seen(
+    read: ImageData | ArrayData, trained: Data | None, chosen: Sequence[int] | None
+) -> bool:
+    """Return whether a model may have been trained on some of the samples of its own data."""
+    if trained is None or chosen is None or not isinstance(read, ImageData):
+        return True
+    split = again(read, trained.split) if read.digest == trained.digest else None
+    return split is None or not {*chosen}.isdisjoint(split.train)
 
 
 def _chosen(samples: Samples, chosen: Sequence[int]) -> Samples:
-    """Return some of the samples."""
+    """Return some of the samples of a classifier."""
+    assert not isinstance(samples.items, Mapping)
     items = [samples.items[index] for index in chosen]
-    return replace(samples, items=items, labels=samples.labels[[*chosen]])
+    return replace(samples, items=items, targets={"": samples.labels[[*chosen]]})

@@ -9,15 +9,16 @@ memory in, scores in memory out.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+
+from persistlib.evaluation.inputs import count
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import NDArray
-
+    from persistlib.evaluation.inputs import Inputs
     from persistlib.evaluation.runners import Runner
 
 BLOCK = 5
@@ -47,7 +48,7 @@ class Timing(NamedTuple):
         return 1000 * self.batch / self.median
 
 
-def measure(runners: Sequence[Runner], inputs: NDArray[Any], calls: int) -> tuple[Timing, ...]:
+def measure(runners: Sequence[Runner], inputs: Inputs, calls: int) -> tuple[Timing, ...]:
     """Return the times of each runtime for one batch.
 
     Args:
@@ -70,7 +71,7 @@ def measure(runners: Sequence[Runner], inputs: NDArray[Any], calls: int) -> tupl
         turn += 1
     return tuple(
         Timing(
-            batch=len(inputs),
+            batch=count(inputs),
             calls=len(taken),
             median=1000 * float(np.median(taken)),
             p95=1000 * float(np.percentile(taken, 95)),

@@ -28,7 +28,8 @@ _MAGIC = b"PK\x03\x04"
 # Bytes of all arrays: they are held in memory.
 _MOST = 8 << 30
 _SAMPLES = ("images", "inputs")
-_NAMES = (*_SAMPLES, "labels", "classes")
+# Each may stand before a dot and a name, where there are several.
+_NAMES = (*_SAMPLES, "labels", "targets", "classes")
 _SHOWN = 5
 
 
@@ -98,6 +99,15 @@ def read_samples(path: str, known: Sequence[str] | None = None) -> ArrayData:
         is_prepared=given[0] == "inputs",
         location=path,
     )
+
+
+def read_arrays(path: str) -> dict[str, NDArray[Any]]:
+    """Return the arrays of a file that have a meaning here, such as `inputs` or `targets.size`.
+
+    Raises:
+        TrainingError: the file is damaged.
+    """
+    return _read(path)
 
 
 def label_samples(
@@ -212,8 +222,9 @@ def _members(archive: zipfile.ZipFile, path: str) -> dict[str, NDArray[Any]]:
         raise _invalid(path, "a name stands in it twice", "write the file again")
     arrays: dict[str, NDArray[Any]] = {}
     room = _MOST
-    for name in _NAMES:
-        if (info := members.get(f"{name}.npy")) is not None:
+    for file, info in members.items():
+        name = file.removesuffix(".npy")
+        if name != file and name.partition(".")[0] in _NAMES:
             with archive.open(info) as member:
                 arrays[name] = _array(member, info.file_size, room, f"{path}: {name}")
             room -= arrays[name].nbytes

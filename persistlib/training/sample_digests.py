@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from blake3 import blake3
 
 from persistlib.digests import PREFIX
@@ -38,9 +37,8 @@ def digest_of(samples: Any, size: int | None = None) -> str:
 
 def _add(hasher: blake3, value: Any) -> None:
     """Add a value: its kind, its extent and its bytes."""
-    if isinstance(value, torch.Tensor):
-        host = value.detach().cpu()
-        value = (host.view(torch.int16) if host.dtype is torch.bfloat16 else host).numpy()
+    if hasattr(value, "detach"):
+        value = _on_host(value)
     if hasattr(value, "__array_interface__"):
         _add_array(hasher, np.asarray(value))
     elif isinstance(value, Mapping):
@@ -56,6 +54,16 @@ def _add(hasher: blake3, value: Any) -> None:
     else:
         # Another kind of object says what it is, and nothing of its values.
         hasher.update(f"object {type(value).__qualname__} ".encode())
+
+
+def _on_host(value: Any) -> Any:
+    """Return a tensor as an array; bfloat16, which numpy lacks, by its bits."""
+    import torch
+
+    if not isinstance(value, torch.Tensor):
+        return value
+    host = value.detach().cpu()
+    return (host.view(torch.int16) if host.dtype is torch.bfloat16 else host).numpy()
 
 
 def _add_array(hasher: blake3, array: NDArray[Any]) -> None:

@@ -46,6 +46,10 @@ class Head(NamedTuple):
     loss: str | None = None
 
 
+# What is meant where nothing is said.
+CLASSIFIER = (Head("", CLASSIFICATION),)
+
+
 def heads_of(task: TaskLike, location: str = "task") -> tuple[Head, ...]:
     """Return the heads that a task says: one without a name, or several in order.
 
@@ -58,7 +62,7 @@ def heads_of(task: TaskLike, location: str = "task") -> tuple[Head, ...]:
     """
     heads: tuple[Head, ...]
     if not isinstance(task, Mapping):
-        heads = (Head("", CLASSIFICATION if task is None else task),)
+        heads = CLASSIFIER if task is None else (Head("", task),)
         faults = [*_faults(heads[0], location)]
     else:
         heads = tuple(_head(name, given) for name, given in task.items())

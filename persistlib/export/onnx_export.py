@@ -233,8 +233,8 @@ def _difference(
     else:
         stored = memoryview(tensor.raw_data)
     # As arrays: a memoryview compares item by item.
-    pair = (np.frombuffer(data, np.uint8) for data in (stored, entry.data))
-    return None if np.array_equal(*pair) else "written with other bytes"
+    written, own = np.frombuffer(stored, np.uint8), np.frombuffer(entry.data, np.uint8)
+    return None if np.array_equal(written, own) else "written with other bytes"
 
 
 def _specs(values: Iterable[onnx.ValueInfoProto]) -> tuple[TensorSpec, ...]:

@@ -42,7 +42,7 @@ def main(weights: str, folder: Path) -> None:
     """Train the head, save, and open it in ONNX Runtime."""
     data = open_data("sklearn:digits")
     split = data.split(fraction=0.2)
-    train, valid = (PreparedImages(data, indices, IMAGES) for indices in split)
+    train, valid = (PreparedImages(data, indices, IMAGES) for indices in (split.train, split.valid))
 
     # MobileNetV2 pools its 1,280 channels over the whole image before the classifier.
     model = persistlib.build("torchvision.models:mobilenet_v2", weights=weights)
@@ -60,7 +60,7 @@ def main(weights: str, folder: Path) -> None:
         out=folder / "digits",
         onnx=True,
         interface={"preprocessing": IMAGES.to_dict(), "labels": data.classes},
-        data=data.record(split, fraction=0.2, seed=0),
+        data=data.record(split),
     )
     strategy = result.training.strategy
     print(f"{strategy['trained_parameters']:,} parameters train on the inputs of", end=" ")

@@ -60,7 +60,8 @@ def train(
     """Train on some of the digits, and save."""
     data = open_data("sklearn:digits")
     inputs, labels = preprocessing.apply(data.images, IMAGES), np.array(data.labels)
-    parts = [[i for i in part if labels[i] in digits] for part in data.split(fraction=0.2)]
+    split = data.split(fraction=0.2)
+    parts = [[i for i in part if labels[i] in digits] for part in (split.train, split.valid)]
     result = persistlib.finetune(
         model,
         *((inputs[chosen], labels[chosen] - digits.start) for chosen in parts),

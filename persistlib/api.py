@@ -29,6 +29,7 @@ from persistlib.graph_wishes import GraphWishes, graph_wishes
 from persistlib.manifest.schema import Interface, Lineage, Manifest, Training
 from persistlib.materializing import materialize as materialize  # noqa: PLC0414 - public here
 from persistlib.parents import with_parent
+from persistlib.probing import cross_validate as cross_validate  # noqa: PLC0414 - public here
 from persistlib.probing import fit_classifier as fit_classifier  # noqa: PLC0414 - public here
 from persistlib.sources import BUNDLE, is_folder
 from persistlib.standing import set_status as set_status  # noqa: PLC0414 - public here

@@ -38,6 +38,8 @@ from persistlib.training.tasks import CLASSIFIER, CUSTOM, heads_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
+    from torch import nn
+
     from persistlib.bundle import Bundle
     from persistlib.evaluation.judging import Evaluation, Progress
     from persistlib.evaluation.runners import Runner
@@ -293,6 +295,16 @@ def _runner(bundle: Bundle, name: str, wishes: Wishes, stack: ExitStack) -> Runn
         threads=wishes.cores,
     )
     return session_runner(session, chosen_graph(bundle, wishes.graph).precision)
+
+
+def module_of(bundle: Bundle, *, trust: Collection[str], allow_withdrawn: bool) -> nn.Module:
+    """Return the module of a bundle, every byte compared with its digest.
+
+    Raises:
+        PersistlibError: this environment cannot hold it, or it cannot be rebuilt.
+    """
+    require_compatible(bundle, "torch", allow_withdrawn=allow_withdrawn)
+    return load_module(bundle, _READING, strict=True, trust=trust)
 
 
 def is_module(model: object) -> bool:

@@ -1,20 +1,25 @@
-"""What is fitted on a model's features: its last layer, in one step."""
+"""What is fitted on a model's features: its last layer, in one step, once or in folds."""
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from persistlib.bundle import reading
 from persistlib.calls import require_torch, save_trained, section
 from persistlib.manifest.schema import Data, Interface
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from torch import nn
 
+    from persistlib.bundle import Bundle
+    from persistlib.evaluation.cross_validation import CrossValidation
     from persistlib.files import StrPath
     from persistlib.graph_wishes import GraphOptions
+    from persistlib.manifest.schema import Manifest
     from persistlib.training.loop import FinetuneResult
 
 
@@ -87,4 +92,77 @@ def fit_classifier(
     if out is not None:
         saving = partial(api.save, lineage=lineage, name=name, license=license, overwrite=overwrite)
         save_trained(saving, result, out, onnx=onnx)
+    return result
+
+
+def cross_validate(
+    model: nn.Module | StrPath,
+    data: Any,
+    *,
+    folds: int = 5,
+    leave_one_out: bool = False,
+    classifier: Any = None,
+    C: float = 1.0,  # noqa: N803 - scikit-learn's word
+    seed: int = 0,
+    interface: Interface | Mapping[str, Any] | None = None,
+    save: bool = False,
+    at: str | None = None,
+    batch_size: int = 32,
+    cache: StrPath | None = None,
+    trust: Collection[str] = (),
+    allow_withdrawn: bool = False,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> CrossValidation:
+    """Tell how good a last layer on a model's features is, fitted anew for each part of the data.
+
+    What comes before the last layer is run once a sample. Each sample is then answered by a
+    classifier that was fitted on other folds, scaling included; copies of a sample are in one fold.
+
+    Args:
+        model: a bundle, or a module, which is left as it is.
+        data: as `evaluate`; or a pair (inputs, numbers), one number or several a sample.
+        folds: how many.
+        leave_one_out: whether each sample is a fold of its own.
+        classifier: as `fit_classifier`; None is "logistic", and "ridge" for leave-one-out, which
+            is fitted once, and for numbers.
+        C: as `fit_classifier`.
+        seed: of the folds.
+        interface: classes and preprocessing where the model does not say them, or says others.
+        save: whether the result joins the evaluations in the bundle's manifest.
+        at: path of the layer; None for the one that ends the model.
+        batch_size: samples a batch.
+        cache: a folder to keep features in.
+        trust: as `load`.
+        allow_withdrawn: as `load`.
+        progress: called with what is being done, steps done, and all steps.
+
+    Returns:
+        Figures of each fold, their means with intervals, and the answers to all samples.
+
+    Raises:
+        TrainingError: the data cannot be used or divided so, or no layer ends the model.
+        MissingExtra: scikit-learn or torch is not installed.
+        PersistlibError: the bundle cannot be loaded, or the manifest not be written.
+    """
+    require_torch("cross-validation")
+    from persistlib import measurement
+    from persistlib.evaluation import probing, recording
+
+    measurement.require_keeper(model, save=save)
+    asked = probing.Asked(
+        classifier, C, None if leave_one_out else folds, seed, at, batch_size, cache, progress
+    )
+    given = section(Interface, interface)
+    if not isinstance(model, (str, os.PathLike)):
+        return probing.probe(model, data, given or Interface(), asked)
+
+    def work(bundle: Bundle) -> tuple[CrossValidation, Manifest]:
+        module = measurement.module_of(bundle, trust=trust, allow_withdrawn=allow_withdrawn)
+        manifest = bundle.manifest
+        chosen = given or manifest.interface
+        return probing.probe(module, data, chosen, asked, manifest.training), manifest
+
+    result, manifest = reading(model, work)
+    if save:
+        recording.keep(model, manifest.bundle_id, {"cross_validation": result.to_dict()})
     return result

@@ -85,6 +85,7 @@ NEED_TORCH = (
     "adaptation.trial",
     "alignment",
     "architecture",
+    "evaluation.probing",
     "examples",
     "export",
     "graph_bundles",

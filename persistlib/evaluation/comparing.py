@@ -275,7 +275,7 @@ def _errors(name: str, first: Outcomes, second: Outcomes, found: Bounded) -> Dif
 
 def _wilcoxon(differences: NDArray[np.float64]) -> float:
     """Return the two-sided p-value of Wilcoxon's test (Biometrics Bulletin 1, 1945, p. 80)."""
-    from scipy.stats import wilcoxon  # type: ignore[import-untyped] # has no types
+    from scipy.stats import wilcoxon
 
     # What does not differ is left out; ties and large numbers take the normal approximation.
     found: Any = wilcoxon(differences[differences != 0])

@@ -85,7 +85,7 @@ class Pairs:
 
     def _at_most(self, times: int) -> float:
         """Return how likely a fair coin falls on one side so seldom."""
-        from scipy.special import bdtr  # type: ignore[import-untyped] # has no types
+        from scipy.special import bdtr
 
         return float(bdtr(times, self.first + self.second, 0.5)) if times >= 0 else 0.0
 

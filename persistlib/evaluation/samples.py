@@ -55,6 +55,7 @@ class Samples:
         held_out: whether these are what a training run held out, and no others.
         part: the only part that these are, of data that come divided.
         heads: what the model's outputs are for.
+        digests: of each sample, by which copies are known.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Samples:
     held_out: bool = False
     part: str | None = None
     heads: tuple[Head, ...] = CLASSIFIER
+    digests: tuple[bytes, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -131,6 +133,7 @@ def open_samples(
         targets={"": _indices(read, known, name)},
         classes=tuple(known or ()),
         preprocessing=None if is_prepared else preprocessing.parse(interface.preprocessing or {}),
+        digests=read.digests if isinstance(read, ImageData) else read.digests(),
     )
     if held_out:
         return _held_out(samples, read, trained)
@@ -284,4 +287,6 @@ def _chosen(samples: Samples, chosen: Sequence[int]) -> Samples:
     """Return some of the samples of a classifier."""
     assert not isinstance(samples.items, Mapping)
     items = [samples.items[index] for index in chosen]
-    return replace(samples, items=items, targets={"": samples.labels[[*chosen]]})
+    digests = tuple(samples.digests[index] for index in chosen)
+    targets = {"": samples.labels[[*chosen]]}
+    return replace(samples, items=items, targets=targets, digests=digests)

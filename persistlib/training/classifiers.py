@@ -4,7 +4,7 @@
 | --- | --- |
 | logistic | `StandardScaler`, then `LogisticRegression(C=C)` |
 | svm | `StandardScaler`, then `LinearSVC(C=C)` |
-| ridge | `RidgeClassifier(alpha=1/(2 C))`, which is scikit-learn's own measure of its C |
+| ridge | `RidgeClassifier(alpha=1/(2 C))`, of numbers `Ridge`; scikit-learn's own measure of C |
 
 Whatever is fitted is given rows in float64, so that what it answers does not depend on the dtype
 that a model computes in.
@@ -40,13 +40,20 @@ def require_sklearn(purpose: str) -> None:
         raise missing_extra("scikit-learn", "evaluate", purpose)
 
 
-def estimator_of(classifier: Any, *, C: float = 1.0, seed: int = 0) -> Any:  # noqa: N803 - scikit-learn's word
+def estimator_of(
+    classifier: Any,
+    *,
+    C: float = 1.0,  # noqa: N803 - scikit-learn's word
+    seed: int = 0,
+    numbers: bool = False,
+) -> Any:
     """Return the estimator that a name stands for, or the one that was given.
 
     Args:
         classifier: logistic, svm, ridge; or an estimator of scikit-learn's, fitted or not.
         C: of a name: the inverse of how strongly large weights are held back.
         seed: of what it draws.
+        numbers: whether numbers are predicted, not classes.
 
     Raises:
         UsageError: no such name, or C is no number above 0.
@@ -63,13 +70,13 @@ def estimator_of(classifier: Any, *, C: float = 1.0, seed: int = 0) -> Any:  # n
     if classifier not in NAMES:
         remedy = f"use {', '.join(NAMES)}, or an estimator of scikit-learn's"
         raise error(Code.USAGE, "classifier", f"{classifier!r} is none", remedy)
-    from sklearn.linear_model import LogisticRegression, RidgeClassifier
+    from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
     from sklearn.svm import LinearSVC
 
     if classifier == RIDGE:
-        return RidgeClassifier(alpha=1 / (2 * C))
+        return (Ridge if numbers else RidgeClassifier)(alpha=1 / (2 * C))
     draws: dict[str, Any] = {"C": C, "random_state": seed % (1 << 32)}
     if classifier == SVM:
         return make_pipeline(StandardScaler(), LinearSVC(**draws))

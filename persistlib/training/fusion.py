@@ -105,6 +105,9 @@ def fit_classifier(
     how |= {"memory": memory, "workers": workers, "seed": seed}
     with torch.inference_mode(mode=False):
         found = features(model, train, at=at, **how)
+        if isinstance(classifier, str):
+            numbers = has_numbers(found.targets)
+            asked = classifiers.estimator_of(classifier, C=C, seed=seed, numbers=numbers)
         held_out = None if valid is None else features(model, valid, at=found.path, **how)
         fitted = _fitted(asked, found, held_out)
         given = interface or schema.Interface()
@@ -136,6 +139,11 @@ def _fitted(asked: Any, train: Features, valid: Features | None) -> _Fitted:
     every = train.values if valid is None else torch.cat([train.values, valid.values])
     fused = fused_layers.fuse(done, form, every, pooled=is_pooled)
     return _Fitted(done, form, train, valid, fused)
+
+
+def has_numbers(targets: Any) -> bool:
+    """Return whether targets are numbers to predict, not those of classes."""
+    return isinstance(targets, torch.Tensor) and targets.is_floating_point()
 
 
 def truth_of(estimator: Any, targets: Any) -> Any:
@@ -248,7 +256,7 @@ def _record(
             "kind": KIND,
             "task": REGRESSION if fitted.form.classes is None else CLASSIFICATION,
             "estimator": affine.named(fitted.estimator),
-            "steps": [_step(step) for step in affine.steps_of(fitted.estimator)],
+            "steps": [step_record(step) for step in affine.steps_of(fitted.estimator)],
             "scikit-learn": package_version("scikit-learn"),
             "layer": fitted.train.path,
             "dtype": fitted.fused.dtype,
@@ -263,7 +271,7 @@ def _record(
     )
 
 
-def _step(step: Any) -> JsonValue:
+def step_record(step: Any) -> JsonValue:
     """Return the class of an estimator and its parameters, as far as they are plain."""
     plain: dict[str, JsonValue] = {}
     for name, value in step.get_params(deep=True).items():

@@ -108,7 +108,7 @@ def divide(data: Divisible, fraction: float | None = None, seed: int = 0) -> Spl
         groups.setdefault(data.labels[index] if data.classes else 0, []).append(index)
     valid: set[int] = set()
     for members in groups.values():
-        members.sort(key=lambda index: (_draw(seed, data.digests[index]), index))
+        members.sort(key=lambda index: (draw(seed, data.digests[index]), index))
         valid.update(members[: min(max(round(fraction * len(members)), 1), len(members) - 1)])
     train = tuple(index for index in range(len(data.digests)) if index not in valid)
     method = STRATIFIED if data.classes else DRAWN
@@ -187,7 +187,8 @@ def _given(data: Divisible, division: Division) -> Split:
     return Split(train, valid, test, {**how, "digest": PREFIX + hasher.hexdigest()})
 
 
-def _draw(seed: int, digest: bytes) -> bytes:
+def draw(seed: int, digest: bytes) -> bytes:
+    """Return what orders samples for a seed, whatever machine and release it is."""
     return blake3(b"%d:" % seed + digest).digest()
 
 

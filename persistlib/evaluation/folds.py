@@ -1,0 +1,72 @@
+"""Dividing samples into folds by what they are, not by where they stand.
+
+Laws: the same samples and seed give the same folds on every machine, in whatever order the samples
+come; copies of a sample, by its digest, are in one fold; of each class, folds have as many distinct
+samples as each other, give or take one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from persistlib.errors import Code, error, warn
+from persistlib.training.splits import draw
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+_SHOWN = 5
+
+
+def copies(digests: Sequence[bytes]) -> NDArray[np.int64]:
+    """Return a number for each sample, the same for copies, from 0 on as they first occur."""
+    known: dict[bytes, int] = {}
+    return np.array([known.setdefault(digest, len(known)) for digest in digests], np.int64)
+
+
+def divide(
+    digests: Sequence[bytes], labels: Sequence[int] | None, count: int, seed: int
+) -> NDArray[np.int64]:
+    """Return the fold of each sample.
+
+    Args:
+        digests: of the samples; a sample's place is drawn from its own and the seed
+            (`training.splits`).
+        labels: the class of each, of which every fold gets its share; None where there are none.
+        count: of folds.
+        seed: of the draw.
+
+    Raises:
+        UsageError: `count` is below 2.
+        TrainingError: there are fewer distinct samples than folds.
+    """
+    if type(count) is not int or count < 2:
+        raise error(Code.USAGE, "folds", f"{count!r} is no whole number from 2 on")
+    classes = dict.fromkeys(digests, 0)
+    if labels is not None:
+        # Copies of two classes are of the lesser one: the order of samples decides nothing.
+        for digest, label in sorted(zip(digests, map(int, labels), strict=True), reverse=True):
+            classes[digest] = label
+    if len(classes) < count:
+        reason = f"{len(classes)} distinct samples for {count} folds"
+        raise error(Code.FOLDS, "folds", reason, "take fewer folds, or leave_one_out")
+    order = sorted(classes, key=lambda digest: (classes[digest], draw(seed, digest)))
+    # Dealt like cards: a class begins where the one before it ended.
+    place = {digest: number % count for number, digest in enumerate(order)}
+    return np.array([place[digest] for digest in digests], np.int64)
+
+
+def tell_rare(labels: Sequence[int], groups: NDArray[np.int64], names: Sequence[str]) -> None:
+    """Warn of classes with one distinct sample, which is never told by what it was fitted on."""
+    members: dict[int, set[int]] = {}
+    for label, group in zip(labels, groups, strict=True):
+        members.setdefault(int(label), set()).add(int(group))
+    rare = [names[label] for label, own in sorted(members.items()) if len(own) == 1]
+    if rare:
+        shown = ", ".join(rare[:_SHOWN]) + (", ..." if len(rare) > _SHOWN else "")
+        reason = f"one distinct sample of {shown}: it is always answered wrong"
+        warn(Code.FOLDS, "data", reason, "add samples, or leave the class out")

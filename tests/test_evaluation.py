@@ -184,7 +184,7 @@ def test_averages_are_those_of_scikit_learns_report(
 
 @given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
 def test_the_interval_is_wilsons(drawn: tuple[int, int]) -> None:
-    from scipy.stats import binomtest  # type: ignore[import-untyped] # has no types
+    from scipy.stats import binomtest
 
     known = binomtest(*drawn).proportion_ci(0.95, method="wilson")
     assert wilson(*drawn) == pytest.approx((known.low, known.high))

@@ -95,7 +95,7 @@ def test_no_discordant_pair_bounds_the_difference_by_how_many_there_were() -> No
 
 
 def test_bounds_are_those_of_drawing_samples_one_by_one() -> None:
-    from scipy.stats import bootstrap as known  # type: ignore[import-untyped] # has no types
+    from scipy.stats import bootstrap as known
 
     generator = np.random.default_rng(3)
     cells = generator.multinomial(120, CELLS.ravel()).reshape(3, 3)

@@ -61,12 +61,9 @@ def ridge_answers(
     # a class that is wholly left out has the score -1, below one of the others.
     wanted = np.where(places[:, None] == np.arange(len(classes)), 1.0, -1.0)
     scores = without_each(rows, wanted, groups, **how)
-    if len(classes) == 2:
-        # A tie is the first class's, and the second score is the first's negative.
-        chosen = (scores[:, 1] > 0).astype(np.int64)
-    else:
-        chosen = scores.argmax(1)
-    answers: NDArray[Any] = classes[chosen]
+    # Of two classes a tie is the first's; the second score is the first's negative.
+    chosen = scores[:, 1] > 0 if len(classes) == 2 else scores.argmax(1)
+    answers: NDArray[Any] = classes[chosen.astype(np.int64)]
     return answers
 
 

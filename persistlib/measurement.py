@@ -19,6 +19,7 @@ from persistlib.evaluation.judging import judge
 from persistlib.evaluation.metrics import require_metrics
 from persistlib.evaluation.runners import session_runner, torch_runner
 from persistlib.evaluation.samples import open_samples
+from persistlib.evaluation.table_samples import is_table_data, open_table_samples
 from persistlib.evaluation.task_samples import open_task_samples
 from persistlib.installed import is_importable
 from persistlib.loading import (
@@ -193,6 +194,8 @@ def sampling(data: Any, wishes: Wishes) -> Sampling:
     """Return what opens the data for a model."""
 
     def samples(interface: Interface, trained: Data | None, heads: tuple[Head, ...]) -> Samples:
+        if is_table_data(data):
+            return open_table_samples(data, interface, trained, heads, wishes.choice)
         if heads != CLASSIFIER:
             return open_task_samples(data, interface, trained, heads, wishes.choice)
         return open_samples(data, interface, trained, **wishes.choice)

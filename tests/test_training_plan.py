@@ -13,6 +13,7 @@ from torch import nn
 
 import persistlib
 from persistlib.errors import PersistlibError, UsageError
+from persistlib.preprocessing import ImagePreprocessing
 from persistlib.training.beginnings import Saved
 from persistlib.training.head import drop_auxiliary_heads, find_head, replace_head
 from persistlib.training.loop import finetune
@@ -325,6 +326,7 @@ def test_a_bundle_is_begun_from_with_its_values_images_and_lineage(
 ) -> None:
     before = persistlib.load(saved).state_dict()
     made = plan(opened(saved), data=folder, settings=SETTINGS, strategy="full")
+    assert isinstance(made.preprocessing, ImagePreprocessing)
     assert made.preprocessing.mean == (0.1, 0.2, 0.3)
     assert made.preprocessing.size == (40, 48)
     assert all(value.equal(made.model.state_dict()[name]) for name, value in before.items())
@@ -334,6 +336,7 @@ def test_a_bundle_is_begun_from_with_its_values_images_and_lineage(
     assert (made.lineage.source, made.lineage.license) == ("mine", "MIT")
     assert made.lineage.id == persistlib.inspect(saved).manifest.bundle_id
     smaller = plan(opened(saved), data=folder, settings=SETTINGS, resize=32)
+    assert isinstance(smaller.preprocessing, ImagePreprocessing)
     assert (smaller.preprocessing.size, smaller.preprocessing.mean) == ((32, 32), (0.1, 0.2, 0.3))
     assert smaller.freeze == ("*", "!classifier.1.*")
 

@@ -35,19 +35,8 @@ _NUMBERS = (
 )
 # What a run is begun with, and goes on with.
 _NOTED = (
-    *(
-        "builder",
-        "data",
-        "split",
-        "fraction",
-        "weights",
-        "freeze",
-        "strategy",
-        "rate_decay",
-        "balanced",
-        "resize",
-    ),
-    *("name", "onnx", *_NUMBERS),
+    *("builder", "data", "split", "fraction", "target", "task", "weights", "freeze"),
+    *("strategy", "rate_decay", "balanced", "resize", "name", "onnx", *_NUMBERS),
 )
 _TRIED = (
     *("freeze", "strategy", "seed", "batch_size", "optimizer", "weight_decay"),
@@ -60,8 +49,8 @@ _TRIED = (
 @click.option(
     "--data",
     metavar="DIR|FILE|NAME:DIR",
-    help="A folder with one folder of images a class, an .npz file, cifar10:DIR, mnist:DIR, "
-    "sklearn:digits or another source (docs/fine-tuning.md).",
+    help="A folder with one folder of images a class, an .npz or .csv file, cifar10:DIR, "
+    "mnist:DIR, sklearn:digits or another source (docs/fine-tuning.md).",
 )
 @click.option(
     "--split",
@@ -73,6 +62,16 @@ _TRIED = (
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     metavar="F",
     help="Part of each class that is held out; without, as the data come divided, else 0.2.",
+)
+@click.option(
+    "--target",
+    metavar="COLUMN,...",
+    help="What is to be told from the rows of a .csv file; without, the last column.",
+)
+@click.option(
+    "--task",
+    type=click.Choice(("classification", "regression", "multilabel")),
+    help="What these columns are; without, what they look like.",
 )
 @click.option("--out", metavar="DIR", help="The bundle to write.")
 @click.option(
@@ -325,7 +324,7 @@ def _plan(options: dict[str, Any]) -> Plan:
         strategy=strategy,
         resize=options["resize"],
         fraction=options["fraction"],
-        split=options["split"],
+        **{name: options[name] for name in ("split", "target", "task")},
         settings=Settings(class_weights=weights, **{name: options[name] for name in _NUMBERS}),
         trust=options["trust"],
     )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from blake3 import blake3
 
-from persistlib import preprocessing
+from persistlib import preparing, preprocessing
 from persistlib.digests import PREFIX
 from persistlib.errors import Code, Finding, PersistlibError, error, error_of, finding, warn
 from persistlib.evaluation.inputs import cut
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from persistlib.evaluation.inputs import Inputs
     from persistlib.manifest.schema import Data, Interface
+    from persistlib.preparing import Preparation
     from persistlib.training.tasks import Head
 
 _SHOWN = 8
@@ -63,7 +64,7 @@ class Samples:
     items: Sequence[Any] | Mapping[str, NDArray[Any]]
     targets: Mapping[str, NDArray[Any]]
     classes: tuple[str, ...]
-    preprocessing: preprocessing.ImagePreprocessing | None
+    preprocessing: Preparation | None
     held_out: bool = False
     part: str | None = None
     heads: tuple[Head, ...] = CLASSIFIER
@@ -88,7 +89,7 @@ class Samples:
         items = self.items[start:stop]
         if self.preprocessing is None:
             return np.stack(items)
-        return preprocessing.apply(items, self.preprocessing)
+        return preparing.apply(items, self.preprocessing)
 
 
 def open_samples(
@@ -139,7 +140,7 @@ def open_samples(
         return _held_out(samples, read, trained)
     if chosen is not None:
         samples = replace(_chosen(samples, chosen), part=part)
-    _tell_absent(samples)
+    tell_absent(samples)
     return samples
 
 
@@ -230,7 +231,7 @@ def _ambiguous(names: Sequence[str], known: Sequence[str], path: str) -> Iterato
             yield finding(Code.DATA_CLASSES, os.path.join(path, name), reason, remedy)
 
 
-def _tell_absent(samples: Samples) -> None:
+def tell_absent(samples: Samples) -> None:
     """Warn of the model's classes that the data has no sample of."""
     present = set(map(int, samples.labels))
     absent = [name for index, name in enumerate(samples.classes) if index not in present]

@@ -144,11 +144,11 @@ def samples_at_once(specs: Sequence[TensorSpec]) -> int:
 
 def zeros(specs: Sequence[TensorSpec], interface: Interface | None) -> dict[str, NDArray[Any]]:
     """Return inputs of zeros: one sample, and an image's size where preprocessing says it."""
-    from persistlib import preprocessing
+    from persistlib import preparing
 
     size: tuple[int, ...] = ()
     if interface is not None and interface.preprocessing is not None:
-        size = preprocessing.parse(interface.preprocessing).size or ()
+        size = preparing.sample_shape(preparing.parse(interface.preprocessing))[1:]
     made: dict[str, NDArray[Any]] = {}
     for index, spec in enumerate(specs):
         shape = [extent if isinstance(extent, int) else 1 for extent in spec.shape]

@@ -165,7 +165,8 @@ class Session:
         """Return what each image is taken for.
 
         Args:
-            images: paths, Pillow images or arrays; prepared as the interface says.
+            images: paths, Pillow images or arrays, or rows of a table (`table_rows`); prepared as
+                the interface says.
             top: how many classes to name for each.
 
         Raises:
@@ -185,16 +186,16 @@ class Session:
         Raises:
             SessionError: as `predict`.
         """
-        from persistlib import preprocessing
+        from persistlib import preparing
 
         interface = self.interface
         if interface is None or interface.preprocessing is None:
             remedy = "prepare arrays yourself and use run(), or --input on the command line"
             raise error(Code.PREPROCESSING, "interface.preprocessing", "not recorded", remedy)
-        record = preprocessing.parse(interface.preprocessing)
+        record = preparing.parse(interface.preprocessing)
         step = batching.samples_at_once(self.inputs)
         for start in range(0, len(images), step):
-            yield self.run_batched([preprocessing.apply(images[start : start + step], record)])
+            yield self.run_batched([preparing.apply(images[start : start + step], record)])
 
     def end_profile(self) -> str:
         """End profiling and return the path of the profile that the runtime wrote."""

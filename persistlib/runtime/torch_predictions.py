@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from persistlib import preprocessing
+from persistlib import preparing
 from persistlib.errors import Code, error
 from persistlib.runtime.session import Prediction, ranked
 
@@ -25,7 +25,7 @@ def predict(
 
     Args:
         model: in evaluation, on the CPU.
-        images: paths, Pillow images or arrays.
+        images: paths, Pillow images or arrays, or rows of a table.
         interface: how images are prepared, and the names of classes.
         top: how many classes to name for each.
 
@@ -38,7 +38,7 @@ def predict(
         raise error(Code.PREPROCESSING, "interface.preprocessing", "not recorded", remedy)
     predictions: list[Prediction] = []
     for start in range(0, len(images), _BATCH):
-        batch = preprocessing.apply(images[start : start + _BATCH], interface.preprocessing)
+        batch = preparing.apply(images[start : start + _BATCH], interface.preprocessing)
         scores = _scores(model, torch.from_numpy(batch))
         predictions.extend(ranked(scores.numpy(), interface.labels, top=top))
     return predictions

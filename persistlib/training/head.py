@@ -143,16 +143,20 @@ def _width(model: nn.Module, example: torch.Tensor) -> int:
             scores = primary(model(example))
     except Exception as fault:
         text = (str(fault).strip().splitlines() or [type(fault).__name__])[0]
-        shape = " x ".join(map(str, example.shape[1:]))
-        raise error(
-            Code.USAGE,
-            "resize",
-            f"the model refuses images of {shape}: {text}",
-            "give another size",
-        ) from fault
+        raise _refused(example, text) from fault
     if scores.ndim != 2:
         raise _unknown("model", f"outputs of shape {tuple(scores.shape)} are no scores of classes")
     return scores.shape[1]
+
+
+def _refused(example: torch.Tensor, text: str) -> PersistlibError:
+    """Return the error of a model that does not take what is given."""
+    shape = " x ".join(map(str, example.shape[1:]))
+    if example.ndim == 2:
+        reason = f"the model refuses rows of {shape} numbers: {text}"
+        return error(Code.USAGE, "data", reason, "give a model that takes them")
+    reason = f"the model refuses images of {shape}: {text}"
+    return error(Code.USAGE, "resize", reason, "give another size")
 
 
 def _like(layer: nn.Linear | nn.Conv2d, classes: int) -> nn.Module:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from persistlib.training.splits import Division, Split
+    from persistlib.training.tables import TableData
 
 # To train and to hold out.
 LEAST = 2
@@ -89,15 +90,18 @@ class Asked(NamedTuple):
         least: the fewest classes, and the fewest samples of each; 1 where a model is judged.
         known: the classes that a model has, in order; any other class is a fault.
         listing: a file that says which images of a folder belong to which part.
-        target: columns of a table that are to be answered, by commas; None for the last.
-        task: what they are, `classification` or `regression`; None for what they look like.
+        target: columns of a table that are to be answered; None for the last.
+        task: what they are, `classification`, `regression` or `multilabel`; None for what they
+            look like.
+        columns: of a table that a model takes; the others are to be answered.
     """
 
     least: int = LEAST
     known: Sequence[str] | None = None
     listing: str | None = None
-    target: str | None = None
+    target: Sequence[str] | None = None
     task: str | None = None
+    columns: Sequence[str] | None = None
 
     @property
     def is_to_train(self) -> bool:
@@ -108,7 +112,7 @@ class Asked(NamedTuple):
 class Survey(NamedTuple):
     """Data as far as they can be read, and all that is wrong with them."""
 
-    data: ImageData
+    data: ImageData | TableData
     findings: tuple[Finding, ...]
 
     @property
@@ -117,7 +121,7 @@ class Survey(NamedTuple):
         faults = (item for item in self.findings if item.severity == "error")
         return tuple(sorted(faults, key=lambda item: item.location))
 
-    def require(self) -> ImageData:
+    def require(self) -> ImageData | TableData:
         """Return the data; warnings are told.
 
         Raises:
@@ -129,7 +133,7 @@ class Survey(NamedTuple):
         return self.data
 
 
-def class_findings(data: ImageData, asked: Asked, path: str) -> Iterator[Finding]:
+def class_findings(data: ImageData | TableData, asked: Asked, path: str) -> Iterator[Finding]:
     """Yield what is wrong with the classes of data, and with the parts that they come in."""
     counts = [0] * len(data.classes)
     for label in data.labels:

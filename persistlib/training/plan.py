@@ -14,21 +14,32 @@ from persistlib.architecture import recipe
 from persistlib.errors import Code, PersistlibError, error
 from persistlib.manifest import schema
 from persistlib.patterns import matches, select
-from persistlib.training import beginnings, strategies
+from persistlib.preprocessing import ImagePreprocessing
+from persistlib.table_rows import TablePreprocessing
+from persistlib.training import beginnings, strategies, table_beginnings
 from persistlib.training.augmentation import in_words
-from persistlib.training.data import ImageData, PreparedImages, Split, size_findings
+from persistlib.training.data import (
+    ImageData,
+    PreparedImages,
+    Split,
+    prepared_rows,
+    size_findings,
+)
 from persistlib.training.data_sources import survey_data
 from persistlib.training.head import replace_head
 from persistlib.training.labelled import Asked, Survey
+from persistlib.training.table_beginnings import columns_of
+from persistlib.training.tables import TableData
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
     import torch
     from pydantic import JsonValue
 
     from persistlib.patterns import Patterns
-    from persistlib.preprocessing import ImagePreprocessing
+    from persistlib.preparing import Preparation
+    from persistlib.training.batches import Samples
     from persistlib.training.beginnings import Beginning, Saved
     from persistlib.training.settings import Settings
     from persistlib.training.strategies import Strategy, StrategyLike
@@ -53,6 +64,10 @@ class NewHead:
     classes: int
     left_out: int | None = None
     is_kept: bool = False
+
+    def to_dict(self) -> dict[str, JsonValue]:
+        """Return where it is, and its classes before and now."""
+        return {"path": self.path, "was": self.was, "classes": self.classes}
 
     def __str__(self) -> str:
         if self.is_kept:
@@ -87,11 +102,11 @@ class Plan:
     Attributes:
         builder: `package.module:callable`.
         model: with its new last layer.
-        head: the new last layer.
+        head: the new last layer; None where targets are numbers.
         dropped: paths of auxiliary heads that were removed.
-        data: all images.
+        data: all images, or rows.
         split: which train, which are held out, and who says so.
-        preprocessing: how images become inputs.
+        preprocessing: how they become inputs.
         freeze: patterns of what is frozen in every phase.
         wish: the strategy as it was asked for; None is what `freeze` says.
         strategy: what trains when, with these patterns.
@@ -102,11 +117,11 @@ class Plan:
 
     builder: str
     model: torch.nn.Module
-    head: NewHead
+    head: NewHead | None
     dropped: tuple[str, ...]
-    data: ImageData
+    data: ImageData | TableData
     split: Split
-    preprocessing: ImagePreprocessing
+    preprocessing: Preparation
     freeze: tuple[str, ...]
     wish: StrategyLike
     strategy: Strategy
@@ -115,15 +130,22 @@ class Plan:
     lineage: schema.Lineage | None
 
     @property
-    def train(self) -> PreparedImages:
+    def train(self) -> Samples:
         """The samples to train on."""
-        how = {"is_varied": bool(self.settings.augment)}
-        return PreparedImages(self.data, self.split.train, self.preprocessing, **how)
+        return self._samples(self.split.train, is_varied=bool(self.settings.augment))
 
     @property
-    def valid(self) -> PreparedImages:
+    def valid(self) -> Samples:
         """The held-out samples."""
-        return PreparedImages(self.data, self.split.valid, self.preprocessing)
+        return self._samples(self.split.valid)
+
+    def _samples(self, indices: tuple[int, ...], *, is_varied: bool = False) -> Samples:
+        data, record = self.data, self.preprocessing
+        if isinstance(data, TableData):
+            assert isinstance(record, TablePreprocessing)
+            return prepared_rows(data, indices, record, self.model)
+        assert isinstance(record, ImagePreprocessing)
+        return PreparedImages(data, indices, record, is_varied=is_varied)
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -133,34 +155,50 @@ class Plan:
             **self.settings.to_dict(),
             "freeze": self.freeze,
             "strategy": self.wish,
-            "interface": schema.Interface(preprocessing=record, labels=self.data.classes),
+            "interface": schema.Interface(preprocessing=record, labels=self._names),
+            **({"task": self.data.task} if isinstance(self.data, TableData) else {}),
             "data": self.data.record(self.split),
         }
 
     def rows(self) -> tuple[tuple[str, str], ...]:
         """Return the plan in words: a heading and a sentence each."""
-        classes, size, run = self.data.classes, self.preprocessing.size, self.settings
+        run = self.settings
         steps = f"{run.optimizer}, lr {run.lr:g} ({run.schedule})"
-        names = ", ".join(classes[:_SHOWN_CLASSES])
-        more = ", ..." if len(classes) > _SHOWN_CLASSES else ""
         begin = self.lineage.source if self.lineage else "fresh values"
-        edges = f"{size.height} x {size.width}" if size else "as they come"
         trained = f"{self.counts.trained:,} of {self.counts.trained + self.counts.frozen:,}"
         still = f"{self.counts.buffers} buffers of {self.counts.owners} modules (BatchNorm)"
         dropped = f"; auxiliary heads dropped: {', '.join(self.dropped)}" if self.dropped else ""
         return (
-            ("data", f"{self.data.name}: {len(self.data):,} images"),
-            ("classes", f"{len(classes)}: {names}{more}"),
+            *self._data_rows(),
             ("split", f"{self.split}"),
-            ("images", f"{edges} pixels, {self.preprocessing.channels} channels"),
+            *self._input_rows(),
             *((("varied", f"{in_words(run.steps)}; no features are kept"),) if run.augment else ()),
             ("model", f"{self.builder}, beginning from {begin}"),
-            ("last layer", f"{self.head}{dropped}"),
+            *((("last layer", f"{self.head}{dropped}"),) if self.head else ()),
             *((("strategy", self._strategy()),) if self.wish is not None else ()),
             ("trained", f"{trained} parameters"),
             ("frozen", f"{self.counts.frozen:,} parameters; {still}"),
             ("run", f"{run.epochs} epochs, {steps}, batches of {run.batch_size}, seed {run.seed}"),
         )
+
+    def _data_rows(self) -> Iterator[tuple[str, str]]:
+        data, classes = self.data, self.data.classes
+        what = "images" if isinstance(data, ImageData) else f"rows of {len(data.columns):,} columns"
+        yield "data", f"{data.name}: {len(data):,} {what}"
+        if isinstance(data, TableData):
+            yield "target", f"{', '.join(data.target_names)}: {data.task}"
+        if classes:
+            more = ", ..." if len(classes) > _SHOWN_CLASSES else ""
+            yield "classes", f"{len(classes)}: {', '.join(classes[:_SHOWN_CLASSES])}{more}"
+
+    def _input_rows(self) -> Iterator[tuple[str, str]]:
+        record = self.preprocessing
+        if isinstance(record, TablePreprocessing):
+            yield "rows", "standardized by mean and deviation, which the bundle keeps"
+            return
+        size = record.size
+        edges = f"{size.height} x {size.width}" if size else "as they come"
+        yield "images", f"{edges} pixels, {record.channels} channels"
 
     def _strategy(self) -> str:
         """Return the strategy in words."""
@@ -175,15 +213,10 @@ class Plan:
         return {
             "builder": self.builder,
             "weights": self.lineage.model_dump(mode="json") if self.lineage else None,
-            "data": {
-                "name": self.data.name,
-                "digest": self.data.digest,
-                "classes": list(self.data.classes),
-                "images": len(self.data),
-            },
+            "data": self._data(),
             "split": {**self.split.sizes, **self.split.how},
             "preprocessing": self.preprocessing.to_dict(),
-            "head": {"path": self.head.path, "was": self.head.was, "classes": self.head.classes},
+            "head": None if self.head is None else self.head.to_dict(),
             "dropped": list(self.dropped),
             "freeze": list(self.freeze),
             "strategy": self.strategy.to_dict(),
@@ -193,6 +226,25 @@ class Plan:
             "frozen_modules": self.counts.owners,
             "settings": self.settings.to_dict(),
         }
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        """What the outputs are called: classes, or the columns that are to be told."""
+        if isinstance(self.data, TableData) and not self.data.classes:
+            return self.data.target_names
+        return self.data.classes
+
+    def _data(self) -> dict[str, JsonValue]:
+        data = self.data
+        found: dict[str, JsonValue] = {
+            "name": data.name,
+            "digest": data.digest,
+            "classes": list(data.classes),
+        }
+        if isinstance(data, ImageData):
+            return {**found, "images": len(data)}
+        told: list[JsonValue] = [*data.target_names]
+        return {**found, "rows": len(data), "task": data.task, "targets": told}
 
 
 def plan(
@@ -205,11 +257,13 @@ def plan(
     resize: int | None = None,
     fraction: float | None = None,
     split: str | os.PathLike[str] | None = None,
+    target: str | None = None,
+    task: str | None = None,
     settings: Settings,
     trust: Collection[str] = (),
     arguments: Mapping[str, Any] | None = None,
 ) -> Plan:
-    """Return a plan for fine-tuning what a builder builds, or a bundle, on labelled images.
+    """Return a plan for fine-tuning what a builder builds, or a bundle, on images or a table.
 
     The last layer of a bundle stays where it was trained for the very classes of the data.
 
@@ -217,12 +271,15 @@ def plan(
         builder: `package.module:callable`, the bare name of one of torchvision's, or a bundle.
         data: as `open_data`.
         weights: as `persistlib.build`, but for the last layer; a bundle has its own.
-        freeze: patterns; None freezes all but the new last layer, or what the strategy says.
+        freeze: patterns; None freezes all but the new last layer of a model for images, or what
+            the strategy says.
         strategy: as `finetune`.
         resize: edge of the square images; None takes what the bundle, or torchvision's weights,
             were made for.
         fraction: of each class that is held out; None takes the data's own division, else 0.2.
         split: as `open_data`.
+        target: the columns of a table that are to be told, by commas; None for the last.
+        task: what they are; None for what they look like (`tables`).
         settings: epochs, learning rate, seed and the rest.
         trust: packages that may be imported beyond torch and torchvision.
         arguments: the builder's own.
@@ -231,32 +288,31 @@ def plan(
         TrainingError: the data cannot be trained on, the weights do not fit, or the last layer
             cannot be told.
         ArchitectureError: the builder is unknown, untrusted, or failed.
-        UsageError: the model refuses images of that size, or an argument is out of range.
+        UsageError: the model refuses images of that size, or rows of that width, or an argument is
+            out of range.
     """
     strategies.wish_of(strategy)  # before anything that takes long
-    survey = survey_data(data, Asked(listing=None if split is None else os.fspath(split)))
-    how: dict[str, Any] = {"resize": resize, "seed": settings.seed, "trust": trust}
-    begun = _begin(builder, survey, weights, arguments or {}, how)
-    findings = (*survey.findings, *size_findings(survey.data, begun.preprocessing))
-    images = Survey(survey.data, findings).require()
-    model, example = begun.model, beginnings.example(begun.preprocessing)
-    head = _new_head(begun, images.classes)
-    if not head.is_kept:
+    survey = survey_data(data, _asked(builder, split, target, task))
+    how: dict[str, Any] = {"seed": settings.seed, "trust": trust, "arguments": arguments or {}}
+    begun = _begin(builder, survey, weights, resize, how)
+    found = _whole(survey, begun)
+    chosen = found.split(fraction=fraction, seed=settings.seed)
+    record = begun.preprocessing or _standardized(found, chosen)
+    model, example = begun.model, beginnings.example(record)
+    head = _new_head(begun, found.classes)
+    if begun.head and head and not head.is_kept:
         replace_head(model, begun.head, head.classes, example=example, seed=settings.seed)
-    usual = ("*", f"!{head.path}.*") if strategy is None else ()
-    patterns = usual if freeze is None else _as_tuple(freeze)
+    patterns = _patterns(freeze, strategy, head, found)
     resolved = strategies.resolve(strategy, model, example, freeze=patterns, epochs=settings.epochs)
-    if any(matches(phase.freeze, f"{head.path}.weight") for phase in resolved.phases):
-        remedy = f"add '!{head.path}.*' to the patterns"
-        raise error(Code.USAGE, "freeze", f"freezes the new last layer {head.path}", remedy)
+    _require_trained(head, resolved)
     return Plan(
         builder=begun.builder,
         model=model,
         head=head,
         dropped=begun.dropped,
-        data=images,
-        split=images.split(fraction=fraction, seed=settings.seed),
-        preprocessing=begun.preprocessing,
+        data=found,
+        split=chosen,
+        preprocessing=record,
         freeze=patterns,
         wish=strategy,
         strategy=resolved,
@@ -266,27 +322,83 @@ def plan(
     )
 
 
+def _asked(
+    builder: str | Saved, split: str | os.PathLike[str] | None, target: str | None, task: str | None
+) -> Asked:
+    return Asked(
+        listing=None if split is None else os.fspath(split),
+        target=None if target is None else [name.strip() for name in target.split(",")],
+        task=task,
+        columns=columns_of(builder),
+    )
+
+
 def _begin(
-    builder: str | Saved,
-    survey: Survey,
-    weights: object,
-    arguments: Mapping[str, Any],
-    how: dict[str, Any],
+    builder: str | Saved, survey: Survey, weights: object, resize: int | None, how: dict[str, Any]
 ) -> Beginning:
     """Return what the run begins from; what is wrong with the data goes before what fails here."""
+    data = survey.data
     try:
+        if isinstance(data, TableData):
+            if isinstance(builder, str):
+                return table_beginnings.of_builder(builder, weights, data, **how)
+            return table_beginnings.of_bundle(builder, data)
         if isinstance(builder, str):
-            return beginnings.of_builder(builder, weights, arguments=arguments, **how)
-        return beginnings.of_bundle(builder, resize=how["resize"])
+            return beginnings.of_builder(builder, weights, resize=resize, **how)
+        return beginnings.of_bundle(builder, resize=resize)
     except PersistlibError:
         survey.require()
         raise
 
 
-def _new_head(begun: Beginning, classes: tuple[str, ...]) -> NewHead:
+def _whole(survey: Survey, begun: Beginning) -> ImageData | TableData:
+    """Return the data when nothing is wrong with them, and images end with one size.
+
+    Raises:
+        TrainingError: something is; every fault is reported.
+    """
+    findings = survey.findings
+    if isinstance(survey.data, ImageData) and isinstance(begun.preprocessing, ImagePreprocessing):
+        findings = (*findings, *size_findings(survey.data, begun.preprocessing))
+    return Survey(survey.data, findings).require()
+
+
+def _standardized(data: ImageData | TableData, chosen: Split) -> TablePreprocessing:
+    """Return what standardizes a table by the rows to train on."""
+    assert isinstance(data, TableData)
+    return TablePreprocessing.of(data.columns, data.rows[[*chosen.train]])
+
+
+def _new_head(begun: Beginning, classes: tuple[str, ...]) -> NewHead | None:
+    if begun.head is None:
+        return None
     path, _, width = begun.head
     is_kept = begun.labels == classes and width == len(classes)
     return NewHead(path, width, len(classes), begun.left_out, is_kept)
+
+
+def _patterns(
+    freeze: Patterns | None,
+    strategy: StrategyLike,
+    head: NewHead | None,
+    data: ImageData | TableData,
+) -> tuple[str, ...]:
+    """Return what is frozen: of a model for images all but the last layer, unless asked."""
+    if freeze is not None:
+        return (freeze,) if isinstance(freeze, str) else tuple(freeze)
+    is_usual = strategy is None and head is not None and isinstance(data, ImageData)
+    return ("*", f"!{head.path}.*") if is_usual and head else ()
+
+
+def _require_trained(head: NewHead | None, resolved: Strategy) -> None:
+    """Refuse a strategy that freezes a new last layer.
+
+    Raises:
+        UsageError: it does.
+    """
+    if head and any(matches(phase.freeze, f"{head.path}.weight") for phase in resolved.phases):
+        remedy = f"add '!{head.path}.*' to the patterns"
+        raise error(Code.USAGE, "freeze", f"freezes the new last layer {head.path}", remedy)
 
 
 def _counts(model: torch.nn.Module, patterns: tuple[str, ...]) -> Counts:
@@ -302,7 +414,3 @@ def _counts(model: torch.nn.Module, patterns: tuple[str, ...]) -> Counts:
         buffers=len(still),
         owners=len({name.rpartition(".")[0] for name in still}),
     )
-
-
-def _as_tuple(patterns: Patterns) -> tuple[str, ...]:
-    return (patterns,) if isinstance(patterns, str) else tuple(patterns)

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from pydantic import JsonValue
 
     from persistlib.training.labelled import ImageData
+    from persistlib.training.tables import TableData
 
-    Divisible: TypeAlias = ImageData
+    Divisible: TypeAlias = ImageData | TableData
 
 
 TRAIN, VALID, TEST = "train", "valid", "test"

@@ -1,0 +1,90 @@
+"""What a fine-tuning on a table begins from: a builder's model, or a bundle, that takes rows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from persistlib import preparing
+from persistlib.architecture import freezing, pretrained, recipe
+from persistlib.errors import Code, TrainingError, error
+from persistlib.table_rows import TablePreprocessing
+from persistlib.training import randomness
+from persistlib.training.beginnings import Beginning, Saved, named_builder
+from persistlib.training.head import find_head
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from torch import nn
+
+    from persistlib.training.head import Head
+    from persistlib.training.tables import TableData
+
+
+def of_builder(
+    builder: str,
+    weights: object,
+    data: TableData,
+    *,
+    seed: int,
+    trust: Collection[str],
+    arguments: Mapping[str, Any],
+) -> Beginning:
+    """Return what a builder builds, with weights; a last layer of classes is left out of these.
+
+    Raises:
+        TrainingError: the weights do not fit, or the last layer cannot be told.
+        ArchitectureError: the builder is unknown, untrusted, or failed.
+        UsageError: the model refuses rows of that width.
+    """
+    builder = named_builder(builder)
+    path = recipe.checkpoint_path(weights)
+    with randomness.own(seed, torch.device("cpu")):
+        named = weights if path is None else None
+        model = recipe.build(builder, weights=named, trust=trust, **arguments)
+    head = _head(model, data)
+    left_out = None
+    if path is not None:
+        with pretrained.open_checkpoint(path) as reader:
+            found = pretrained.load(model, reader, path, apart=(head.path,) if head else ())
+            if isinstance(found, pretrained.Unfit):
+                raise TrainingError(found.findings)
+            recipe.descend(model, found)
+    return Beginning(builder, model, (), None, head, left_out)
+
+
+def of_bundle(saved: Saved, data: TableData) -> Beginning:
+    """Return the model of a bundle, of which nothing is frozen any more.
+
+    Rows are standardized as the bundle says, where it does.
+
+    Raises:
+        TrainingError: the last layer cannot be told.
+        UsageError: the model refuses rows of that width, or is for images.
+    """
+    model, manifest = saved
+    known = manifest.interface.preprocessing
+    freezing.unfreeze(model, "*")
+    recipe.remember(model, recipe.Recipe.of(manifest.architecture))
+    record = preparing.parse(known) if known else None
+    if record is not None and not isinstance(record, TablePreprocessing):
+        reason, remedy = "the bundle takes images, and these are rows", "give images"
+        raise error(Code.USAGE, data.name, reason, remedy)
+    builder, labels = manifest.architecture.builder, manifest.interface.labels
+    return Beginning(builder, model, (), record, _head(model, data), None, labels)
+
+
+def columns_of(builder: str | Saved) -> tuple[str, ...] | None:
+    """Return the columns that a bundle takes; None where it does not say, or is none."""
+    known = None if isinstance(builder, str) else builder.manifest.interface.preprocessing
+    record = preparing.parse(known) if known else None
+    return record.columns if isinstance(record, TablePreprocessing) else None
+
+
+def _head(model: nn.Module, data: TableData) -> Head | None:
+    """Return the last layer of a classifier; None where targets are numbers."""
+    if not data.classes:
+        return None
+    return find_head(model, torch.zeros(1, len(data.columns)))

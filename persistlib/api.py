@@ -14,7 +14,8 @@ from persistlib.calls import require_module, require_saving, require_torch, save
 from persistlib.casting import cast_target
 from persistlib.compat import Report
 from persistlib.conversion import ConversionReport, Wishes, convert_weights
-from persistlib.difference import Difference, compare
+from persistlib.difference import Difference
+from persistlib.difference import compare as compare_weights
 from persistlib.errors import (
     Code,
     Finding,
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from persistlib.calls import Judging, Opening
     from persistlib.compat.targets import Target
     from persistlib.evaluation.judging import Evaluation
+    from persistlib.evaluation.ranking import Ranking
     from persistlib.files import StrPath
     from persistlib.graph_wishes import GraphOptions
     from persistlib.identification.reading import Identification
@@ -611,7 +613,9 @@ def diff(
     Raises:
         PersistlibError: one of the two cannot be read.
     """
-    return compare(a, b, only=only, rename=rename, reading_with={"key": key, "layout": layout})
+    return compare_weights(
+        a, b, only=only, rename=rename, reading_with={"key": key, "layout": layout}
+    )
 
 
 def finetune(
@@ -740,6 +744,15 @@ def evaluate(
     if against is not None:
         return pairwise.evaluate(model, against, data, wishes, save=save)
     return measurement.evaluate(measurement.opened(model, wishes), data, wishes, save=save)
+
+
+def compare(
+    candidates: Sequence[StrPath], data: StrPath, *, save: bool = False, **how: Any
+) -> Ranking:
+    """Rank models as beginnings for fine-tuning on labelled images; see `contenders.compare`."""
+    from persistlib import contenders
+
+    return contenders.compare(candidates, data, save=save, **how)
 
 
 def origin(model: nn.Module) -> tuple[Lineage, ...]:

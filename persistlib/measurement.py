@@ -115,7 +115,12 @@ class Wishes:
         """The threads that each runtime may use."""
         if self.threads is not None:
             return self.threads
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else _all_cores()
+        return own_cores()
+
+
+def own_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else _all_cores()
 
 
 def _all_cores() -> int:

@@ -66,7 +66,15 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("export", "runtime", "training"),
     ("evaluation", "quantization"),
     (
-        *("alignment", "behaviour", "calls", "graph_bundles", "graph_modules", "graphs"),
+        *(
+            "alignment",
+            "behaviour",
+            "calls",
+            "contenders",
+            "graph_bundles",
+            "graph_modules",
+            "graphs",
+        ),
         *("keras_conversion", "loading", "measurement", "pairwise", "run_versions", "saving"),
         "whole_models",
     ),

@@ -161,6 +161,9 @@ def _evaluated(record: Mapping[str, Any]) -> str:
         for result in (results if isinstance(results, list) else [])
         if isinstance(result, dict) and (text := _figure(result))
     ]
+    probe = record.get("probe")
+    if isinstance(probe, dict) and isinstance(probe.get("accuracy"), float):
+        shown.append(f"{probe.get('name')} probe accuracy {probe['accuracy']:.4f}")
     counted_images = f"{images} images" if images else ""
     held_out = "held out" if data.get("held_out") is True else ""
     facts = (str(name), held_out, counted_images, *shown)

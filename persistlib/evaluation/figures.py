@@ -7,7 +7,7 @@ side by side, since a sample is drawn for both or for neither.
 | task | figures |
 |---|---|
 | classification | macro F1, weighted F1 |
-| regression | MSE, MAE, R2; means over the outputs |
+| regression | MSE, MAE; R2 of the outputs that vary; means over the outputs |
 | multilabel | subset accuracy, micro F1, macro F1 |
 | segmentation | pixel accuracy, mean IoU over the classes that occur or were answered |
 """
@@ -120,8 +120,10 @@ def _regression(sums: NDArray[np.float64]) -> NDArray[np.float64]:
     spread = squares - total**2 / count
     with np.errstate(divide="ignore", invalid="ignore"):
         explained = np.where(spread > 0, 1 - squared / spread, np.nan)
-    means = [part.mean(axis=1) for part in (squared / count, absolute / count, explained)]
-    return np.stack(means, axis=1)
+    known = np.count_nonzero(~np.isnan(explained), axis=1)
+    shares = _share(np.nan_to_num(explained).sum(axis=1), known)
+    errors = [part.mean(axis=1) for part in (squared / count, absolute / count)]
+    return np.stack([*errors, shares], axis=1)
 
 
 def _multilabel_rows(found: Outcomes) -> NDArray[np.float64]:

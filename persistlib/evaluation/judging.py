@@ -99,7 +99,7 @@ class RuntimeResult:
 
     def to_dict(self) -> dict[str, JsonValue]:
         """Return the result as plain JSON, without the answers."""
-        return {**self.record(), "timings": [_timing(timed) for timed in self.timings]}
+        return {**self.record(), "timings": [timed.to_dict() for timed in self.timings]}
 
     def record(self) -> dict[str, JsonValue]:
         """Return what does not differ from run to run; several heads by name."""
@@ -302,13 +302,3 @@ def _timings(
         tell("timing", len(rows), len(sizes))
         rows.append(timing.measure(runners, cut(whole, 0, size), calls))
     return list(zip(*rows, strict=True))
-
-
-def _timing(timed: Timing) -> JsonValue:
-    return {
-        "batch": timed.batch,
-        "calls": timed.calls,
-        "median_ms": timed.median,
-        "p95_ms": timed.p95,
-        "images_per_second": timed.throughput,
-    }

@@ -18,6 +18,8 @@ from persistlib.evaluation.inputs import count
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pydantic import JsonValue
+
     from persistlib.evaluation.inputs import Inputs
     from persistlib.evaluation.runners import Runner
 
@@ -46,6 +48,16 @@ class Timing(NamedTuple):
     def throughput(self) -> float:
         """Images a second."""
         return 1000 * self.batch / self.median
+
+    def to_dict(self) -> dict[str, JsonValue]:
+        """Return the times as plain JSON."""
+        return {
+            "batch": self.batch,
+            "calls": self.calls,
+            "median_ms": self.median,
+            "p95_ms": self.p95,
+            "images_per_second": self.throughput,
+        }
 
 
 def measure(runners: Sequence[Runner], inputs: Inputs, calls: int) -> tuple[Timing, ...]:

@@ -47,12 +47,12 @@ def name_inputs(model: nn.Module, example_inputs: Any) -> dict[str, torch.Tensor
         example_inputs: a tensor, a sequence of tensors in order, or a mapping by name.
 
     Raises:
-        UsageError: they are no tensors, or more than forward takes.
+        UsageError: they are no tensors, more than forward takes, or one before another is absent.
     """
     if isinstance(example_inputs, torch.Tensor):
         example_inputs = (example_inputs,)
     if isinstance(example_inputs, dict):
-        named = dict(example_inputs)
+        named = _in_order(model, example_inputs)
     else:
         names = _argument_names(model, len(example_inputs))
         named = dict(zip(names, example_inputs, strict=True))
@@ -65,6 +65,22 @@ def name_inputs(model: nn.Module, example_inputs: Any) -> dict[str, torch.Tensor
                 "give tensors",
             )
     return named
+
+
+def _in_order(model: nn.Module, named: Mapping[str, Any]) -> dict[str, Any]:
+    """Return named inputs in the order of forward's arguments, where these have such names.
+
+    Raises:
+        UsageError: one that comes before another is not given: they are passed by place.
+    """
+    names = [*inspect.signature(model.forward).parameters]
+    if not {*named} <= {*names}:
+        return dict(named)
+    given = [name for name in names if name in named]
+    if absent := [name for name in names[: len(given)] if name not in named]:
+        reason = f"forward takes {absent[0]} before {given[-1]}"
+        raise error(Code.USAGE, f"example_inputs.{absent[0]}", reason, "give it too")
+    return {name: named[name] for name in given}
 
 
 def _argument_names(model: nn.Module, count: int) -> list[str]:

@@ -20,6 +20,7 @@ from persistlib.evaluation.metrics import require_metrics
 from persistlib.evaluation.runners import session_runner, torch_runner
 from persistlib.evaluation.samples import open_samples
 from persistlib.evaluation.table_samples import is_table_data, open_table_samples
+from persistlib.evaluation.targets import is_named
 from persistlib.evaluation.task_samples import open_task_samples
 from persistlib.installed import is_importable
 from persistlib.loading import (
@@ -201,7 +202,7 @@ def sampling(data: Any, wishes: Wishes) -> Sampling:
     def samples(interface: Interface, trained: Data | None, heads: tuple[Head, ...]) -> Samples:
         if is_table_data(data):
             return open_table_samples(data, interface, trained, heads, wishes.choice)
-        if heads != CLASSIFIER:
+        if heads != CLASSIFIER or is_named(data):
             return open_task_samples(data, interface, trained, heads, wishes.choice)
         return open_samples(data, interface, trained, **wishes.choice)
 

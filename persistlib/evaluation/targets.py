@@ -16,7 +16,7 @@ import numpy as np
 
 from persistlib.errors import Code, Finding, error, error_of, finding
 from persistlib.evaluation.inputs import count
-from persistlib.training.arrays import is_archive, read_arrays
+from persistlib.training.arrays import has_named_inputs, is_archive, read_arrays
 from persistlib.training.tasks import CLASSIFICATION, IGNORED, MULTILABEL, REGRESSION, SEGMENTATION
 
 if TYPE_CHECKING:
@@ -44,6 +44,13 @@ class Given(NamedTuple):
     inputs: Inputs
     targets: dict[str, NDArray[Any]]
     is_prepared: bool = True
+
+
+def is_named(data: Any) -> bool:
+    """Return whether data have several inputs by name, which are no images."""
+    if isinstance(data, (str, os.PathLike)):
+        return is_archive(os.fspath(data)) and has_named_inputs(os.fspath(data))
+    return isinstance(data, (tuple, list)) and bool(data) and isinstance(data[0], Mapping)
 
 
 def read_targets(data: Any, heads: Sequence[Head], location: str) -> Given:

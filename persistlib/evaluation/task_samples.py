@@ -1,4 +1,4 @@
-"""The samples of a model that is no classifier."""
+"""The samples of a model that is no classifier, or that takes several inputs by name."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ def open_task_samples(
     given = read_targets(data, heads, name)
     if not given.is_prepared and interface.preprocessing is None:
         raise unprepared()
-    digest = digest_of((given.inputs, given.targets))
+    # As `finetune` digests the same arrays.
+    digest = digest_of((given.inputs, given.targets.get("", given.targets)))
     tell_seen(trained, digest)
     record = None if given.is_prepared else preprocessing.parse(interface.preprocessing or {})
     inputs = given.inputs

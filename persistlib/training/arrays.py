@@ -28,6 +28,7 @@ _MAGIC = b"PK\x03\x04"
 # Bytes of all arrays: they are held in memory.
 _MOST = 8 << 30
 _SAMPLES = ("images", "inputs")
+_LONE = "inputs.npy"
 # Each may stand before a dot and a name, where there are several.
 _NAMES = (*_SAMPLES, "labels", "targets", "classes")
 _SHOWN = 5
@@ -108,6 +109,15 @@ def read_arrays(path: str) -> dict[str, NDArray[Any]]:
         TrainingError: the file is damaged.
     """
     return _read(path)
+
+
+def has_named_inputs(path: str) -> bool:
+    """Return whether an `.npz` file has several inputs by name, such as `inputs.tokens`."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.startswith("inputs.") for name in archive.namelist() if name != _LONE)
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return False
 
 
 def label_samples(

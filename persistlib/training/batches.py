@@ -143,7 +143,7 @@ class Batches:
     def digest(self) -> str:
         """Return the identity of the samples as far as it can be told (`sample_digests`)."""
         if self._pair is not None:
-            return digest_of(self._pair)
+            return digest_of((self._pair.inputs, self._pair.targets))
         if isinstance(known := getattr(self._samples, "digest", None), str):
             return known
         if self.size is None:
@@ -362,7 +362,12 @@ def _as_pair(samples: Samples, name: str) -> Batch | None:
 def _require_rows(nest: Any, location: str) -> None:
     """Raise where tensors have no row for each sample, or not the same number of rows."""
     found = nests.tensors(nest)
-    if not found or any(not item.ndim for item in found) or len({*map(len, found)}) != 1:
+    parts = (nest.inputs, nest.targets) if isinstance(nest, Batch) else (nest,)
+    if (
+        not all(map(nests.tensors, parts))
+        or any(not item.ndim for item in found)
+        or len({*map(len, found)}) != 1
+    ):
         shapes = " and ".join(f"{tuple(item.shape)}" for item in found) or "none"
         raise _invalid(location, f"inputs and targets of shapes {shapes}")
 

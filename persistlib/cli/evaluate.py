@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
 import persistlib
-from persistlib.cli import against, progress, task_figures
+from persistlib.cli import against, folds, progress, task_figures
 from persistlib.cli.answer import Answer, Exit, Fields, Line, Span, Style, Table, verdict
 from persistlib.cli.command import (
     Verb,
+    classifier_option,
     graph_option,
     providers_option,
     require_option,
@@ -92,18 +94,33 @@ _OPTIONS = (
 @providers_option
 @require_option
 @graph_option
+@click.option(
+    "--folds",
+    type=click.IntRange(min=2),
+    metavar="N",
+    help="Fit the last layer anew on all folds but one, N times, and judge it on that one.",
+)
+@click.option("--leave-one-out", is_flag=True, help="The same, each sample a fold of its own.")
+@classifier_option
+@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of the folds.")
 @click.option("--save", is_flag=True, help="Add the result to the bundle's manifest.")
 @click.option("--all", "show_all", is_flag=True, help="Show every class and mistake.")
 @trust_option
 @withdrawn_option
-@click.pass_obj
-def command(output: Output, /, model: str, *, data: str, show_all: bool, **options: Any) -> Answer:
+@click.pass_context
+def command(
+    context: click.Context, /, model: str, *, data: str, show_all: bool, **options: Any
+) -> Answer:
     """Measure how often the model is right on labelled data, and how fast.
 
     Images are prepared as the model's manifest says, alike for every runtime. An .npz file holds
     `labels`, and `images` or, ready for the model, `inputs`; for other tasks than classification
     `inputs` and `targets`, of several inputs or heads `inputs.NAME` and `targets.HEAD`.
     """
+    output: Output = context.obj
+    if folds.is_asked(context, options):
+        laid_out = partial(_taken_for, show_all=show_all)
+        return folds.answer(output, model, data, options, laid_out)
     with progress.counted(output) as tell:
         evaluation = persistlib.evaluate(
             model,
@@ -169,10 +186,15 @@ def _report(evaluation: Evaluation, *, show_all: bool) -> Iterator[Block]:
     if evaluation.against is not None:
         yield from against.report(evaluation.against, show_all=show_all)
     yield from _classes(first, show_all=show_all)
-    if len(first.metrics.classes) <= _WHOLE or show_all:
-        yield from _matrix(first.metrics)
+    yield from _taken_for(first.metrics, show_all=show_all)
+
+
+def _taken_for(metrics: Metrics, *, show_all: bool) -> Iterator[Block]:
+    """Yield what was taken for what: the matrix, or of many classes the most frequent mistakes."""
+    if len(metrics.classes) <= _WHOLE or show_all:
+        yield from _matrix(metrics)
     else:
-        yield from _mistakes(first.metrics)
+        yield from _mistakes(metrics)
 
 
 def _tasks(evaluation: Evaluation, *, show_all: bool) -> Iterator[Block]:

@@ -9,9 +9,15 @@ import click
 from click.core import ParameterSource
 
 import persistlib
-from persistlib.cli import progress
+from persistlib.cli import fitting, progress
 from persistlib.cli.answer import Answer, Exit, Fields, verdict
-from persistlib.cli.command import Spread, Verb, trust_option, withdrawn_option
+from persistlib.cli.command import (
+    Spread,
+    Verb,
+    classifier_option,
+    trust_option,
+    withdrawn_option,
+)
 from persistlib.cli.rehearsal import rehearse
 from persistlib.cli.text import command as words
 from persistlib.cli.text import size
@@ -161,6 +167,7 @@ _TRIED = (
 )
 @click.option("--name", help="The model's name; without, that of the folder.")
 @click.option("--onnx", is_flag=True, help="Add an ONNX graph, proved to compute the same.")
+@classifier_option
 @click.option("--overwrite", is_flag=True, help="Replace a bundle at --out, and a run at --run.")
 @click.option(
     "--find-lr",
@@ -178,12 +185,15 @@ def command(context: click.Context, /, **options: Any) -> Answer:
     for what is given again.
     """
     output: Output = context.obj
+    fitting.require_meant(context, options)
     _require_packages(onnx=options["onnx"])
     asked = _as_begun(context, options) if options["resume"] else options
     _require_given(context, asked)
     if not asked["find_lr"]:
         _require_place(asked)
     plan = _plan(asked)
+    if asked["classifier"] is not None:
+        return fitting.answer(output, plan, asked)
     output.show((Fields(plan.rows()),))
     if asked["find_lr"]:
         return _rates(plan, asked["builder"], asked["find_lr"])
@@ -263,6 +273,7 @@ def _train(output: Output, plan: Plan, asked: dict[str, Any]) -> Answer:
                 plan.train,
                 plan.valid,
                 **plan.arguments,
+                cache=asked["cache"] or True,
                 folder=folder,
                 out=out,
                 name=asked["name"] or os.path.basename(os.path.abspath(out)),

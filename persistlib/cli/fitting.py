@@ -1,0 +1,132 @@
+"""What `finetune --classifier` does: a classifier fitted on features becomes the last layer."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+import persistlib
+from persistlib.cli.answer import Answer, Exit, Fields, verdict
+from persistlib.cli.text import command as words
+from persistlib.cli.text import size
+
+if TYPE_CHECKING:
+    from persistlib.cli.output import Output
+    from persistlib.training.loop import FinetuneResult
+    from persistlib.training.plan import Plan
+
+# What is asked for besides means nothing where nothing is trained in epochs.
+_MEANT = frozenset(
+    {
+        *("builder", "data", "split", "fraction", "out", "weights", "batch_size", "workers"),
+        *("resize", "seed", "name", "onnx", "overwrite", "trust", "allow_withdrawn"),
+        *("classifier", "strength", "cache"),
+    }
+)
+# Rows of a plan that are of epochs, or of what trains in them.
+_OF_EPOCHS = frozenset({"strategy", "trained", "frozen", "run", "varied"})
+
+
+def require_meant(context: click.Context, asked: dict[str, Any]) -> None:
+    """Refuse options that mean nothing with a classifier, or without one."""
+    by_name = {str(parameter.name): parameter for parameter in context.command.params}
+    given = [
+        name
+        for name, parameter in by_name.items()
+        if parameter.expose_value
+        and context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    ]
+    has_one = asked["classifier"] is not None
+    bad = [name for name in given if has_one and name not in _MEANT]
+    bad += ["strength"] if not has_one and "strength" in given else []
+    if bad:
+        option = by_name[bad[0]].opts[0]
+        side = "with" if has_one else "without"
+        raise click.UsageError(f"{option} means nothing {side} --classifier.", context)
+
+
+def answer(output: Output, plan: Plan, asked: dict[str, Any]) -> Answer:
+    """Fit, save, and tell what came of it."""
+    from persistlib.training import classifiers
+
+    estimator = classifiers.estimator_of(
+        asked["classifier"], C=asked["strength"], seed=asked["seed"]
+    )
+    output.show((Fields((*_rows(plan), ("classifier", _named(estimator, asked["strength"])))),))
+    arguments, out = plan.arguments, asked["out"]
+    result = persistlib.fit_classifier(
+        plan.model,
+        plan.train,
+        plan.valid,
+        classifier=asked["classifier"],
+        C=asked["strength"],
+        interface=arguments["interface"],
+        data=arguments["data"],
+        batch_size=asked["batch_size"],
+        workers=asked["workers"],
+        seed=asked["seed"],
+        cache=asked["cache"],
+        out=out,
+        name=asked["name"] or os.path.basename(os.path.abspath(out)),
+        license=plan.lineage.license if plan.lineage else None,
+        onnx=asked["onnx"],
+        overwrite=asked["overwrite"],
+    )
+    return _answer(plan, result, asked)
+
+
+def _rows(plan: Plan) -> tuple[tuple[str, str], ...]:
+    return tuple(row for row in plan.rows() if row[0] not in _OF_EPOCHS)
+
+
+def _named(estimator: Any, strength: float) -> str:
+    from persistlib.training import affine
+
+    steps = ", then ".join(type(step).__name__ for step in affine.steps_of(estimator))
+    return f"{steps} (C {strength:g}), fitted once on what goes into the last layer"
+
+
+def _answer(plan: Plan, result: FinetuneResult, asked: dict[str, Any]) -> Answer:
+    summary = persistlib.inspect(asked["out"])
+    path, made = summary.path, result.training.strategy
+    metrics = ", ".join(f"{name} {value:.4f}" for name, value in result.metrics.items())
+    graphs = [entry.path for graph in summary.manifest.graphs for entry in graph.files]
+    is_short = asked["onnx"] and not graphs
+    shown = ["none: the warning says why"] if is_short else graphs
+    outcome = Exit.DEGRADED if is_short else Exit.OK
+    divided = ["--split", asked["split"]] if asked["split"] else []
+    fused = f"{made['layer']}, {made['dtype']}: every answer is scikit-learn's"
+    proved = f"on {made['proved_on']:,} samples; within {made['difference']:.0e}"
+    data = ("--data", asked["data"])
+    return Answer(
+        data={
+            "path": path,
+            "bundle_id": summary.manifest.bundle_id,
+            "plan": plan.to_dict(),
+            "classifier": dict(made),
+            "metrics": {**result.metrics},
+        },
+        report=(
+            verdict(f"saved {path}", outcome, size(summary.size)),
+            Fields(
+                (
+                    ("held out", metrics),
+                    ("last layer", f"{fused} {proved}"),
+                    ("bundle", summary.manifest.bundle_id),
+                    *((("graph", ", ".join(shown)),) if shown else ()),
+                )
+            ),
+        ),
+        brief=(path,),
+        hints=(
+            words("persistlib", "inspect", path),
+            words("persistlib", "verify", path),
+            words("persistlib", "evaluate", path, *data, *divided, "--held-out"),
+            words("persistlib", "evaluate", path, *data, "--folds", "5"),
+            f"{words('persistlib', 'run', path)} IMAGE",
+        ),
+        exit=outcome,
+    )

@@ -28,12 +28,14 @@ WEIGHTS = "weights/mobilenet_v2-b0353104.pth"
 # What a script is given: a data set, and the weights.
 GIVEN = {
     "cifar10.py": ("cifar", "weights"),
+    "cross_validation.py": ("weights",),
     "dense_head.py": ("weights",),
     "fused_classifier.py": ("weights",),
 }
 # What a script needs besides persistlib and its extras.
 NEEDS = {
     "cifar10.py": MOBILENET,
+    "cross_validation.py": MOBILENET,
     "dense_head.py": MOBILENET,
     "digits.py": MOBILENET,
     "fused_classifier.py": MOBILENET,

@@ -1,7 +1,8 @@
 """The versions of a model over its life: kept for what changed, compared, let go of.
 
 The last layers train on frozen ones for ten epochs, and every epoch is kept. The versions are shown
-with their metrics, the best is opened as it was, and what nobody needs is removed.
+with their metrics, the best is opened as it was and held against the first, and what nobody needs
+is removed.
 
     python docs/examples/versions.py [FOLDER]
 
@@ -25,6 +26,7 @@ from torch import nn
 import persistlib
 
 EPOCHS = 10
+DOUBT = 0.001  # the most that chance may have to do with it
 
 
 def main(folder: Path) -> None:
@@ -56,10 +58,16 @@ def main(folder: Path) -> None:
 
     best = versions.best
     assert best is not None
-    model = persistlib.load(best.path)
-    result = persistlib.evaluate(model, valid, calls=0)
+    result = persistlib.evaluate(
+        persistlib.load(best.path), valid, against=persistlib.load(whole.path), calls=0
+    )
     print(f"{best.name} opened again: {result.accuracy:.1%}")
     assert abs(result.accuracy - best.metrics["accuracy"]) < 1e-9
+    assert result.against is not None
+    held = result.against.heads[0]
+    print(f"against {whole.name}: {held.test}, p = {held.p_value:.1e}")
+    assert held.p_value is not None
+    assert held.p_value < DOUBT
 
     done = persistlib.prune(run, keep=2)
     print(f"pruned: {len(done.kept)} stay, {done.freed / 1e3:.0f} kB freed")

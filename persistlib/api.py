@@ -638,6 +638,8 @@ def finetune(
 ) -> FinetuneResult:
     """Train a model in place on labelled samples, and save it when `out` is given.
 
+    Processes that torchrun or `accelerate launch` started train as one (docs/fine-tuning.md).
+
     Args:
         model: trained in place; ends in evaluation mode. Of a Keras model on its torch backend the
             result has a module that holds the same values (docs/keras.md).
@@ -674,6 +676,7 @@ def finetune(
     require_torch("fine-tuning")
     from persistlib import run_versions
     from persistlib.keras_models import as_module
+    from persistlib.processes import by_first
     from persistlib.training import loop
 
     model = as_module(model)
@@ -694,7 +697,8 @@ def finetune(
     )
     if out is not None:
         saving = partial(save, lineage=lineage, name=name, license=license, overwrite=overwrite)
-        save_trained(saving, result, out, onnx=onnx)
+        work = partial(save_trained, saving, result, out, onnx=onnx)
+        by_first(work, alone=settings.get("alone", False))
     return result
 
 

@@ -307,9 +307,14 @@ def own_device(device: torch.device, group: Group) -> torch.device:
     return own
 
 
-def by_first(work: Callable[[], object]) -> None:
-    """Let the first process do a piece of work that is its alone; the others wait for its end."""
-    with joined() as group:
+def by_first(work: Callable[[], object], *, alone: bool = False) -> None:
+    """Let the first process do a piece of work that is its alone; the others wait for its end.
+
+    Args:
+        work: what is done.
+        alone: whether each process does it for itself instead.
+    """
+    with contextlib.nullcontext(ALONE) if alone else joined() as group:
         if group.is_first:
             work()
         group.from_first(None, "the end of the first process's work")

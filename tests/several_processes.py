@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -259,7 +260,82 @@ def train(*names: str) -> Any:
     return [compare(name) for name in names or CASES]
 
 
-KINDS: dict[str, Callable[..., Any]] = {"train": train}
+def settled(out: str, **more: Any) -> dict[str, Any]:
+    """Train with a run folder; return what came of it."""
+    model = built(normalized)
+    where = {"run": os.path.join(out, "run"), "out": os.path.join(out, "bundle")}
+    how = {**SETTINGS, **SGD, "seed": 4, **where, **more}
+    result = persistlib.finetune(model, images(), images(21, seed=2), **how)
+    history = [{**row} for row in result.history]
+    return {"bits": bits(model), "history": history, "resumed": result.resumed}
+
+
+def stopped(out: str, rank: str, how: str) -> None:
+    """Train until a batch in which one process is asked to stop, fails, hangs or dies."""
+    seen = 0
+
+    def hook(*_: Any) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == 9 and os.environ["RANK"] == rank:
+            act(how)
+
+    model = built(normalized)
+    model.register_forward_pre_hook(lambda module, _: hook() if module.training else None)
+    how_long = {"epochs": 3, "run": os.path.join(out, "run"), "resume": True}
+    persistlib.finetune(
+        model, images(), images(21, seed=2), **{**SETTINGS, **SGD, "seed": 4, **how_long}
+    )
+
+
+def act(how: str) -> None:
+    if how == "raise":
+        raise RuntimeError("a fault of this process alone")
+    os.kill(os.getpid(), signal.SIGINT if how == "stop" else signal.SIGKILL)
+
+
+def unlike(what: str) -> Any:
+    """Train with something that is not the same in every process."""
+    rank = int(os.environ["RANK"])
+    model, train, more = built(plain), images(), dict(SETTINGS)
+    if what == "values":
+        torch.manual_seed(rank)
+        model = plain()
+    elif what == "shape" and rank:
+        model = nn.Sequential(nn.Flatten(), nn.Linear(72, 3))
+    elif what == "settings":
+        more["lr"] = 0.01 * (rank + 1)
+    elif what == "samples":
+        train = images(seed=rank)
+    elif what == "batches":
+        train = DataLoader(TensorDataset(*images(seed=rank)), batch_size=5)
+    elif what == "sparse":
+        model = nn.Sequential(nn.EmbeddingBag(9, 4, sparse=True), nn.Linear(4, 3))
+        train = (torch.arange(90).reshape(45, 2) % 9, train[1])
+    persistlib.finetune(model, train, **{**more, **SGD})
+    return bits(model)
+
+
+def dropped() -> Any:
+    """Train with dropout, twice together."""
+    made = []
+    for _ in range(2):
+        model = built(lambda: nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(72, 3)))
+        before = torch.get_rng_state()
+        persistlib.finetune(model, images(), **{**SETTINGS, **SGD})
+        assert torch.get_rng_state().equal(before)
+        made.append(bits(model))
+    return made
+
+
+KINDS: dict[str, Callable[..., Any]] = {
+    "train": train,
+    "settled": settled,
+    "resumed": lambda out: settled(out, resume=True),
+    "stopped": stopped,
+    "unlike": unlike,
+    "dropped": dropped,
+}
 
 
 def main(out: str, kind: str, *arguments: str) -> None:
@@ -268,6 +344,8 @@ def main(out: str, kind: str, *arguments: str) -> None:
         warnings.simplefilter("always")
         try:
             said: dict[str, Any] = {"result": KINDS[kind](*arguments)}
+        except KeyboardInterrupt:
+            said = {"interrupted": True}
         except PersistlibError as fault:
             said = {"error": fault.code, "location": str(fault.location), "reason": fault.reason}
     said["warnings"] = [str(w.message) for w in caught if isinstance(w.message, PersistlibWarning)]

@@ -127,6 +127,7 @@ def save(
     sha256: bool = False,
     shard_bytes: int = SHARD_BYTES,
     overwrite: bool = False,
+    together: bool = True,
 ) -> Manifest:
     """Save a module as a bundle: weights, manifest, and what is needed to open it anywhere.
 
@@ -154,6 +155,8 @@ def save(
         sha256: whether every file's SHA-256 is recorded beside its BLAKE3.
         shard_bytes: weights above this many bytes are written as shards.
         overwrite: whether an old bundle at `path` is replaced.
+        together: whether the processes of a group, each of which calls this, save one bundle, each
+            writing its part; else this one saves all that it holds.
 
     Returns:
         The manifest that was written.
@@ -165,14 +168,15 @@ def save(
         TargetError: `path` cannot be written; what stood there stands unchanged.
     """
     require_torch("saving a module")
-    from persistlib import examples, saving
+    from persistlib import divided, examples, processes, saving
     from persistlib.architecture.module_state import require_savable
     from persistlib.keras_models import as_module
 
     model = as_module(model)
     require_saving(model, name=name, license=license, shard_bytes=shard_bytes)
     wishes = graph_wishes(onnx)
-    require_savable(model)
+    is_shared = together and processes.stands()
+    require_savable(divided.hollow(model) if is_shared else model)
     done = adaptation_of(model) or Adaptation()
     given = section(Interface, interface) or done.interface
     ancestors = [made for item in lineage if (made := section(Lineage, item)) is not None]
@@ -194,9 +198,12 @@ def save(
 
     def work(parent: Parent | None) -> Manifest:
         plan = replace(asked, parent=parent)
-        return saving.save_module(
-            model, path, plan, architecture=architecture, onnx=wishes, overwrite=overwrite
-        )
+        how: dict[str, Any] = {"onnx": wishes, "overwrite": overwrite}
+        if is_shared:
+            from persistlib.saving_together import save_together
+
+            return save_together(model, path, plan, architecture=architecture, **how)
+        return saving.save_module(model, path, plan, architecture=architecture, **how)
 
     return with_parent(base, path, work)
 
@@ -697,6 +704,7 @@ def finetune(
     )
     if out is not None:
         saving = partial(save, lineage=lineage, name=name, license=license, overwrite=overwrite)
+        saving = partial(saving, together=False)
         work = partial(save_trained, saving, result, out, onnx=onnx)
         by_first(work, alone=settings.get("alone", False))
     return result

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 PATIENCE = 1800.0
 # How long it takes at most to find out which process is gone, in seconds.
 NAMING = 10.0
+# How long the first that saves waits for the others to come, in seconds.
+MEETING = 60.0
 _LOOK = 1.0  # seconds between two looks at whether another process has failed
 _PAUSE = 0.05
 _LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -168,6 +170,18 @@ class Group:
             self._store().set(self._name("failed", self.rank), reason)
             self._store().set(self._name("trouble"), "1")
 
+    @contextlib.contextmanager
+    def naming_lost(self) -> Generator[None]:
+        """Say who is gone where torch's own talk between the processes breaks in the block.
+
+        Raises:
+            PersistlibError: another process failed or is gone.
+        """
+        try:
+            yield
+        except RuntimeError as fault:
+            raise self._lost(fault) from fault
+
     def _wait(self, work: Any) -> None:
         """Return when what was sent has arrived; look meanwhile whether the others live.
 
@@ -230,6 +244,7 @@ class Group:
 
 ALONE = Group()
 _rounds = 0  # of work together so far: alike in every process
+_met: dict[str, int] = {}  # how often the processes met at a path
 
 
 @contextlib.contextmanager
@@ -254,6 +269,31 @@ def joined() -> Generator[Group]:
     finally:
         with contextlib.suppress(RuntimeError, ValueError):
             distributed.destroy_process_group(group._torchs)  # noqa: SLF001 - made here
+
+
+def meet(path: str) -> None:
+    """Return when every process of the group has come to save at a path.
+
+    The group's own communication is not touched before: one process that saves alone, as scripts
+    for several processes often do, is told so and disturbs nothing.
+
+    Raises:
+        PersistlibError: another process does not come in `MEETING` seconds.
+    """
+    store, rank = Group._store(), distributed.get_rank()  # noqa: SLF001 - of this module
+    _met[path] = number = _met.get(path, 0) + 1
+    keys = [f"persistlib/meet/{path}/{number}/{n}" for n in range(distributed.get_world_size())]
+    store.set(keys[rank], "1")
+    deadline = time.monotonic() + MEETING
+    while absent := [n for n, key in enumerate(keys) if not store.check([key])]:
+        if time.monotonic() > deadline:
+            store.delete_key(keys[rank])
+            _met[path] = number - 1
+            where = f"process {', '.join(map(str, absent))}"
+            reason = f"did not come in {MEETING:g} s to save {path}"
+            remedy = "call save in every process, or with together=False in one"
+            raise error(Code.PROCESS_LOST, where, reason, remedy)
+        time.sleep(_PAUSE)
 
 
 def stands() -> bool:

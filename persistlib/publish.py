@@ -122,10 +122,12 @@ class NewFolder:
 
     Attributes:
         fd: its descriptor.
+        path: where other processes find it until it is published.
     """
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, path: str) -> None:
         self.fd = fd
+        self.path = path
 
     @contextlib.contextmanager
     def create(self, name: str) -> Generator[OutFile]:
@@ -185,7 +187,7 @@ def folder(
         try:
             os.mkdir(staged, 0o777, dir_fd=place.fd)
             fd = os.open(staged, FOLDER_FLAGS | os.O_NOFOLLOW, dir_fd=place.fd)
-            yield NewFolder(fd)
+            yield NewFolder(fd, os.path.join(place.parent, staged))
             # Writing takes time: look again before anything that came meanwhile is swept.
             mode = _check_folder(place, overwrite=overwrite, foreign=foreign)
             keep_mode(fd, mode)

@@ -50,7 +50,7 @@ from persistlib.upkeep import foreign_files
 from persistlib.writing import Written, write_file, write_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from torch import nn
 
@@ -134,6 +134,8 @@ def save_module(
     onnx: bool | GraphWishes,
     overwrite: bool,
     graph: Proved | None = None,
+    write: Callable[[NewFolder, ModuleState, Plan], Written] | None = None,
+    is_hollow: bool = False,
 ) -> Manifest:
     """Save a module as a bundle at `path` and return its manifest.
 
@@ -145,6 +147,8 @@ def save_module(
         onnx: whether a graph is made, or what is asked of it.
         overwrite: as `persistlib.save`.
         graph: one that was made of this module already.
+        write: writes the weights, where the module's own tensors are not what is written.
+        is_hollow: whether the module has no values that it could be run with.
 
     Raises:
         PersistlibError: see `persistlib.save`.
@@ -158,8 +162,10 @@ def save_module(
         publish.folder(path, overwrite=overwrite, foreign=foreign_files) as folder,
         ThreadPoolExecutor(1) as pool,
     ):
-        writing = pool.submit(_write_weights, folder, state, plan)
-        description = describe(model, architecture=architecture, inputs=_probe(plan))
+        writing = pool.submit(write or _write_weights, folder, state, plan)
+        description = describe(
+            model, architecture=architecture, inputs=_probe(plan), is_hollow=is_hollow
+        )
         unsaved = _unsaved(model, state, description)
         tell((*state.findings, *description.findings, *_borrowed(model, state, unsaved)))
         if onnx:

@@ -62,10 +62,35 @@ def write_tensors(
     names: list[str] = [f"{stem}.safetensors"]
     if len(shards) > 1:
         names = safetensors.shard_names(stem, len(shards))
+    parts = dict(zip(names, shards, strict=True))
+    files, digests = write_shards(folder, checkpoint, parts, sha256=sha256)
+    placed = {entry.name: number for number, shard in enumerate(shards) for entry in shard}
+    index = None
+    if len(files) > 1:
+        text: bytes = safetensors.render_index(checkpoint.entries, names, placed)
+        index = write_file(folder, f"{stem}.safetensors.index.json", text, sha256=sha256)
+    return Written(tuple(files), index, digests, placed)
+
+
+def write_shards(
+    folder: NewFolder,
+    checkpoint: CheckpointReader,
+    shards: Mapping[str, Sequence[Entry]],
+    *,
+    sha256: bool = False,
+) -> tuple[list[FileEntry], dict[str, str]]:
+    """Write safetensors files; return their entries and the digest of each tensor.
+
+    Args:
+        folder: where to.
+        checkpoint: what; read once, file by file, in the order of the file's bytes.
+        shards: the tensors of each file, by its name.
+        sha256: whether entries also get that digest.
+    """
     files: list[FileEntry] = []
     digests: dict[str, str] = {}
     with ThreadPoolExecutor(1) as blake, ThreadPoolExecutor(1) as sha:
-        for name, shard in zip(names, shards, strict=True):
+        for name, shard in shards.items():
             with folder.create(name) as out:
                 tee = _Tee(out, blake, sha if sha256 else None)
                 head, found = _write_shard(tee, checkpoint, shard)
@@ -73,12 +98,7 @@ def write_tensors(
             files.append(
                 FileEntry(path=name, size=out.size, header_blake3=head, sha256=tee.sha256())
             )
-    placed = {entry.name: number for number, shard in enumerate(shards) for entry in shard}
-    index = None
-    if len(files) > 1:
-        text: bytes = safetensors.render_index(checkpoint.entries, names, placed)
-        index = write_file(folder, f"{stem}.safetensors.index.json", text, sha256=sha256)
-    return Written(tuple(files), index, digests, placed)
+    return files, digests
 
 
 class _Tee:

@@ -12,15 +12,18 @@ import json
 import os
 import signal
 import sys
+import time
+import types
 import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import distributed, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import persistlib
+from persistlib import processes, publish, saving_together
 from persistlib.digests import digest_all
 from persistlib.errors import PersistlibError, PersistlibWarning
 
@@ -297,7 +300,8 @@ def act(how: str) -> None:
 def unlike(what: str) -> Any:
     """Train with something that is not the same in every process."""
     rank = int(os.environ["RANK"])
-    model, train, more = built(plain), images(), dict(SETTINGS)
+    model, more = built(plain), dict(SETTINGS)
+    train: Any = images()
     if what == "values":
         torch.manual_seed(rank)
         model = plain()
@@ -328,6 +332,124 @@ def dropped() -> Any:
     return made
 
 
+def layered() -> nn.Module:
+    """A model with tied tensors, a buffer, a frozen layer, and extents that do not divide."""
+    model: Any = nn.Sequential(
+        nn.Linear(7, 13), nn.BatchNorm1d(13), nn.ReLU(), nn.Linear(13, 13), nn.Linear(13, 13),
+        nn.Linear(13, 5),
+    )  # fmt: skip
+    model[4].weight = model[3].weight
+    model[0].bias.requires_grad_(requires_grad=False)
+    made: nn.Module = model.eval()
+    return made
+
+
+def divided(how: str) -> Any:
+    """Return the model of `layered`, divided among the processes."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor.parallel import (
+        ColwiseParallel,
+        RowwiseParallel,
+        parallelize_module,
+    )
+
+    if not distributed.is_initialized():
+        distributed.init_process_group("gloo")
+    model: Any = built(layered)
+    if how in {"fsdp", "hsdp"}:
+        shape = (2,) if how == "fsdp" else (2, 1)
+        mesh = init_device_mesh("cpu", shape, mesh_dim_names=("replicate", "shard")[-len(shape) :])
+        for layer in (model[0], model[5]):
+            fully_shard(layer, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+    elif how == "tensor parallel":
+        mesh = init_device_mesh("cpu", (2,))
+        plan = {"3": ColwiseParallel(), "5": RowwiseParallel()}
+        parallelize_module(model, mesh, plan)
+    elif how == "buffers":
+        model[1].running_mean.fill_(distributed.get_rank())
+    return model
+
+
+def saved(out: str, how: str, **more: Any) -> Any:
+    model = divided(how)
+    shown = torch.ones(3, 7) if how == "fsdp" else None
+    place = os.path.join(out, how)
+    more = {"sha256": how == "fsdp", "shard_bytes": 400 if how == "hsdp" else 1 << 30} | more
+    manifest = persistlib.save(model, place, example_inputs=shown, overwrite=True, **more)
+    return manifest.weights.identity
+
+
+def kept(out: str) -> Any:
+    """Save one model, divided in every way."""
+    return {how: saved(out, how) for how in DIVISIONS}
+
+
+def strangers(out: str) -> Any:
+    """Save what is not the same in every process; return the code of each refusal."""
+    rank = int(os.environ["RANK"])
+    codes: dict[str, Any] = {}
+    for what in ("parameters", "shapes", "absent", "unseen"):
+        model = divided("plain")
+        if what == "parameters":
+            model[0].weight.data += rank
+        if what == "shapes" and rank:
+            model[5] = nn.Linear(13, 6)
+        processes.MEETING = 2.0
+        if what == "unseen" and rank:
+            vars(saving_together)["os"] = types.SimpleNamespace(**{**vars(os), "open": refuse})
+        try:
+            if what != "absent" or not rank:
+                persistlib.save(model, os.path.join(out, what))
+            else:
+                time.sleep(3.0)
+        except PersistlibError as fault:
+            codes[what] = [fault.code, str(fault.location)]
+        vars(saving_together)["os"] = os
+        codes[f"{what} stands"] = os.path.exists(os.path.join(out, what))
+    persistlib.save(divided("plain"), os.path.join(out, f"own{rank}"), together=False)
+    return codes
+
+
+def refuse(*_: Any, **__: Any) -> int:
+    raise FileNotFoundError
+
+
+def cut(out: str, rank: str, point: str) -> int:
+    """Save until a process dies at a point of its work; return how many points it came by."""
+    # What launches processes asks the others to leave when one is gone; they leave by themselves.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    model = divided("fsdp")
+    model[5].bias.data.mul_(2)
+    seen = 0
+
+    def counted(work: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **how: Any) -> Any:
+            nonlocal seen
+            seen += 1
+            if os.environ["RANK"] == rank and seen == int(point):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return work(*args, **how)
+
+        return call
+
+    for owner, name in POINTS:
+        setattr(owner, name, counted(getattr(owner, name)))
+    persistlib.save(model, os.path.join(out, "bundle"), overwrite=True)
+    return seen
+
+
+POINTS: tuple[tuple[Any, str], ...] = (
+    (processes.Group, "_wait"),
+    (publish.OutFile, "write"),
+    (publish, "sync"),
+    (publish, "sync_folder"),
+    (saving_together, "whole"),
+)
+DIVISIONS = ("plain", "fsdp", "hsdp", "tensor parallel", "buffers")
+
+
 KINDS: dict[str, Callable[..., Any]] = {
     "train": train,
     "settled": settled,
@@ -335,6 +457,9 @@ KINDS: dict[str, Callable[..., Any]] = {
     "stopped": stopped,
     "unlike": unlike,
     "dropped": dropped,
+    "kept": kept,
+    "strangers": strangers,
+    "cut": cut,
 }
 
 

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import persistlib
 import several_processes
 from persistlib.errors import Code
 from persistlib.training import run_folder
-from several_processes import CASES
+from several_processes import CASES, DIVISIONS, bits, built, layered
 
 SCRIPT = Path(several_processes.__file__)
 LIMIT = 150.0  # seconds for one launch, after which everything that it started is killed
@@ -150,3 +153,91 @@ def test_the_others_name_the_process_that_failed(how: str, rank: int, tmp_path: 
     if how == "raise":
         assert "a fault of this process alone" in other["reason"]
     assert time.monotonic() - began < 60
+
+
+def leftovers(folder: Path) -> list[str]:
+    return sorted(item.name for item in folder.iterdir() if item.name.startswith("."))
+
+
+def test_divided_models_become_the_bundle_that_one_process_saves(tmp_path: Path) -> None:
+    alone = persistlib.save(built(layered), tmp_path / "alone", example_inputs=torch.ones(3, 7))
+    out = tmp_path / "out"
+    answers, printed = launched(out, "kept", out)
+    assert all("result" in answer for answer in answers), printed
+    rows = {row.name: row for row in alone.weights.tensors}
+    for how in DIVISIONS:
+        assert persistlib.verify(out / how).ok
+        manifest = persistlib.inspect(out / how).manifest
+        weights = manifest.weights
+        assert [answer["result"][how] for answer in answers] == [weights.identity] * 2
+        assert manifest.architecture == alone.architecture
+        assert manifest.state.training == alone.state.training
+        # Torch divides tied tensors of layers one by one: they are tied no more, and equal still.
+        assert weights.aliases == ({} if how == "tensor parallel" else alone.weights.aliases)
+        assert len(weights.files) > 2 if how == "hsdp" else len(weights.files) == 2
+        if how != "buffers":
+            assert weights.identity == alone.weights.identity
+            for row in weights.tensors:
+                known = rows[alone.weights.aliases.get(row.name, row.name)]
+                assert row.blake3 == known.blake3
+                assert (row.role, row.frozen) == (known.role, known.frozen)
+            assert bits(persistlib.load(out / how)) == bits(built(layered))
+        held = [entry.size for entry in weights.files]
+        assert how == "hsdp" or max(held) < 0.75 * sum(held)
+    assert persistlib.verify(out / "fsdp", behaviour=True).ok
+    assert not leftovers(out)
+    said = [message for answer in answers for message in answer["warnings"]]
+    assert sum("1.running_mean" in message for message in said) == 1
+
+
+def test_what_cannot_be_saved_together_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
+    answers, printed = launched(tmp_path / "out", "strangers", tmp_path / "out")
+    assert all("result" in answer for answer in answers), printed
+    first, second = (answer["result"] for answer in answers)
+    for said in (first, second):
+        assert said["parameters"] == [Code.PROCESSES_DIFFER.identifier, "0.weight"]
+        assert said["shapes"][0] == Code.PROCESSES_DIFFER.identifier
+        assert said["unseen"] == [Code.TARGET_WRITE.identifier, "process 1"]
+    assert first["absent"] == [Code.PROCESS_LOST.identifier, "process 1"]
+    assert not any(value for name, value in first.items() if name.endswith("stands"))
+    left = sorted(item.name for item in (tmp_path / "out").iterdir())
+    assert left == ["0.json", "1.json", "own0", "own1"]
+
+
+def cut_at(folder: Path, rank: int, point: int) -> list[dict[str, Any]]:
+    """Save over an old version while a process dies; require that a whole version stands."""
+    shown = torch.ones(3, 7)
+    old = persistlib.save(built(layered), folder / "bundle", example_inputs=shown, overwrite=True)
+    answers, printed = launched(folder, "cut", folder, rank, point)
+    assert persistlib.verify(folder / "bundle").ok, printed
+    stands = persistlib.inspect(folder / "bundle").manifest
+    survivor = answers[1 - rank]
+    if stands.bundle_id == old.bundle_id:
+        assert survivor.get("error") == Code.PROCESS_LOST.identifier, printed
+        assert survivor["location"] == f"process {rank}"
+    else:
+        assert stands.weights.identity != old.weights.identity
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the lock of the dead is taken over
+        persistlib.save(built(layered), folder / "bundle", overwrite=True)
+    assert not leftovers(folder)
+    return answers
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_dies_in_a_save_leaves_the_old_version_whole(
+    rank: int, tmp_path: Path
+) -> None:
+    answers = cut_at(tmp_path, rank, 24)
+    assert not answers[rank]
+    assert answers[1 - rank]["error"] == Code.PROCESS_LOST.identifier
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_anywhere_in_a_save_leaves_a_whole_version(tmp_path: Path) -> None:
+    free, printed = launched(tmp_path / "free", "cut", tmp_path / "free", 0, 0)
+    assert all("result" in answer for answer in free), printed
+    draw = random.Random(7)
+    for number in range(20):
+        rank = number % 2
+        cut_at(tmp_path / f"{number}", rank, draw.randint(1, free[rank]["result"]))

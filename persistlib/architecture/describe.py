@@ -58,6 +58,7 @@ def describe(
     architecture: str | Mapping[str, Any] | Architecture | None = None,
     trust: Collection[str] = (),
     inputs: Any = None,
+    is_hollow: bool = False,
 ) -> Description:
     """Return the architecture of a live module.
 
@@ -67,6 +68,7 @@ def describe(
         trust: packages that the recipe may name beyond the allow-list; the classes of the module
             itself are trusted here, since they run already.
         inputs: arguments of `forward` to compare outputs on.
+        is_hollow: whether the module has no values that it could be run with.
 
     Raises:
         ArchitectureError: no recipe rebuilds the module, or the nearest one differs; the error
@@ -79,7 +81,11 @@ def describe(
     rebuilt = from_recipe(recipe, vouched)
     if found := differences(model, rebuilt):
         raise _lookalike(recipe.builder, found[0])
-    findings = _behaviour(model, recipe, inputs, built or from_recipe(recipe, vouched))
+    if is_hollow:
+        where = "its tensors are divided among processes"
+        findings = [_untried(model, where, "load the bundle, and save it in one process")]
+    else:
+        findings = _behaviour(model, recipe, inputs, built or from_recipe(recipe, vouched))
     findings += _hooks(model, Severity.WARNING if findings else Severity.NOTE)
     if reason := built_really(rebuilt):
         findings.append(finding(Code.BUILT_REALLY, recipe.builder, reason, SLOWER, Severity.NOTE))

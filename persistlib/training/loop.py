@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from persistlib.architecture import freezing
+from persistlib.divided import has_parts
 from persistlib.errors import Code, error
 from persistlib.manifest import schema
 from persistlib.processes import ALONE, joined, own_device
@@ -323,6 +324,9 @@ def _require_values(model: Any, settings: Settings, valid: Samples | None) -> No
     if not any(item.requires_grad for item in named.values()):
         remedy = "take the last layer back, such as freeze=['*', '!fc.*']"
         raise error(Code.NOTHING_TO_TRAIN, "freeze", f"{len(named)} parameters frozen", remedy)
+    if has_parts(model):
+        remedy = "give the plain model: its batches are shared among processes, its tensors are not"
+        raise error(Code.USAGE, "model", "its tensors are divided among processes", remedy)
     if settings.patience is not None and valid is None:
         raise error(Code.USAGE, "patience", "needs held-out samples", "give valid=")
 

@@ -159,8 +159,8 @@ class Case(NamedTuple):
     valid: Callable[[], Any] = lambda: images(21, seed=2)
 
 
-ADAM = {"optimizer": "adamw", "lr": 0.01}
-SGD = {"optimizer": "sgd"}
+ADAM: dict[str, Any] = {"optimizer": "adamw", "lr": 0.01}
+SGD: dict[str, Any] = {"optimizer": "sgd"}
 CASES: dict[str, Case] = {
     "sgd": Case(plain, SGD),
     "adamw": Case(plain, ADAM),
@@ -266,8 +266,8 @@ def train(*names: str) -> Any:
 def settled(out: str, **more: Any) -> dict[str, Any]:
     """Train with a run folder; return what came of it."""
     model = built(normalized)
-    where = {"run": os.path.join(out, "run"), "out": os.path.join(out, "bundle")}
-    how = {**SETTINGS, **SGD, "seed": 4, **where, **more}
+    where: dict[str, Any] = {"run": os.path.join(out, "run"), "out": os.path.join(out, "bundle")}
+    how: dict[str, Any] = {**SETTINGS, **SGD, "seed": 4, **where, **more}
     result = persistlib.finetune(model, images(), images(21, seed=2), **how)
     history = [{**row} for row in result.history]
     return {"bits": bits(model), "history": history, "resumed": result.resumed}
@@ -285,10 +285,8 @@ def stopped(out: str, rank: str, how: str) -> None:
 
     model = built(normalized)
     model.register_forward_pre_hook(lambda module, _: hook() if module.training else None)
-    how_long = {"epochs": 3, "run": os.path.join(out, "run"), "resume": True}
-    persistlib.finetune(
-        model, images(), images(21, seed=2), **{**SETTINGS, **SGD, "seed": 4, **how_long}
-    )
+    how_long: dict[str, Any] = {**SETTINGS, **SGD, "seed": 4, "run": os.path.join(out, "run")}
+    persistlib.finetune(model, images(), images(21, seed=2), resume=True, **how_long)
 
 
 def act(how: str) -> None:
@@ -365,19 +363,25 @@ def divided(how: str) -> Any:
         fully_shard(model, mesh=mesh)
     elif how == "tensor parallel":
         mesh = init_device_mesh("cpu", (2,))
-        plan = {"3": ColwiseParallel(), "5": RowwiseParallel()}
+        plan: Any = {"3": ColwiseParallel(), "5": RowwiseParallel()}
         parallelize_module(model, mesh, plan)
     elif how == "buffers":
         model[1].running_mean.fill_(distributed.get_rank())
     return model
 
 
-def saved(out: str, how: str, **more: Any) -> Any:
+def saved(out: str, how: str) -> Any:
     model = divided(how)
     shown = torch.ones(3, 7) if how == "fsdp" else None
     place = os.path.join(out, how)
-    more = {"sha256": how == "fsdp", "shard_bytes": 400 if how == "hsdp" else 1 << 30} | more
-    manifest = persistlib.save(model, place, example_inputs=shown, overwrite=True, **more)
+    manifest = persistlib.save(
+        model,
+        place,
+        example_inputs=shown,
+        overwrite=True,
+        sha256=how == "fsdp",
+        shard_bytes=400 if how == "hsdp" else 1 << 30,
+    )
     return manifest.weights.identity
 
 
@@ -390,6 +394,7 @@ def strangers(out: str) -> Any:
     """Save what is not the same in every process; return the code of each refusal."""
     rank = int(os.environ["RANK"])
     codes: dict[str, Any] = {}
+    module: Any = saving_together
     for what in ("parameters", "shapes", "absent", "unseen"):
         model = divided("plain")
         if what == "parameters":
@@ -398,7 +403,7 @@ def strangers(out: str) -> Any:
             model[5] = nn.Linear(13, 6)
         processes.MEETING = 2.0
         if what == "unseen" and rank:
-            vars(saving_together)["os"] = types.SimpleNamespace(**{**vars(os), "open": refuse})
+            module.os = types.SimpleNamespace(**{**vars(os), "open": refuse})
         try:
             if what != "absent" or not rank:
                 persistlib.save(model, os.path.join(out, what))
@@ -406,7 +411,7 @@ def strangers(out: str) -> Any:
                 time.sleep(3.0)
         except PersistlibError as fault:
             codes[what] = [fault.code, str(fault.location)]
-        vars(saving_together)["os"] = os
+        module.os = os
         codes[f"{what} stands"] = os.path.exists(os.path.join(out, what))
     persistlib.save(divided("plain"), os.path.join(out, f"own{rank}"), together=False)
     return codes

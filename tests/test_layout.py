@@ -99,6 +99,7 @@ NEED_TORCH = (
     "architecture",
     "evaluation.probing",
     "examples",
+    "divided",
     "export",
     "graph_bundles",
     "graph_modules",

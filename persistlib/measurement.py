@@ -200,7 +200,7 @@ def sampling(data: Any, wishes: Wishes) -> Sampling:
     """Return what opens the data for a model."""
 
     def samples(interface: Interface, trained: Data | None, heads: tuple[Head, ...]) -> Samples:
-        if is_table_data(data):
+        if is_table_data(data, interface, trained):
             return open_table_samples(data, interface, trained, heads, wishes.choice)
         if heads != CLASSIFIER or is_named(data):
             return open_task_samples(data, interface, trained, heads, wishes.choice)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -387,3 +388,43 @@ def test_faults_of_a_plan_have_a_name(folder: Path) -> None:
         with pytest.raises(PersistlibError) as caught:
             plan(given.pop("builder"), settings=SETTINGS, **given)
         assert caught.value.code == code, arguments
+
+
+def test_every_kind_of_fault_of_images_is_in_one_report(folder: Path, tmp_path: Path) -> None:
+    """The sizes depend on the model, and are reported with what depends on the files alone."""
+    root = tmp_path / "pets"
+    shutil.copytree(folder, root)
+    (root / "empty").mkdir()
+    (root / "alone").mkdir()
+    shutil.copy(root / "red" / "0.png", root / "alone" / "0.png")
+    (root / "blue" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n????")
+    (root / "blue" / "gone.png").symlink_to("nowhere")
+    Image.new("RGB", (31, 20)).save(root / "red" / "wide.png")
+    Image.new("RGB", (24, 7)).save(root / "red" / "flat.png")
+    model = persistlib.build("torchvision.models:squeezenet1_1", num_classes=3).eval()
+    manifest: Any = {"channels": 3, "mean": [0.5, 0.5, 0.5]}
+    persistlib.save(
+        model,
+        tmp_path / "bundle",
+        example_inputs=torch.zeros(1, 3, 40, 40),
+        interface={"labels": ["blue", "green", "red"], "preprocessing": manifest},
+    )
+    with pytest.raises(PersistlibError) as caught:
+        plan(opened(tmp_path / "bundle"), data=root, settings=SETTINGS)
+    found = {item.location.removeprefix(f"{root}/"): item.message for item in caught.value.findings}
+    assert set(found) == {
+        *("empty", "alone", "blue/broken.png", "blue/gone.png", "red/wide.png", "red/flat.png")
+    }
+    assert found["red/wide.png"] == "31 x 20 pixels, where 19 have 24 x 20"
+    cropped = manifest | {"crop": [20, 20]}
+    persistlib.save(
+        model,
+        tmp_path / "cropped",
+        example_inputs=torch.zeros(1, 3, 40, 40),
+        interface={"labels": ["blue", "green", "red"], "preprocessing": cropped},
+    )
+    with pytest.raises(PersistlibError) as caught:
+        plan(opened(tmp_path / "cropped"), data=root, settings=SETTINGS)
+    found = {item.location.removeprefix(f"{root}/"): item.message for item in caught.value.findings}
+    assert "smaller than the crop" in found["red/flat.png"]
+    assert {*found} == {"empty", "alone", "blue/broken.png", "blue/gone.png", "red/flat.png"}

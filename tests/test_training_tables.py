@@ -327,8 +327,8 @@ def test_a_classifier_learns_from_a_table_and_takes_raw_rows(iris: Path, tmp_pat
     result = carried_out(made, out)
     assert result.metrics["accuracy"] > 0.85
     manifest = persistlib.inspect(out).manifest
-    assert manifest.interface.preprocessing == made.preprocessing.to_dict()
     assert isinstance(made.preprocessing, table_rows.TablePreprocessing)
+    assert manifest.interface.preprocessing == made.preprocessing.to_dict()
     assert made.preprocessing.columns[0] == "sepal length"
     assert manifest.training is not None
     assert manifest.training.data is not None
@@ -454,3 +454,75 @@ def test_a_network_for_images_takes_no_table(iris: Path, tmp_path: Path) -> None
     saved = Saved(persistlib.load(tmp_path / "b"), persistlib.inspect(tmp_path / "b").manifest)
     with pytest.raises(PersistlibError, match="the bundle takes images"):
         plan(saved, data=iris, settings=SETTINGS)
+
+
+# -- rows in .npz files ----------------------------------------------------------------------------
+
+
+def write_npz(path: Path, **arrays: Any) -> Path:
+    np.savez(path, **arrays)
+    return path
+
+
+def drawn_rows(count: int = 90) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    rng = np.random.default_rng(0)
+    labels = np.arange(count) % 3
+    centres = np.array([[2, 0, 0, 0], [0, 2, 0, 0], [0, 0, 2, 0]])
+    return (centres[labels] + rng.normal(0, 0.5, (count, 4))).astype(np.float32), labels
+
+
+@pytest.mark.parametrize("task", ["classification", "regression", "multilabel"])
+def test_inputs_of_an_archive_are_learnt_as_they_are(tmp_path: Path, task: str) -> None:
+    rows, labels = drawn_rows()
+    told: dict[str, Any] = {
+        "classification": {"labels": np.array(["ant", "bee", "cow"])[labels]},
+        "regression": {"targets": rows[:, :2] @ np.array([[1.0, 2.0], [0.5, -1.0]])},
+        "multilabel": {"targets": np.stack([labels > 0, labels > 1], 1).astype(np.int64)},
+    }[task]
+    path = write_npz(tmp_path / "rows.npz", inputs=rows, **told)
+    width = {"classification": 5}.get(task, 2)
+    named = task if task == "multilabel" else None
+    made = plan(MLP, data=path, task=named, settings=SETTINGS, **mlp([16, width], 4))
+    assert made.preprocessing is None
+    assert made.train[0].dtype == torch.float32
+    assert np.array_equal(made.train[0].numpy(), rows[[*made.split.train]])
+    out = tmp_path / "bundle"
+    result = carried_out(made, out)
+    judged = persistlib.evaluate(out, path, held_out=True, runtime="torch", **QUICK)
+    assert judged.samples.held_out
+    assert len(judged.samples) == len(made.split.valid)
+    if task == "classification":
+        assert result.metrics["accuracy"] > 0.8
+        assert judged.accuracy == pytest.approx(result.metrics["accuracy"])
+    with pytest.warns(persistlib.errors.PersistlibWarning, match="PL809"):
+        persistlib.evaluate(out, path, runtime="torch", **QUICK)
+
+
+ROWS, LABELS = drawn_rows(9)
+ARCHIVES: dict[str, dict[str, Any]] = {
+    "neither": {"inputs": ROWS},
+    "both": {"inputs": ROWS, "labels": LABELS, "targets": ROWS},
+    "one axis": {"inputs": ROWS[:, 0], "labels": LABELS},
+    "no columns": {"inputs": ROWS[:, :0], "labels": LABELS},
+    "fewer targets": {"inputs": ROWS, "targets": ROWS[:-1]},
+    "texts": {"inputs": ROWS, "targets": np.array(["a"] * 9)},
+    "not finite": {"inputs": np.where(ROWS > 0, ROWS, np.nan), "targets": ROWS},
+    "too large": {"inputs": ROWS, "targets": np.full(9, 1e300)},
+    "constant": {"inputs": ROWS, "targets": np.ones(9)},
+    "alone": {"inputs": ROWS, "labels": np.array([0] * 8 + [1])},
+    "nothing": {"inputs": ROWS[:0], "targets": ROWS[:0]},
+}
+
+
+@pytest.mark.parametrize("arrays", ARCHIVES.values(), ids=ARCHIVES)
+def test_rows_that_cannot_be_used_are_refused(tmp_path: Path, arrays: dict[str, Any]) -> None:
+    assert refused(write_npz(tmp_path / "rows.npz", **arrays)).code == "PL802"
+
+
+def test_targets_of_another_kind_are_refused_together(tmp_path: Path) -> None:
+    bad = np.where(ROWS > 0, ROWS, np.inf)
+    path = write_npz(tmp_path / "rows.npz", inputs=bad, targets=bad)
+    assert len(refused(path, task="multilabel").findings) == 3
+    assert "no classes" in str(
+        refused(write_npz(path, inputs=ROWS, targets=ROWS), task="classification")
+    )

@@ -12,7 +12,8 @@ from persistlib import preparing
 from persistlib.errors import Code, error
 from persistlib.evaluation.samples import Samples, tell_absent, tell_seen, unprepared
 from persistlib.table_rows import TablePreprocessing
-from persistlib.training import tables
+from persistlib.training import array_rows, tables
+from persistlib.training.arrays import is_archive, read_arrays
 from persistlib.training.data_sources import is_table
 from persistlib.training.labelled import Asked
 from persistlib.training.splits import again
@@ -26,11 +27,15 @@ if TYPE_CHECKING:
     from persistlib.training.tasks import Head
 
 
-def is_table_data(data: Any) -> bool:
-    """Return whether data are a table, open or in a file."""
-    if isinstance(data, (str, os.PathLike)):
-        return is_table(os.fspath(data))
-    return isinstance(data, TableData)
+def is_table_data(data: Any, interface: Interface, trained: Data | None) -> bool:
+    """Return whether data are a table, open or in a file; or rows as those of the training were."""
+    if not isinstance(data, (str, os.PathLike)):
+        return isinstance(data, TableData)
+    path = os.fspath(data)
+    if is_table(path):
+        return True
+    was_rows = interface.preprocessing is None and trained is not None and "method" in trained.split
+    return was_rows and is_archive(path) and array_rows.is_rows(read_arrays(path))
 
 
 def open_table_samples(
@@ -43,7 +48,7 @@ def open_table_samples(
     """Return the rows of a table with what should be told from each.
 
     Args:
-        data: a `.csv` or `.tsv` file, or `TableData`.
+        data: a `.csv` or `.tsv` file, an `.npz` file of `inputs`, or `TableData`.
         interface: names of classes or of target columns, and how a row becomes an input.
         trained: what the model was trained on.
         heads: what its outputs are for; one alone.
@@ -54,16 +59,18 @@ def open_table_samples(
         SessionError: nothing says which columns the model takes.
     """
     record = preparing.parse(interface.preprocessing) if interface.preprocessing else None
-    if not isinstance(record, TablePreprocessing):
+    if record is not None and not isinstance(record, TablePreprocessing):
         raise unprepared()
     table = _table(data, record, interface.labels, heads)
+    if table.is_prepared is not (record is None):
+        raise unprepared()
     if asked := [word for word in ("part", "split") if choice.get(word)]:
         reason = f"a table comes undivided: {asked[0]} means nothing"
         raise error(Code.DATA_INVALID, table.name, reason, "leave it out, or say --held-out")
     samples = Samples(
         name=table.name,
         digest=table.digest,
-        items=[*table.rows],
+        items=[*_items(table)],
         targets={heads[0].name: _answers(table, interface.labels)},
         classes=tuple(interface.labels or ()),
         preprocessing=record,
@@ -78,17 +85,27 @@ def open_table_samples(
 
 
 def _table(
-    data: Any, record: TablePreprocessing, labels: Sequence[str] | None, heads: Sequence[Head]
+    data: Any,
+    record: TablePreprocessing | None,
+    labels: Sequence[str] | None,
+    heads: Sequence[Head],
 ) -> TableData:
     if isinstance(data, TableData):
         return data
     task = heads[0].task
     target = None if task == CLASSIFICATION else labels
     known = labels if task == CLASSIFICATION else None
-    asked = Asked(1, known, target=target, task=task, columns=record.columns)
-    table = tables.survey(os.fspath(data), asked).require()
+    path, columns = os.fspath(data), None if record is None else record.columns
+    asked = Asked(1, known, target=target, task=task, columns=columns)
+    if record is None and not is_table(path):
+        return array_rows.read(path, asked)
+    table = tables.survey(path, asked).require()
     assert isinstance(table, TableData)
     return table
+
+
+def _items(table: TableData) -> Any:
+    return table.rows.astype(np.float32) if table.is_prepared else table.rows
 
 
 def _answers(table: TableData, known: Sequence[str] | None) -> Any:
@@ -112,4 +129,4 @@ def _held_out(samples: Samples, table: TableData, trained: Data | None) -> Sampl
         raise error(Code.DATA_INVALID, samples.name, reason, remedy)
     chosen = [*split.valid]
     targets = {name: rows[chosen] for name, rows in samples.targets.items()}
-    return replace(samples, items=[*table.rows[chosen]], targets=targets, held_out=True)
+    return replace(samples, items=[*_items(table)[chosen]], targets=targets, held_out=True)

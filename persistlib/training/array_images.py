@@ -12,7 +12,6 @@ from blake3 import blake3
 from persistlib.errors import Code, error, missing_extra
 from persistlib.training.arrays import read_samples
 from persistlib.training.labelled import ImageData, Survey, class_findings
-from persistlib.training.raw_files import invalid
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -88,8 +87,6 @@ def archive(path: str, asked: Asked) -> Survey:
         TrainingError: it is damaged, or holds no labelled images.
     """
     read = read_samples(path, asked.known)
-    if read.is_prepared:
-        raise invalid(path, "holds prepared `inputs`, no images", "give pixels, as `images`")
     name = os.path.basename(path)
     return _surveyed(image_data(name, read.samples, read.labels, read.classes), asked, path)
 

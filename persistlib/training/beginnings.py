@@ -45,8 +45,8 @@ class Beginning(NamedTuple):
         builder: `package.module:callable`.
         model: with the values that it begins from, in evaluation mode.
         dropped: paths of auxiliary heads that were removed.
-        preprocessing: how images, or rows, become inputs; None where the data say it.
-        head: the last layer; None where it gives no classes.
+        preprocessing: how images become inputs.
+        head: the last layer.
         left_out: classes of the weights' own last layer, where it was of another width.
         labels: the classes that a bundle's last layer was trained for.
     """
@@ -54,8 +54,8 @@ class Beginning(NamedTuple):
     builder: str
     model: nn.Module
     dropped: tuple[str, ...]
-    preprocessing: Preparation | None
-    head: Head | None
+    preprocessing: ImagePreprocessing
+    head: Head
     left_out: int | None = None
     labels: tuple[str, ...] | None = None
 

@@ -142,14 +142,20 @@ def _words(size: Size) -> str:
 
 
 def prepared_rows(
-    data: TableData, indices: Sequence[int], record: TablePreprocessing, model: torch.nn.Module
+    data: TableData,
+    indices: Sequence[int],
+    record: TablePreprocessing | None,
+    model: torch.nn.Module,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return some of the rows as a model takes them, and what it should tell of each.
 
     A single number is a target of shape (rows,) where the model gives it so, else of (rows, 1).
     """
     chosen = [*indices]
-    inputs = torch.from_numpy(table_rows.apply(data.rows[chosen], record))
+    rows = data.rows[chosen]
+    inputs = torch.from_numpy(
+        rows.astype(np.float32) if record is None else table_rows.apply(rows, record)
+    )
     targets = torch.from_numpy(data.answers[chosen])
     if targets.ndim == _COLUMNS and targets.shape[1] == 1 and _is_flat(model, inputs[:2]):
         targets = targets[:, 0]

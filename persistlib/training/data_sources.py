@@ -9,8 +9,15 @@ import os
 from typing import TYPE_CHECKING, NamedTuple
 
 from persistlib.errors import Code, error
-from persistlib.training import array_images, cifar, idx_files, image_folders, tables
-from persistlib.training.arrays import is_archive
+from persistlib.training import (
+    array_images,
+    array_rows,
+    cifar,
+    idx_files,
+    image_folders,
+    tables,
+)
+from persistlib.training.arrays import is_archive, read_arrays
 from persistlib.training.labelled import LEAST, Asked, ImageData
 
 if TYPE_CHECKING:
@@ -35,6 +42,13 @@ class Source(NamedTuple):
     takes_listing: bool = False
 
 
+def _archive(path: str, asked: Asked) -> Survey:
+    arrays = read_arrays(path)
+    if array_rows.is_rows(arrays):
+        return array_rows.survey(arrays, path, asked)
+    return array_images.archive(path, asked)
+
+
 FOLDER = Source(
     "DIR",
     "a folder with one folder of images a class, or with such folders in train and valid or test",
@@ -42,7 +56,9 @@ FOLDER = Source(
     takes_listing=True,
 )
 ARCHIVE = Source(
-    "FILE.npz", "arrays `images` and `labels`, and it may be `classes`", array_images.archive
+    "FILE.npz",
+    "arrays `images` and `labels`, and it may be `classes`; or `inputs` with `labels` or `targets`",
+    _archive,
 )
 NAMED = (
     Source("cifar10:DIR", "CIFAR-10's own files, binary or for Python", cifar.ten),

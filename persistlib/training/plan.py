@@ -10,6 +10,8 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from persistlib.architecture import recipe
 from persistlib.errors import Code, PersistlibError, error
 from persistlib.manifest import schema
@@ -34,7 +36,6 @@ from persistlib.training.tables import TableData
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
-    import torch
     from pydantic import JsonValue
 
     from persistlib.patterns import Patterns
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from persistlib.training.beginnings import Beginning, Saved
     from persistlib.training.settings import Settings
     from persistlib.training.strategies import Strategy, StrategyLike
+    from persistlib.training.table_beginnings import RowsBeginning
 
 _SHOWN_CLASSES = 12
 
@@ -106,7 +108,7 @@ class Plan:
         dropped: paths of auxiliary heads that were removed.
         data: all images, or rows.
         split: which train, which are held out, and who says so.
-        preprocessing: how they become inputs.
+        preprocessing: how they become inputs; None where they are inputs.
         freeze: patterns of what is frozen in every phase.
         wish: the strategy as it was asked for; None is what `freeze` says.
         strategy: what trains when, with these patterns.
@@ -121,7 +123,7 @@ class Plan:
     dropped: tuple[str, ...]
     data: ImageData | TableData
     split: Split
-    preprocessing: Preparation
+    preprocessing: Preparation | None
     freeze: tuple[str, ...]
     wish: StrategyLike
     strategy: Strategy
@@ -142,7 +144,7 @@ class Plan:
     def _samples(self, indices: tuple[int, ...], *, is_varied: bool = False) -> Samples:
         data, record = self.data, self.preprocessing
         if isinstance(data, TableData):
-            assert isinstance(record, TablePreprocessing)
+            assert record is None or isinstance(record, TablePreprocessing)
             return prepared_rows(data, indices, record, self.model)
         assert isinstance(record, ImagePreprocessing)
         return PreparedImages(data, indices, record, is_varied=is_varied)
@@ -150,7 +152,7 @@ class Plan:
     @property
     def arguments(self) -> dict[str, Any]:
         """What `persistlib.finetune` takes besides model and samples."""
-        record = self.preprocessing.to_dict()
+        record = self._preparation()
         return {
             **self.settings.to_dict(),
             "freeze": self.freeze,
@@ -193,8 +195,9 @@ class Plan:
 
     def _input_rows(self) -> Iterator[tuple[str, str]]:
         record = self.preprocessing
-        if isinstance(record, TablePreprocessing):
-            yield "rows", "standardized by mean and deviation, which the bundle keeps"
+        if record is None or isinstance(record, TablePreprocessing):
+            how = "standardized by mean and deviation, which the bundle keeps"
+            yield "rows", "as they are" if record is None else how
             return
         size = record.size
         edges = f"{size.height} x {size.width}" if size else "as they come"
@@ -215,7 +218,7 @@ class Plan:
             "weights": self.lineage.model_dump(mode="json") if self.lineage else None,
             "data": self._data(),
             "split": {**self.split.sizes, **self.split.how},
-            "preprocessing": self.preprocessing.to_dict(),
+            "preprocessing": self._preparation(),
             "head": None if self.head is None else self.head.to_dict(),
             "dropped": list(self.dropped),
             "freeze": list(self.freeze),
@@ -226,6 +229,9 @@ class Plan:
             "frozen_modules": self.counts.owners,
             "settings": self.settings.to_dict(),
         }
+
+    def _preparation(self) -> dict[str, JsonValue] | None:
+        return None if self.preprocessing is None else self.preprocessing.to_dict()
 
     @property
     def _names(self) -> tuple[str, ...]:
@@ -298,7 +304,7 @@ def plan(
     found = _whole(survey, begun)
     chosen = found.split(fraction=fraction, seed=settings.seed)
     record = begun.preprocessing or _standardized(found, chosen)
-    model, example = begun.model, beginnings.example(record)
+    model, example = begun.model, _example(found, record)
     head = _new_head(begun, found.classes)
     if begun.head and head and not head.is_kept:
         replace_head(model, begun.head, head.classes, example=example, seed=settings.seed)
@@ -335,7 +341,7 @@ def _asked(
 
 def _begin(
     builder: str | Saved, survey: Survey, weights: object, resize: int | None, how: dict[str, Any]
-) -> Beginning:
+) -> Beginning | RowsBeginning:
     """Return what the run begins from; what is wrong with the data goes before what fails here."""
     data = survey.data
     try:
@@ -351,7 +357,7 @@ def _begin(
         raise
 
 
-def _whole(survey: Survey, begun: Beginning) -> ImageData | TableData:
+def _whole(survey: Survey, begun: Beginning | RowsBeginning) -> ImageData | TableData:
     """Return the data when nothing is wrong with them, and images end with one size.
 
     Raises:
@@ -363,13 +369,22 @@ def _whole(survey: Survey, begun: Beginning) -> ImageData | TableData:
     return Survey(survey.data, findings).require()
 
 
-def _standardized(data: ImageData | TableData, chosen: Split) -> TablePreprocessing:
-    """Return what standardizes a table by the rows to train on."""
+def _example(data: ImageData | TableData, record: Preparation | None) -> torch.Tensor:
+    if record is not None:
+        return beginnings.example(record)
     assert isinstance(data, TableData)
+    return torch.zeros(1, len(data.columns))
+
+
+def _standardized(data: ImageData | TableData, chosen: Split) -> TablePreprocessing | None:
+    """Return what standardizes a table by the rows to train on; None for prepared inputs."""
+    assert isinstance(data, TableData)
+    if data.is_prepared:
+        return None
     return TablePreprocessing.of(data.columns, data.rows[[*chosen.train]])
 
 
-def _new_head(begun: Beginning, classes: tuple[str, ...]) -> NewHead | None:
+def _new_head(begun: Beginning | RowsBeginning, classes: tuple[str, ...]) -> NewHead | None:
     if begun.head is None:
         return None
     path, _, width = begun.head

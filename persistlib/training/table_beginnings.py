@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -11,7 +11,7 @@ from persistlib.architecture import freezing, pretrained, recipe
 from persistlib.errors import Code, TrainingError, error
 from persistlib.table_rows import TablePreprocessing
 from persistlib.training import randomness
-from persistlib.training.beginnings import Beginning, Saved, named_builder
+from persistlib.training.beginnings import Saved, named_builder
 from persistlib.training.head import find_head
 
 if TYPE_CHECKING:
@@ -23,6 +23,28 @@ if TYPE_CHECKING:
     from persistlib.training.tables import TableData
 
 
+class RowsBeginning(NamedTuple):
+    """A model that takes rows.
+
+    Attributes:
+        builder: `package.module:callable`.
+        model: with the values that it begins from, in evaluation mode.
+        dropped: paths of auxiliary heads: none.
+        preprocessing: how rows become inputs, where a bundle says it.
+        head: the last layer; None where it gives no classes.
+        left_out: as `Beginning`.
+        labels: the classes that a bundle's last layer was trained for.
+    """
+
+    builder: str
+    model: nn.Module
+    dropped: tuple[str, ...]
+    preprocessing: TablePreprocessing | None
+    head: Head | None
+    left_out: int | None = None
+    labels: tuple[str, ...] | None = None
+
+
 def of_builder(
     builder: str,
     weights: object,
@@ -31,7 +53,7 @@ def of_builder(
     seed: int,
     trust: Collection[str],
     arguments: Mapping[str, Any],
-) -> Beginning:
+) -> RowsBeginning:
     """Return what a builder builds, with weights; a last layer of classes is left out of these.
 
     Raises:
@@ -45,17 +67,16 @@ def of_builder(
         named = weights if path is None else None
         model = recipe.build(builder, weights=named, trust=trust, **arguments)
     head = _head(model, data)
-    left_out = None
     if path is not None:
         with pretrained.open_checkpoint(path) as reader:
             found = pretrained.load(model, reader, path, apart=(head.path,) if head else ())
             if isinstance(found, pretrained.Unfit):
                 raise TrainingError(found.findings)
             recipe.descend(model, found)
-    return Beginning(builder, model, (), None, head, left_out)
+    return RowsBeginning(builder, model, (), None, head)
 
 
-def of_bundle(saved: Saved, data: TableData) -> Beginning:
+def of_bundle(saved: Saved, data: TableData) -> RowsBeginning:
     """Return the model of a bundle, of which nothing is frozen any more.
 
     Rows are standardized as the bundle says, where it does.
@@ -69,11 +90,14 @@ def of_bundle(saved: Saved, data: TableData) -> Beginning:
     freezing.unfreeze(model, "*")
     recipe.remember(model, recipe.Recipe.of(manifest.architecture))
     record = preparing.parse(known) if known else None
-    if record is not None and not isinstance(record, TablePreprocessing):
-        reason, remedy = "the bundle takes images, and these are rows", "give images"
+    if record is not None and (data.is_prepared or not isinstance(record, TablePreprocessing)):
+        reason = "the bundle takes images, and these are rows"
+        if isinstance(record, TablePreprocessing):
+            reason = "the bundle takes columns by name, and these are inputs without"
+        remedy = "give what the bundle was trained on (persistlib inspect)"
         raise error(Code.USAGE, data.name, reason, remedy)
     builder, labels = manifest.architecture.builder, manifest.interface.labels
-    return Beginning(builder, model, (), record, _head(model, data), None, labels)
+    return RowsBeginning(builder, model, (), record, _head(model, data), None, labels)
 
 
 def columns_of(builder: str | Saved) -> tuple[str, ...] | None:

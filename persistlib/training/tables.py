@@ -53,6 +53,7 @@ class TableData:
         task: classification, regression or multilabel.
         digests: BLAKE3 of each row's numbers.
         division: never; tables come undivided.
+        is_prepared: whether the model takes rows as they are; otherwise they are standardized.
     """
 
     name: str
@@ -65,6 +66,7 @@ class TableData:
     task: str
     digests: tuple[bytes, ...]
     division: Division | None = None
+    is_prepared: bool = False
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -139,7 +141,7 @@ def survey(path: str, asked: Asked) -> Survey:
         digests=tuple(blake3(row.astype("<f8").tobytes()).digest() for row in rows),
     )
     if not findings:
-        look = class_findings if classes else _size_faults
+        look = class_findings if classes else size_findings
         findings += look(data, asked, path)
     return Survey(data, tuple(findings))
 
@@ -238,7 +240,8 @@ def _too_large(table: Table, names: Sequence[str], values: NDArray[np.float64]) 
     return [table.fault(int(row), names[int(column)], reason) for row, column in places]
 
 
-def _size_faults(data: TableData, asked: Asked, path: str) -> Iterator[Finding]:
+def size_findings(data: TableData, asked: Asked, path: str) -> Iterator[Finding]:
+    """Yield why rows with numbers to be told are too few, or say nothing."""
     if len(data) < asked.least:
         yield _fault(path, f"{splits.too_few(len(data), 'row')}", "add rows")
     if asked.is_to_train and data.targets is not None:

@@ -232,7 +232,7 @@ def _judged_bundle(bundle: Bundle, samples: Sampling, wishes: Wishes) -> Judged:
     require_compatible(bundle, *names, allow_withdrawn=wishes.allow_withdrawn)
     trained = manifest.training.data if manifest.training is not None else None
     interface = wishes.interface or manifest.interface
-    chosen = samples(interface, trained, _heads(wishes, manifest))
+    chosen = samples(interface, trained, heads(wishes, manifest))
     with ExitStack() as stack:
         runners = [_runner(bundle, name, wishes, stack) for name in names]
         return Judged(_judge(runners, chosen, wishes), manifest)
@@ -253,14 +253,14 @@ def _judged_open(model: Any, samples: Sampling, wishes: Wishes) -> Evaluation:
         raise error(Code.USAGE, "runtime", reason, "give the bundle to compare runtimes")
     recorded = model.interface if isinstance(model, Session) else None
     interface = wishes.interface or recorded or Interface()
-    chosen = samples(interface, None, _heads(wishes, None))
+    chosen = samples(interface, None, heads(wishes, None))
     with ExitStack() as stack:
         if isinstance(model, Session):
             return _judge([session_runner(model)], chosen, wishes)
         return _judge([stack.enter_context(torch_runner(model, wishes.cores))], chosen, wishes)
 
 
-def _heads(wishes: Wishes, manifest: Manifest | None) -> tuple[Head, ...]:
+def heads(wishes: Wishes, manifest: Manifest | None) -> tuple[Head, ...]:
     """Return what a model's outputs are for, as asked for or as its manifest says."""
     if wishes.task is not None or manifest is None or manifest.training is None:
         return heads_of(wishes.task)

@@ -6,9 +6,12 @@ import os
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from persistlib.bundle import reading
 from persistlib.calls import require_torch, save_trained, section
 from persistlib.manifest.schema import Data, Interface
+from persistlib.training.tasks import REGRESSION
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
     from persistlib.graph_wishes import GraphOptions
     from persistlib.manifest.schema import Manifest
     from persistlib.training.loop import FinetuneResult
+
+_PAIR = 2
 
 
 def fit_classifier(
@@ -105,6 +110,7 @@ def cross_validate(
     C: float = 1.0,  # noqa: N803 - scikit-learn's word
     seed: int = 0,
     interface: Interface | Mapping[str, Any] | None = None,
+    task: str | None = None,
     save: bool = False,
     at: str | None = None,
     batch_size: int = 32,
@@ -128,6 +134,7 @@ def cross_validate(
         C: as `fit_classifier`.
         seed: of the folds.
         interface: classes and preprocessing where the model does not say them, or says others.
+        task: classification or regression, where neither the data nor the model says it.
         save: whether the result joins the evaluations in the bundle's manifest.
         at: path of the layer; None for the one that ends the model.
         batch_size: samples a batch.
@@ -153,16 +160,28 @@ def cross_validate(
         classifier, C, None if leave_one_out else folds, seed, at, batch_size, cache, progress
     )
     given = section(Interface, interface)
+    wishes = measurement.Wishes(task=_task(data) if task is None else task)
+    samples = measurement.sampling(data, wishes)
     if not isinstance(model, (str, os.PathLike)):
-        return probing.probe(model, data, given or Interface(), asked)
+        chosen = samples(given or Interface(), None, measurement.heads(wishes, None))
+        return probing.probe(model, chosen, asked)
 
     def work(bundle: Bundle) -> tuple[CrossValidation, Manifest]:
         module = measurement.module_of(bundle, trust=trust, allow_withdrawn=allow_withdrawn)
         manifest = bundle.manifest
-        chosen = given or manifest.interface
-        return probing.probe(module, data, chosen, asked, manifest.training), manifest
+        heads = measurement.heads(wishes, manifest)
+        # What its training saw is asked later: a head that saw the samples is fitted anew.
+        chosen = samples(given or manifest.interface, None, heads)
+        return probing.probe(module, chosen, asked, manifest.training), manifest
 
     result, manifest = reading(model, work)
     if save:
         recording.keep(model, manifest.bundle_id, {"cross_validation": result.to_dict()})
     return result
+
+
+def _task(data: Any) -> str | None:
+    """Return the task that data are of by themselves: a pair of inputs and numbers."""
+    if not isinstance(data, (tuple, list)) or len(data) != _PAIR:
+        return None
+    return REGRESSION if np.asarray(data[1]).dtype.kind == "f" else None

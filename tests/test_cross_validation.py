@@ -331,6 +331,25 @@ def test_a_module_is_cross_validated_on_numbers_and_left_as_it_is() -> None:
     assert caught.value.code == "PL901"
 
 
+def test_a_bundle_that_predicts_numbers_is_cross_validated_on_a_file(tmp_path: Path) -> None:
+    from sklearn.linear_model import Ridge
+
+    generator = torch.Generator().manual_seed(0)
+    levels = torch.randn(50, 1, 1, 1, generator=generator)
+    inputs = levels + 0.3 * torch.randn(50, 1, 8, 8, generator=generator)
+    targets = torch.stack([levels.flatten(), levels.flatten() * 3 + 1], 1).double()
+    persistlib.fit_classifier(net(2), (inputs, targets), classifier=Ridge(), out=tmp_path / "m")
+    np.savez(tmp_path / "d.npz", inputs=inputs.numpy(), targets=targets.numpy())
+    shown = invoke("evaluate", tmp_path / "m", "--data", tmp_path / "d.npz", "--folds", 5)
+    assert shown.exit_code == 0, shown.output
+    assert "MSE" in shown.stdout.splitlines()[0]
+    assert "Ridge; on 36 numbers a sample that go into 4" in shown.stdout
+    found = persistlib.cross_validate(tmp_path / "m", tmp_path / "d.npz", leave_one_out=True)
+    assert found.fits == 1
+    assert found.outcomes.truth.shape == (50, 2)
+    assert 0 < found["mse"].mean < np.var(targets.numpy(), axis=0).mean()
+
+
 def invoke(*words: Any) -> Any:
     return CliRunner().invoke(cli, [*map(str, words)])
 

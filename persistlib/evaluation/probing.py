@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import torch
-from blake3 import blake3
 from torch.utils.data import Dataset
 
 from persistlib.canonical import encode
-from persistlib.digests import PREFIX, digest
+from persistlib.digests import digest
 from persistlib.errors import Code, error, warn
 from persistlib.evaluation import cross_validation
-from persistlib.evaluation.samples import open_samples
 from persistlib.installed import package_version
 from persistlib.training import affine, classifiers, fused_layers, fusion
 from persistlib.training.features import features
+from persistlib.training.sample_digests import digest_of
+from persistlib.training.tasks import CLASSIFICATION, REGRESSION
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,10 +27,8 @@ if TYPE_CHECKING:
     from persistlib.evaluation.cross_validation import CrossValidation
     from persistlib.evaluation.samples import Samples
     from persistlib.files import StrPath
-    from persistlib.manifest.schema import Interface, Training
+    from persistlib.manifest.schema import Training
     from persistlib.training.features import Features
-
-_PAIR = 2
 
 
 class Asked(NamedTuple):
@@ -57,24 +55,6 @@ class Asked(NamedTuple):
     progress: Callable[[str, int, int], None] | None = None
 
 
-class _Data(NamedTuple):
-    """What is told of the data, and what the model takes.
-
-    Attributes:
-        name: of the data.
-        digest: of samples and targets in their order.
-        digests: of each sample.
-        names: of the classes, or of the numbers.
-        source: what `features` takes.
-    """
-
-    name: str
-    digest: str
-    digests: tuple[bytes, ...]
-    names: tuple[str, ...]
-    source: Any
-
-
 class _Inputs(Dataset[Any]):
     """Labelled samples as a model takes them, prepared one by one."""
 
@@ -89,50 +69,48 @@ class _Inputs(Dataset[Any]):
     def __len__(self) -> int:
         return len(self._samples)
 
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        (item,) = self._samples.inputs(index, index + 1)
-        return torch.from_numpy(item), int(self._samples.labels[index])
+    def __getitem__(self, index: int) -> tuple[Any, torch.Tensor]:
+        given = self._samples.inputs(index, index + 1)
+        target = torch.as_tensor(self._samples.labels[index])
+        if isinstance(given, Mapping):
+            return {name: torch.from_numpy(rows[0]) for name, rows in given.items()}, target
+        return torch.from_numpy(given[0]), target
 
 
 def probe(
-    model: torch.nn.Module,
-    data: Any,
-    interface: Interface,
-    asked: Asked,
-    training: Training | None = None,
+    model: torch.nn.Module, samples: Samples, asked: Asked, training: Training | None = None
 ) -> CrossValidation:
     """Return how a last layer does that is fitted anew for each part of the data.
 
     Args:
         model: left as it is.
-        data: as `open_samples`, or a pair (inputs, numbers).
-        interface: the model's classes, and how images are prepared.
+        samples: with classes, or with numbers.
         asked: how it is done.
         training: how the weights of the model came about.
 
     Raises:
         PersistlibError: see `persistlib.cross_validate`.
     """
-    is_numbers = _has_numbers(data)
-    estimator = _estimator(asked, is_numbers=is_numbers)
-    given = _numbers(data) if is_numbers else _classes(data, interface)
+    numbers = _require_one(samples)
+    estimator = _estimator(asked, numbers=numbers)
+    digests = samples.digests or _digests(samples)
     found = features(
         model,
-        given.source,
+        _Inputs(samples),
         at=asked.at,
         batch_size=asked.batch_size,
         cache=asked.cache,
-        between=_counting(asked, len(given.digests)),
+        between=_counting(asked, len(samples)),
     )
-    _tell_seen(model, found, given, training)
+    _tell_seen(model, found, samples, training)
     rows, _ = fused_layers.rows_of(found.values, found.path)
     truth = fusion.truth_of(estimator, found.targets)
     problem = cross_validation.Problem(
         estimator=estimator,
         rows=rows,
         truth=truth,
-        digests=given.digests,
-        names=given.names or _numbered(truth),
+        digests=digests,
+        names=_names(samples, truth, numbers=numbers),
         fit=classifiers.fit,
         progress=asked.progress,
     )
@@ -140,50 +118,40 @@ def probe(
         result = cross_validation.leaving_one_out(problem)
     else:
         result = cross_validation.in_folds(problem, asked.folds, seed=asked.seed)
-    return replace(result, about=_about(given, estimator, found))
+    return replace(result, about=_about(samples, estimator, found))
 
 
-def _estimator(asked: Asked, *, is_numbers: bool) -> Any:
-    usual = classifiers.RIDGE if asked.folds is None or is_numbers else classifiers.LOGISTIC
-    chosen = usual if asked.classifier is None else asked.classifier
-    return classifiers.estimator_of(chosen, C=asked.C, seed=asked.seed, numbers=is_numbers)
-
-
-def _has_numbers(data: Any) -> bool:
-    """Return whether data are a pair of inputs and numbers to predict."""
-    if not isinstance(data, (tuple, list)) or len(data) != _PAIR:
-        return False
-    return np.asarray(data[1]).dtype.kind == "f"
-
-
-def _numbers(data: Any) -> _Data:
-    """Return a pair of inputs and numbers.
+def _require_one(samples: Samples) -> bool:
+    """Return whether numbers are predicted, not classes.
 
     Raises:
-        TrainingError: they do not fit each other.
+        TrainingError: there are several heads, or they are for something else.
     """
-    inputs, targets = (np.ascontiguousarray(part) for part in data)
-    is_fit = inputs.ndim > 1 and targets.ndim in {1, 2} and len(inputs) == len(targets) > 1
-    if not is_fit or not np.isfinite(targets).all():
-        shapes = f"inputs of shape {inputs.shape} and numbers of shape {targets.shape}"
-        remedy = "give one number or several, finite, for each sample"
-        raise error(Code.DATA_INVALID, "data", shapes, remedy)
-    digests = tuple(blake3(row.tobytes()).digest() for row in inputs)
-    hasher = blake3()
-    for own, row in zip(digests, targets.astype(np.float64), strict=True):
-        hasher.update(own + row.tobytes())
-    names = tuple(str(number) for number in range(targets.reshape(len(targets), -1).shape[1]))
-    return _Data("data", PREFIX + hasher.hexdigest(), digests, names, (inputs, targets))
+    tasks = [head.task for head in samples.heads]
+    if tasks not in ([CLASSIFICATION], [REGRESSION]):
+        reason = f"the model is for {', '.join(tasks)}"
+        remedy = "cross-validate a model with one head, for classification or regression"
+        raise error(Code.DATA_INVALID, samples.name, reason, remedy)
+    return tasks == [REGRESSION]
 
 
-def _classes(data: Any, interface: Interface) -> _Data:
-    samples = open_samples(data, interface)
-    source = _Inputs(samples)
-    return _Data(samples.name, samples.digest, samples.digests, samples.classes, source)
+def _estimator(asked: Asked, *, numbers: bool) -> Any:
+    usual = classifiers.RIDGE if asked.folds is None or numbers else classifiers.LOGISTIC
+    chosen = usual if asked.classifier is None else asked.classifier
+    return classifiers.estimator_of(chosen, C=asked.C, seed=asked.seed, numbers=numbers)
 
 
-def _numbered(truth: NDArray[Any]) -> tuple[str, ...]:
-    return tuple(str(number) for number in range(int(truth.max()) + 1))
+def _digests(samples: Samples) -> tuple[bytes, ...]:
+    """Return the identity of what goes into the model, a sample each."""
+    every = range(len(samples))
+    return tuple(digest_of(samples.inputs(index, index + 1)).encode() for index in every)
+
+
+def _names(samples: Samples, truth: NDArray[Any], *, numbers: bool) -> tuple[str, ...]:
+    count = truth.reshape(len(truth), -1).shape[1] if numbers else int(truth.max()) + 1
+    known = samples.classes
+    is_fit = len(known) == count if numbers else bool(known)
+    return known if is_fit else tuple(map(str, range(count)))
 
 
 def _counting(asked: Asked, count: int) -> Callable[[], None] | None:
@@ -201,10 +169,10 @@ def _counting(asked: Asked, count: int) -> Callable[[], None] | None:
 
 
 def _tell_seen(
-    model: torch.nn.Module, found: Features, given: _Data, training: Training | None
+    model: torch.nn.Module, found: Features, samples: Samples, training: Training | None
 ) -> None:
     """Warn where what comes before the last layer was trained on these very samples."""
-    if training is None or training.data is None or training.data.digest != given.digest:
+    if training is None or training.data is None or training.data.digest != samples.digest:
         return
     trained = training.strategy.get("trained_parameters")
     own = sum(item.numel() for item in model.get_submodule(found.path).parameters())
@@ -212,12 +180,12 @@ def _tell_seen(
         return
     count = f"{trained - own:,} parameters" if isinstance(trained, int) else "what comes"
     reason = f"{count} before {found.path} were trained on these very samples: figures too good"
-    warn(Code.DATA_SEEN, training.data.name or given.name, reason, "take a model that was not")
+    warn(Code.DATA_SEEN, training.data.name or samples.name, reason, "take a model that was not")
 
 
-def _about(given: _Data, estimator: Any, found: Features) -> dict[str, Any]:
+def _about(samples: Samples, estimator: Any, found: Features) -> dict[str, Any]:
     return {
-        "data": {"name": given.name, "digest": given.digest},
+        "data": {"name": samples.name, "digest": samples.digest},
         "estimator": affine.named(estimator),
         "steps": [fusion.step_record(step) for step in affine.steps_of(estimator)],
         "scikit-learn": package_version("scikit-learn"),

@@ -57,10 +57,14 @@ def ridge_answers(
         flat = truth.reshape(len(truth), -1).astype(np.float64)
         return without_each(rows, flat, groups, **how).reshape(truth.shape)
     classes, places = np.unique(truth, return_inverse=True)
-    # As RidgeClassifier: 1 for its class, -1 for the others. Two classes have opposite scores, and
-    # a class that is wholly left out has the score -1, below one of the others.
-    wanted = np.where(places[:, None] == np.arange(len(classes)), 1.0, -1.0)
-    scores = without_each(rows, wanted, groups, **how)
+    # As RidgeClassifier: 1 for its class, -1 for the others.
+    is_own = places[:, None] == np.arange(len(classes))
+    scores = without_each(rows, np.where(is_own, 1.0, -1.0), groups, **how)
+    for column in range(len(classes)):
+        # A fit that has no sample of a class does not know it.
+        homes = np.unique(groups[is_own[:, column]])
+        if len(homes) == 1:
+            scores[groups == homes[0], column] = -np.inf
     # Of two classes a tie is the first's; the second score is the first's negative.
     chosen = scores[:, 1] > 0 if len(classes) == 2 else scores.argmax(1)
     answers: NDArray[Any] = classes[chosen.astype(np.int64)]

@@ -526,3 +526,26 @@ def test_targets_of_another_kind_are_refused_together(tmp_path: Path) -> None:
     assert "no classes" in str(
         refused(write_npz(path, inputs=ROWS, targets=ROWS), task="classification")
     )
+
+
+def test_a_small_archive_that_fills_the_memory_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "bomb.npz"
+    np.savez_compressed(path, inputs=np.zeros((1000, 1000)), labels=np.arange(1000) % 2)
+    assert len(read(path)) == 1000
+    monkeypatch.setattr("persistlib.training.arrays._FLOOR", 1 << 20)
+    fault = refused(path)
+    assert (fault.code, "unpack to" in str(fault)) == ("PL802", True)
+
+
+def test_rates_of_a_regression_are_tried_by_its_own_loss(diabetes: Path, tmp_path: Path) -> None:
+    model = persistlib.build(MLP, in_channels=10, hidden_channels=[8, 1])
+    persistlib.save(model, tmp_path / "start", example_inputs=torch.zeros(2, 10))
+    words = ("--data", diabetes, "--find-lr", tmp_path / "rates.png")
+    found = invoke("finetune", tmp_path / "start", *words, "--json")
+    assert found.exit_code == 0, found.output
+    refused_words = ("--data", diabetes, "--classifier", "ridge", "--out", tmp_path / "x")
+    refused = invoke("finetune", tmp_path / "start", *refused_words)
+    assert refused.exit_code == 2, refused.output
+    assert "has no classes" in refused.output

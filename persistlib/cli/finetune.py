@@ -46,7 +46,7 @@ _NOTED = (
 )
 _TRIED = (
     *("freeze", "strategy", "seed", "batch_size", "optimizer", "weight_decay"),
-    *("label_smoothing", "clip", "precision", "workers"),
+    *("label_smoothing", "clip", "precision", "workers", "augment", "task"),
 )
 
 
@@ -294,7 +294,7 @@ def _rates(plan: Plan, builder: str, path: str) -> Answer:
     from persistlib.training import plots
     from persistlib.training.rates import find_rate
 
-    arguments = {name: plan.arguments[name] for name in _TRIED}
+    arguments = {name: plan.arguments[name] for name in _TRIED if name in plan.arguments}
     found = find_rate(plan.model, plan.train, **arguments)
     plots.rates(found.lrs, found.losses, found.suggestion, path)
     return Answer(
@@ -397,7 +397,7 @@ def _answer(
             words("persistlib", "inspect", path),
             words("persistlib", "verify", path),
             words("persistlib", "evaluate", path, "--data", asked["data"], *divided, "--held-out"),
-            f"{words('persistlib', 'run', path)} IMAGE",
+            *([f"{words('persistlib', 'run', path)} IMAGE"] if plan.is_of_images else []),
             *([words("persistlib", "log", run)] if versions else []),
         ),
         exit=outcome,

@@ -12,6 +12,7 @@ import persistlib
 from persistlib.cli.answer import Answer, Exit, Fields, verdict
 from persistlib.cli.text import command as words
 from persistlib.cli.text import size
+from persistlib.errors import Code, error
 
 if TYPE_CHECKING:
     from persistlib.cli.output import Output
@@ -23,7 +24,7 @@ _MEANT = frozenset(
     {
         *("builder", "data", "split", "fraction", "out", "weights", "batch_size", "workers"),
         *("resize", "seed", "name", "onnx", "overwrite", "trust", "allow_withdrawn"),
-        *("classifier", "strength", "cache"),
+        *("classifier", "strength", "cache", "target", "task"),
     }
 )
 # Rows of a plan that are of epochs, or of what trains in them.
@@ -52,6 +53,9 @@ def answer(output: Output, plan: Plan, asked: dict[str, Any]) -> Answer:
     """Fit, save, and tell what came of it."""
     from persistlib.training import classifiers
 
+    if plan.head is None:
+        reason = f"{plan.data.name} has no classes"
+        raise error(Code.USAGE, "--classifier", reason, "train on it without")
     estimator = classifiers.estimator_of(
         asked["classifier"], C=asked["strength"], seed=asked["seed"]
     )
@@ -126,7 +130,7 @@ def _answer(plan: Plan, result: FinetuneResult, asked: dict[str, Any]) -> Answer
             words("persistlib", "verify", path),
             words("persistlib", "evaluate", path, *data, *divided, "--held-out"),
             words("persistlib", "evaluate", path, *data, "--folds", "5"),
-            f"{words('persistlib', 'run', path)} IMAGE",
+            *([f"{words('persistlib', 'run', path)} IMAGE"] if plan.is_of_images else []),
         ),
         exit=outcome,
     )

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 _MAGIC = b"PK\x03\x04"
 # Bytes of all arrays: they are held in memory.
 _MOST = 8 << 30
+# Beyond the floor, what unpacks to so many times its bytes was made to fill the memory: deflate
+# gives a thousand times at most, and arrays that say something far less.
+_FLOOR = 512 << 20
+_RATIO = 500
 _SAMPLES = ("images", "inputs")
 _LONE = "inputs.npy"
 # Each may stand before a dot and a name, where there are several.
@@ -235,6 +239,9 @@ def _members(archive: zipfile.ZipFile, path: str) -> dict[str, NDArray[Any]]:
     for file, info in members.items():
         name = file.removesuffix(".npy")
         if name != file and name.partition(".")[0] in _NAMES:
+            if info.file_size > max(_FLOOR, _RATIO * info.compress_size):
+                reason = f"{info.compress_size:,} bytes unpack to {info.file_size:,}"
+                raise _invalid(f"{path}: {name}", reason, "write it without compression")
             with archive.open(info) as member:
                 arrays[name] = _array(member, info.file_size, room, f"{path}: {name}")
             room -= arrays[name].nbytes

@@ -21,11 +21,11 @@ from persistlib.errors import Code, error
 from persistlib.manifest import schema
 from persistlib.processes import ALONE, joined, own_device
 from persistlib.training import agreement, freezes, randomness, resuming, run_folder, strategies
-from persistlib.training.augmentation import VariedSamples
 from persistlib.training.batches import Batches, Samples, first_samples
 from persistlib.training.events import WentOn
 from persistlib.training.features import Keeping
 from persistlib.training.fitting import examine
+from persistlib.training.gathering import gathered
 from persistlib.training.interruption import Interruption, deferred
 from persistlib.training.job import Job
 from persistlib.training.losses import objective
@@ -196,8 +196,8 @@ def finetune(
     record = partial(_record, patterns=freeze, data=data, what=what)
     with _processes(alone=alone) as group, torch.inference_mode(mode=False), torch.enable_grad():
         place = _place(model, device, group)
-        samples = _samples(train, "train", settings, place, group)
-        held_out = None if valid is None else _samples(valid, "valid", settings, place, group)
+        samples = gathered(train, "train", settings, place, group)
+        held_out = None if valid is None else gathered(valid, "valid", settings, place, group)
         with randomness.own(settings.seed, place), naming_memory(settings, _before):
             model.to(place)
             data_sets = {"train": samples, "valid": held_out}
@@ -336,17 +336,6 @@ def _require_folder(settings: Settings, where: Folder) -> None:
     if settings.keep == ALL and (where.path is None or where.write_version is None):
         remedy = "give run=, the folder of the run"
         raise error(Code.USAGE, f"keep={ALL!r}", "nothing says where versions go", remedy)
-
-
-def _samples(
-    samples: Samples, name: str, settings: Settings, place: torch.device, group: Group
-) -> Batches:
-    how: dict[str, Any] = {"seed": settings.seed, "workers": settings.workers, "group": group}
-    made = Batches(samples, name, settings.batch_size, place, **how)
-    if name != "train" or not settings.augment:
-        return made
-    varied = VariedSamples(samples, settings.steps, made)
-    return Batches(varied, name, settings.batch_size, place, **how)
 
 
 def _strategy(  # noqa: PLR0917 - what a strategy depends on

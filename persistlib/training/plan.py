@@ -132,6 +132,11 @@ class Plan:
     lineage: schema.Lineage | None
 
     @property
+    def is_of_images(self) -> bool:
+        """Whether it trains on images, and not on rows."""
+        return isinstance(self.data, ImageData)
+
+    @property
     def train(self) -> Samples:
         """The samples to train on."""
         return self._samples(self.split.train, is_varied=bool(self.settings.augment))

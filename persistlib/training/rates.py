@@ -18,8 +18,8 @@ import torch
 
 from persistlib.errors import Code, PersistlibError, error
 from persistlib.training import freezes, optimizers, randomness, strategies
-from persistlib.training.batches import Batches
 from persistlib.training.features import Stage, stage
+from persistlib.training.gathering import gathered
 from persistlib.training.losses import objective
 from persistlib.training.precision import Precision
 from persistlib.training.scoring import apply_batch
@@ -90,14 +90,7 @@ def find_rate(
     settings, what = Settings(epochs=1, lr=_LOW, **numbers), objective(task, loss)
     place = torch.device(device) if device is not None else next(model.parameters()).device
     trial = copy.deepcopy(model).to(place)
-    samples = Batches(
-        train,
-        "train",
-        settings.batch_size,
-        place,
-        seed=settings.seed,
-        workers=settings.workers,
-    )
+    samples = gathered(train, "train", settings, place)
     with (
         torch.inference_mode(mode=False),
         torch.enable_grad(),

@@ -70,12 +70,13 @@ demo: .venv/installed
 	$(BIN)/python docs/examples/digits.py
 
 # The models are drawn from a seed: nothing is fetched.
-bench: .venv/installed
+bench: .venv/third-party
 	$(BIN)/python benchmarks/run.py --out docs/benchmarks.md
 	$(BIN)/python benchmarks/conversions.py --out docs/benchmarks-conversions.md
 	$(BIN)/python benchmarks/export.py --out docs/benchmarks-onnx.md
 	$(BIN)/python benchmarks/training.py --out docs/benchmarks-training.md
 	$(BIN)/python benchmarks/versions.py --out docs/benchmarks-versions.md
+	$(BIN)/python benchmarks/features.py --out docs/benchmarks-features.md
 
 lint: .venv/installed
 	$(call timed,ruff,10,$(BIN)/ruff check .; $(BIN)/ruff format --check .)

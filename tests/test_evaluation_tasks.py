@@ -232,6 +232,22 @@ def test_data_that_was_trained_on_is_known_again(tmp_path: Path) -> None:
     assert found.results[0].outcomes.task == "regression"
 
 
+@pytest.mark.parametrize("said", [["regression"], 7, {"a": None}, {"a": {"loss": []}}, "ranking"])
+def test_a_task_that_a_manifest_cannot_mean_is_refused_by_its_place(
+    said: Any, tmp_path: Path
+) -> None:
+    inputs, truth = numbers(4)
+    model = built("Perceptron", inputs=6, outputs=2)
+    training = {"strategy": {"task": said}}
+    persistlib.save(model, tmp_path / "b", training=training, example_inputs=inputs[:2])
+    with pytest.raises(PersistlibError) as caught:
+        persistlib.evaluate(tmp_path / "b", (inputs, truth), **QUICK)
+    assert caught.value.code == "PL901"
+    assert caught.value.location.startswith("training.strategy.task")
+    found = persistlib.evaluate(tmp_path / "b", (inputs, truth), task="regression", **QUICK)
+    assert found.results[0].outcomes.task == "regression"
+
+
 def test_names_of_outputs_and_labels_are_those_of_the_interface() -> None:
     inputs, truth = numbers(20)
     interface = {"labels": ["width", "height"]}

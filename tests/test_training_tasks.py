@@ -398,6 +398,9 @@ class Learning(nn.Module):
         ({"task": {"a": {"task": "regression", "weight": 0}}}, "task.a.weight"),
         ({"task": {"a": {"task": "regression", "loss": "bce"}}}, "task.a.loss"),
         ({"task": {"a": {"task": "regression", "colour": 1}}}, "task.a"),
+        ({"task": {"a": {"task": "regression", "loss": ["mse"]}}}, "task.a.loss"),
+        ({"task": {"a": ["regression"]}}, "task.a"),
+        ({"task": ["regression"]}, "task"),
         ({"task": {"a": "regression", "b": "regression"}, "loss": "mse"}, "loss"),
         ({"task": "custom"}, "task"),
         ({"task": "regression", "class_weights": "balanced"}, "class_weights"),
@@ -426,6 +429,25 @@ def test_balanced_labels_weigh_their_ones() -> None:
     )
     with torch.no_grad():
         assert weighed(inputs).sigmoid().mean() > 2 * plain(inputs).sigmoid().mean()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_balanced_classes_weigh_in_the_dtype_of_the_model(dtype: torch.dtype) -> None:
+    inputs = numbers(60)[0].to(dtype)
+    labels = (inputs[:, 0] > 1).long()
+    plain, weighed = (
+        finetune(
+            built("Perceptron", inputs=6, outputs=2).to(dtype),
+            (inputs, labels),
+            epochs=4,
+            lr=0.02,
+            class_weights=given,
+        ).model
+        for given in (None, "balanced")
+    )
+    with torch.no_grad():
+        rare = [model(inputs).softmax(1)[:, 1].mean() for model in (plain, weighed)]
+    assert rare[1] > 1.3 * rare[0]
 
 
 def test_the_range_of_rates_is_tried_with_the_loss_of_the_task() -> None:

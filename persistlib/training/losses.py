@@ -150,25 +150,19 @@ def objective(task: TaskLike, loss: LossLike) -> Objective:
         raise error(Code.USAGE, "loss", reason, f"give one of {', '.join(LOSSES)}, or a callable")
     if isinstance(loss, torch.nn.Module):
         _require_still(loss)
-    if task is None and loss is not None:
-        task = LOSSES[name].tasks[0] if name in LOSSES else CUSTOM
     heads = heads_of(task)
+    if task is None and loss is not None:
+        heads = (Head("", LOSSES[name].tasks[0] if name in LOSSES else CUSTOM),)
     if len(heads) > 1 and name is not None:
         reason = f"{name} is for one head"
         remedy = "give each head its own in task=, or a callable of outputs and batch"
         raise error(Code.USAGE, "loss", reason, remedy)
     if loss is not None and not isinstance(loss, str):
         return Objective(heads, loss, (name or CUSTOM,) * len(heads))
-    names = tuple(loss or head.loss or _usual(head) for head in heads)
+    names = tuple(loss or head.loss or _USUAL[head.task] for head in heads)
     for head, chosen in zip(heads, names, strict=True):
         _require_for(head, chosen)
     return Objective(heads, loss, names)
-
-
-def _usual(head: Head) -> str:
-    if head.task == CUSTOM:
-        raise error(Code.USAGE, "task", "custom needs a loss", "give loss=, a callable")
-    return _USUAL[head.task]
 
 
 def _require_for(head: Head, name: str) -> None:
@@ -245,6 +239,8 @@ def _cross_entropy(
     task: str, how: Weighing, answer: torch.Tensor, targets: torch.Tensor
 ) -> torch.Tensor:
     given = how.weights
+    if given is not None:
+        given = given.to(torch.promote_types(answer.dtype, torch.float32))
     if given is not None and how.may_be_short:
         given = functional.pad(given, (0, answer.shape[1] - len(given)))
     if task == CLASSIFICATION:

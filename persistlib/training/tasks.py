@@ -105,10 +105,13 @@ def _name_faults(heads: Sequence[Head], location: str) -> Iterator[Finding]:
 
 
 def _faults(head: Head, location: str) -> Iterator[Finding]:
-    if head.task not in {*TASKS, CUSTOM}:
+    if head.task not in TASKS:
         reason = f"{head.task!r} is not one of {', '.join(TASKS)}"
         yield finding(Code.USAGE, location, reason, "give one of them, or one for each head")
     weight: Any = head.weight
+    loss: Any = head.loss
+    if loss is not None and not isinstance(loss, str):
+        yield finding(Code.USAGE, f"{location}.loss", f"{loss!r} is no name of a loss")
     if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not _is_weight(weight):
         yield finding(Code.USAGE, f"{location}.weight", f"{weight!r} is no number above 0")
 

@@ -78,6 +78,7 @@ def test_numbers_are_measured_as_scikit_learn_measures_them(bundles: dict[str, P
     assert [row.r2 for row in rows] == pytest.approx(metrics.r2_score(wanted, said, **each))
     mean = found.metrics.mean
     assert mean.mse == pytest.approx(metrics.mean_squared_error(wanted, said))
+    assert mean.rmse == pytest.approx(metrics.mean_squared_error(wanted, said) ** 0.5)
     assert mean.r2 == pytest.approx(metrics.r2_score(wanted, said))
     outcomes = found.results[0].outcomes
     assert np.array_equal(outcomes.truth, wanted)

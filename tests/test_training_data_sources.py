@@ -498,3 +498,9 @@ def test_a_class_may_lack_a_sample_to_hold_out_where_a_model_is_only_judged() ->
         "x", np.zeros((2, 4, 4), np.uint8), [0, 0], ["a"], Division(("train", "valid"), "x")
     )
     assert halves.split()[:2] == ((0,), (1,))
+
+
+def test_a_global_of_a_pickle_that_describes_no_array_is_named(tmp_path: Path) -> None:
+    (tmp_path / "data_batch_1").write_bytes(b"\x80\x02cos\nsystem\nU\x04echo\x85R.")
+    with pytest.raises(PersistlibError, match="the global os system is never read"):
+        open_data(f"cifar10:{tmp_path}")

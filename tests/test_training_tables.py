@@ -549,3 +549,13 @@ def test_rates_of_a_regression_are_tried_by_its_own_loss(diabetes: Path, tmp_pat
     refused = invoke("finetune", tmp_path / "start", *refused_words)
     assert refused.exit_code == 2, refused.output
     assert "has no classes" in refused.output
+
+
+def test_what_is_held_out_has_no_part_in_the_standardization(diabetes: Path) -> None:
+    made = plan(MLP, data=diabetes, settings=SETTINGS, **mlp([1], 10))
+    assert isinstance(made.preprocessing, table_rows.TablePreprocessing)
+    rows = raw_rows(diabetes)
+    trained = rows[[*made.split.train]]
+    assert np.array_equal(made.preprocessing.mean, trained.mean(axis=0))
+    assert np.array_equal(made.preprocessing.std, trained.std(axis=0))
+    assert not np.allclose(made.preprocessing.mean, rows.mean(axis=0), rtol=1e-6)

@@ -8,6 +8,7 @@ all processes together, and by each of them alone, which is what it is compared 
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -295,8 +296,8 @@ def act(how: str) -> None:
     os.kill(os.getpid(), signal.SIGINT if how == "stop" else signal.SIGKILL)
 
 
-def unlike(what: str) -> Any:
-    """Train with something that is not the same in every process."""
+def unlike(what: str) -> str:
+    """Train with something that is not the same in every process; return the weights' digests."""
     rank = int(os.environ["RANK"])
     model, more = built(plain), dict(SETTINGS)
     train: Any = images()
@@ -318,9 +319,17 @@ def unlike(what: str) -> Any:
     return bits(model)
 
 
-def dropped() -> Any:
+def failing() -> None:
+    """Train until the second process alone fails, and lives on."""
+    model = built(plain)
+    if os.environ["RANK"] == "1":
+        model.register_forward_hook(lambda *_: act("raise"))
+    persistlib.finetune(model, images(), **{**SETTINGS, **SGD})
+
+
+def dropped() -> list[str]:
     """Train with dropout, twice together."""
-    made = []
+    made: list[str] = []
     for _ in range(2):
         model = built(lambda: nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(72, 3)))
         before = torch.get_rng_state()
@@ -455,15 +464,33 @@ POINTS: tuple[tuple[Any, str], ...] = (
 DIVISIONS = ("plain", "fsdp", "hsdp", "tensor parallel", "buffers")
 
 
+def refused(out: str) -> dict[str, Any]:
+    """Return what came of each thing that is not the same in every process, or fails in one."""
+    said: dict[str, Any] = {"dropped": dropped()}
+    work: dict[str, Callable[[], Any]] = {
+        **{what: functools.partial(unlike, what) for what in UNLIKE},
+        "failing": failing,
+        "divided": lambda: persistlib.finetune(divided("fsdp"), images(), **SETTINGS),
+    }
+    said |= {name: outcome(do) for name, do in work.items()}
+    return {**said, **strangers(out)}
+
+
+def outcome(do: Callable[[], Any]) -> Any:
+    try:
+        return do()
+    except PersistlibError as fault:
+        return [fault.code, str(fault.location), fault.reason]
+
+
+UNLIKE = ("values", "shape", "settings", "samples", "batches", "sparse")
 KINDS: dict[str, Callable[..., Any]] = {
     "train": train,
     "settled": settled,
     "resumed": lambda out: settled(out, resume=True),
     "stopped": stopped,
-    "unlike": unlike,
-    "dropped": dropped,
+    "refused": refused,
     "kept": kept,
-    "strangers": strangers,
     "cut": cut,
 }
 

@@ -29,15 +29,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     import torch
+    from numpy.typing import NDArray
     from pydantic import JsonValue
 
     from persistlib.bundle import Bundle
     from persistlib.evaluation.timing import Timing
     from persistlib.files import StrPath
+    from persistlib.preprocessing import ImagePreprocessing
     from persistlib.training.beginnings import Beginning, Saved
     from persistlib.training.data import ImageData, Split
 
 FRESH = "fresh"
+_LEAST = {"batch_size": 1, "calls": 0, "threads": 1, "seed": 0, "folds": 2}
 _READING = Reading(mapped=True, verify=True)
 
 
@@ -51,6 +54,7 @@ class Wishes:
         C: of a name: the inverse of how strongly large weights are held back.
         resize: edge of the square images; None takes what each model was made for.
         fraction: of each class that is held out; None takes the data's own division, if any.
+        folds: parts of which each is judged by a fit on the others; None judges what is held out.
         seed: of the split, of fresh values and of what the classifier draws.
         batch_size: images a batch, and the larger of the batches that are timed.
         calls: calls to time for each batch size, at most; 0 times none.
@@ -67,6 +71,7 @@ class Wishes:
     C: float = 1.0
     resize: int | None = None
     fraction: float | None = None
+    folds: int | None = None
     seed: int = 0
     batch_size: int = 32
     calls: int = 30
@@ -78,7 +83,13 @@ class Wishes:
     progress: Callable[[str, int, int], None] | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("calls", 0), ("threads", 1), ("seed", 0)):
+        for name, least in (
+            ("batch_size", 1),
+            ("calls", 0),
+            ("threads", 1),
+            ("seed", 0),
+            ("folds", 2),
+        ):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < least):
                 reason = f"{value!r} is no whole number from {least} on"
@@ -111,8 +122,8 @@ def compare(
         data: as `finetune` takes it on the command line: a folder with one folder of images a
             class, an `.npz` file, or "sklearn:digits".
         save: whether each bundle keeps its result among its evaluations.
-        **how: weights, classifier, C, resize, fraction, seed, batch_size, calls, threads, onnx,
-            cache, trust, allow_withdrawn, progress; see `contenders.Wishes`.
+        **how: weights, classifier, C, resize, fraction, folds, seed, batch_size, calls, threads,
+            onnx, cache, trust, allow_withdrawn, progress; see `contenders.Wishes`.
 
     Returns:
         The candidates in order, the recommended one first, and those that could not be had.
@@ -215,57 +226,76 @@ def _judged(name: str, begun: Beginning, task: _Task, bundle_id: str | None) -> 
     from persistlib.architecture import recipe
     from persistlib.training.beginnings import example
     from persistlib.training.head import replace_head
-    from persistlib.training.probing import probe
 
-    wishes, model = task.wishes, begun.model
-    steps = _steps(name, task)
-    found = probe(
-        model,
-        begun.head.path,
-        task.data,
-        task.split,
-        record=begun.preprocessing,
-        classifier=task.estimator,
-        batch_size=wishes.batch_size,
-        cache=wishes.cache,
-        between=lambda: next(steps, None),
-    )
+    wishes, model, head, record = task.wishes, begun.model, begun.head, begun.preprocessing
+    if head is None or not isinstance(record, preprocessing.ImagePreprocessing):
+        reason = "takes no images, or its last layer gives no classes"
+        raise error(Code.HEAD_UNKNOWN, name, reason, "compare classifiers of images")
+    right, width = _probed(name, model, head.path, record, task)
     origin = recipe.origin(model)
-    classes, inputs = len(task.data.classes), example(begun.preprocessing)
-    if begun.head.width != classes:
-        replace_head(model, begun.head, classes, example=inputs, seed=wishes.seed)
+    classes = len(task.data.classes)
+    if head.width != classes:
+        replace_head(model, head, classes, example=example(record), seed=wishes.seed)
     tensors = {id(item): item for item in (*model.parameters(), *model.buffers())}
     return Candidate(
         name=name,
         builder=begun.builder,
         weights=origin.source if origin is not None else None,
-        right=found.right,
-        features=found.width,
+        right=right,
+        features=width,
         parameters=sum(item.numel() for item in model.parameters()),
         size=sum(item.nbytes for item in tensors.values()),
-        timings=_timings(model, begun, task),
+        timings=_timings(model, record, task),
         bundle_id=bundle_id,
     )
 
 
+def _probed(
+    name: str, model: torch.nn.Module, layer: str, record: ImagePreprocessing, task: _Task
+) -> tuple[NDArray[np.bool_], int]:
+    """Return whether the classifier is right on each judged image, and how many numbers it takes.
+
+    Raises:
+        TrainingError: nothing can be fitted on what goes into the layer.
+    """
+    from persistlib.evaluation import cross_validation
+    from persistlib.training import classifiers
+    from persistlib.training.last_inputs import rows_before
+
+    steps, size = _steps(name, task), task.wishes.batch_size
+    how: dict[str, Any] = {"batch_size": size, "cache": task.wishes.cache}
+    how["between"] = lambda: next(steps, None)
+    chosen = task.split.train + task.split.valid
+    rows = rows_before(model, layer, task.data, chosen, record, **how)
+    truth = np.array([task.data.labels[index] for index in chosen])
+    if task.wishes.folds is not None:
+        digests = [task.data.digests[index] for index in chosen]
+        names, fit = task.data.classes, classifiers.fit
+        problem = cross_validation.Problem(task.estimator, rows, truth, digests, names, fit)
+        found = cross_validation.in_folds(problem, task.wishes.folds, seed=task.wishes.seed)
+        return found.outcomes.answers == truth, rows.shape[1]
+    fitted = len(task.split.train)
+    estimator = classifiers.fit(task.estimator, rows[:fitted], truth[:fitted])
+    return np.asarray(estimator.predict(rows[fitted:]) == truth[fitted:], np.bool_), rows.shape[1]
+
+
 def _steps(name: str, task: _Task) -> Iterator[None]:
     """Tell how far a candidate's features are, batch by batch."""
-    size = task.wishes.batch_size
-    total = sum(-(-len(part) // size) for part in (task.split.train, task.split.valid))
+    total = -(-(len(task.split.train) + len(task.split.valid)) // task.wishes.batch_size)
     for done in range(1, total + 1):
         _tell(task.wishes, f"{name}: features", done, total)
         yield
 
 
 def _timings(
-    model: torch.nn.Module, begun: Beginning, task: _Task
+    model: torch.nn.Module, record: ImagePreprocessing, task: _Task
 ) -> Mapping[str, tuple[Timing, ...]]:
     """Return the times of a model that is ready for the classes, by runtime."""
     wishes = task.wishes
     if not wishes.calls:
         return {}
     images = [task.data.images[index] for index in task.split.valid[: wishes.batch_size]]
-    batch = preprocessing.apply(images, begun.preprocessing)
+    batch = preprocessing.apply(images, record)
     whole = np.resize(batch, (wishes.batch_size, *batch.shape[1:]))
     threads = wishes.threads or own_cores()
     with torch_runner(model, threads) as runner:
@@ -289,13 +319,17 @@ def _session(model: torch.nn.Module, inputs: Any, threads: int) -> Any:
 
 
 def _data(task: _Task) -> dict[str, JsonValue]:
+    train, valid, folds = len(task.split.train), len(task.split.valid), task.wishes.folds
+    how: dict[str, JsonValue] = {**task.split.how}
+    if folds is not None:
+        how = {"method": "folds", "folds": folds, "seed": task.wishes.seed}
     return {
         "name": task.data.name,
         "digest": task.data.digest,
         "classes": len(task.data.classes),
-        "train": len(task.split.train),
-        "held_out": len(task.split.valid),
-        "split": {**task.split.how},
+        "judged": valid if folds is None else train + valid,
+        "fitted": train if folds is None else train + valid - (train + valid) // folds,
+        "split": how,
     }
 
 

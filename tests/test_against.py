@@ -216,7 +216,8 @@ def test_labels_are_compared_one_by_one_and_all_together() -> None:
 def segmented(seed: int) -> tuple[Outcomes, NDArray[Any], NDArray[Any]]:
     truth = np.random.default_rng(0).integers(3, size=(40, 8, 8))
     generator = np.random.default_rng(seed)
-    answers = np.where(generator.random(truth.shape) < 0.7, truth, generator.integers(3))
+    wrong = generator.integers(3, size=truth.shape)
+    answers = np.where(generator.random(truth.shape) < 0.7, truth, wrong)
     sides = [
         np.stack([(side == index).sum(axis=(1, 2)) for index in range(3)], axis=1)
         for side in (truth, answers)
@@ -232,7 +233,11 @@ def test_regions_are_compared_by_drawing_images() -> None:
     (first, truth, answers), (second, *_) = segmented(1), segmented(2)
     found = compared(first, second)
     pixels, mean = found.overall
-    assert (found.test, found.p_value, found.parts) == ("", None, ())
+    assert (found.test, found.p_value) == ("", None)
+    for index, part in enumerate(found.parts):
+        one = jaccard_score(truth.ravel() == index, answers.ravel() == index)
+        assert part.first == pytest.approx(one)
+    assert len(found.parts) == 3
     assert pixels.first == pytest.approx(np.mean(truth == answers))
     wanted = jaccard_score(truth.ravel(), answers.ravel(), average="macro")
     assert mean.first == pytest.approx(wanted)
@@ -426,6 +431,28 @@ def test_results_are_kept_with_the_others_identity_and_no_place(
     assert record["heads"][0]["overall"][0]["pairs"]["both"] == Pairs.of(*rights(folder)).both
     assert str(folder) not in json.dumps(kept)
     assert "timings" not in json.dumps(kept)
+
+
+@pytest.mark.parametrize(
+    ("task", "test"), [("regression", WILCOXON), ("multilabel", MCNEMAR)], ids=["numbers", "labels"]
+)
+def test_models_of_other_tasks_are_compared_as_their_outcomes_are(task: str, test: str) -> None:
+    generator = np.random.default_rng(0)
+    inputs = generator.normal(size=(120, 6)).astype(np.float32)
+    models = [network(1), network(2)]
+    with torch.no_grad():
+        scores = sum(model(torch.from_numpy(inputs)).numpy() for model in models)
+    noisy = np.asarray(scores + generator.normal(size=(120, 3)), np.float32)
+    targets = noisy if task == "regression" else (noisy > 0).astype(np.int64)
+    data = (inputs, targets)
+    found = persistlib.evaluate(models[0], data, task=task, against=models[1], **QUICK)
+    assert found.against is not None
+    (head,) = found.against.heads
+    assert (head.task, head.test) == (task, test)
+    assert head == compared(found.results[0].outcomes, found.against.evaluation.results[0].outcomes)
+    assert head.p_value is not None
+    assert len(head.parts) == 3
+    assert json.dumps(found.to_dict())
 
 
 def test_a_version_of_a_run_is_held_against_the_last(tmp_path: Path) -> None:

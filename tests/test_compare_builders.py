@@ -18,7 +18,6 @@ from persistlib.errors import Code, PersistlibError, finding
 from persistlib.evaluation.ranking import Absent, Candidate, Ranking, ranked
 from persistlib.evaluation.timing import Timing
 from persistlib.training.data import open_data
-from persistlib.training.probing import probe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -158,38 +157,41 @@ def test_one_candidate_or_none_is_said_so() -> None:
 # -- probes ------------------------------------------------------------------------------------
 
 
-def test_a_probe_is_scikit_learn_on_what_goes_into_the_last_layer(data: Path) -> None:
+@pytest.mark.parametrize("folds", [None, 4])
+def test_a_probe_is_scikit_learn_on_what_goes_into_the_last_layer(
+    bundles: tuple[str, str], data: Path, folds: int | None
+) -> None:
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    from persistlib.training.classifiers import estimator_of
+    from persistlib.evaluation.folds import divide
 
     images, model = open_data(data), network(SEEING).eval()
-    split, record = images.split(fraction=0.25, seed=3), preprocessing.parse(RECORD)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    found = probe(
-        model,
-        "4",
-        images,
-        split,
-        record=record,
-        classifier=estimator_of("logistic"),
-        batch_size=50,
-        cache=None,
-        between=None,
-    )
-    inputs = torch.from_numpy(preprocessing.apply(list(images.images), record))
+    split = images.split(fraction=0.25, seed=3)
+    inputs = preprocessing.apply(list(images.images), preprocessing.parse(RECORD))
     with torch.no_grad():
-        rows = model[:4](inputs).double().numpy()  # type: ignore[index] # a Sequential
+        rows = model[:4](torch.from_numpy(inputs)).double().numpy()  # type: ignore[index] # a Sequential
     labels = np.array(images.labels)
-    known = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-    known.fit(rows[list(split.train)], labels[list(split.train)])
-    wanted = known.predict(rows[list(split.valid)]) == labels[list(split.valid)]
-    assert np.array_equal(found.right, wanted)
+
+    def fitted_right(train: Any, valid: Any) -> NDArray[np.bool_]:
+        known = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+        known.fit(rows[train], labels[train])
+        right: NDArray[np.bool_] = known.predict(rows[valid]) == labels[valid]
+        return right
+
+    order = np.array(split.train + split.valid)
+    if folds is None:
+        wanted = fitted_right(list(split.train), list(split.valid))
+    else:
+        wanted = np.zeros(len(labels), bool)
+        place = divide([images.digests[i] for i in order], labels[order].tolist(), folds, 3)
+        for fold in range(folds):
+            wanted[place == fold] = fitted_right(order[place != fold], order[place == fold])
+    found = persistlib.compare(bundles[:1], data, fraction=0.25, folds=folds, seed=3, **QUICK)
+    (row,) = found.places
+    assert np.array_equal(row.candidate.right, wanted)
     assert 0.8 < wanted.mean() < 1
-    assert found.width == 24 * 16
-    assert all(value.equal(before[name]) for name, value in model.state_dict().items())
 
 
 def test_what_sees_shapes_is_told_from_what_does_not(bundles: tuple[str, str], data: Path) -> None:
@@ -206,7 +208,7 @@ def test_what_sees_shapes_is_told_from_what_does_not(bundles: tuple[str, str], d
     assert best.parameters == 24 * 10 + 24 * 16 * 10 + 10
     assert best.size == 4 * best.parameters
     assert (best.features, other.features) == (24 * 16, 2)
-    assert found.data["held_out"] == len(best.right) == 120
+    assert found.data["judged"] == len(best.right) == 120
     # Told batch by batch, each candidate's steps from 1 to all.
     steps = [step[1:] for step in seen if step[0] == f"{bundles[0]}: features"]
     assert steps == [(n, 19) for n in range(1, 20)]
@@ -219,7 +221,7 @@ def test_two_runs_find_the_same_and_features_are_found_again(
         persistlib.compare(bundles, data, cache=tmp_path / "features", **QUICK) for _ in range(2)
     )
     assert first.to_dict() == second.to_dict()
-    assert len(list((tmp_path / "features").iterdir())) == 4
+    assert len(list((tmp_path / "features").iterdir())) == 2
 
 
 def test_builders_bring_fresh_values_and_heads_of_every_kind(data: Path) -> None:
@@ -264,6 +266,7 @@ def test_what_cannot_be_had_is_a_row_and_no_end(
         (["resnet18"], {"calls": -1}, "PL901"),
         (["resnet18"], {"batch_size": 0}, "PL901"),
         (["resnet18"], {"fraction": 1.5}, "PL901"),
+        (["resnet18"], {"folds": 1}, "PL901"),
     ],
 )
 def test_what_means_nothing_is_refused_before_anything_is_built(

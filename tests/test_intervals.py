@@ -10,8 +10,11 @@ import pytest
 
 from persistlib.evaluation.averages import averages
 from persistlib.evaluation.bootstrap import bootstrap
+from persistlib.evaluation.figures import bounded
 from persistlib.evaluation.intervals import QUANTILE, f1_interval, paired_interval
 from persistlib.evaluation.metrics import measure
+from persistlib.evaluation.outcomes import Outcomes
+from persistlib.evaluation.task_metrics import measure_labels, measure_numbers, measure_pixels
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -54,6 +57,71 @@ def test_a_class_f1_lies_in_its_interval_as_often_as_is_said() -> None:
         assert bounds is not None
         held += bounds[0] <= truth <= bounds[1]
     assert 0.92 <= held / 400 <= 0.98
+
+
+def numbers(generator: np.random.Generator, count: int) -> Outcomes:
+    """Numbers whose errors have a variance of 0.25, the truth one of 1."""
+    truth = generator.normal(size=(count, 2))
+    answers = truth + 0.5 * generator.normal(size=truth.shape)
+    return Outcomes("", "regression", ("a", "b"), truth, answers)
+
+
+def pictures(generator: np.random.Generator, count: int) -> Outcomes:
+    """Pictures of 100 pixels in two classes; how many are wrong differs from picture to picture."""
+    truth = generator.multinomial(100, [0.6, 0.4], size=count)
+    share = generator.beta(8, 2, size=(count, 1))
+    right = generator.binomial(truth, share)
+    return Outcomes("", "segmentation", ("a", "b"), truth, right + (truth - right)[:, ::-1], right)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("drawn", "count", "name", "part", "truth"),
+    [
+        (numbers, 100, "MSE", "", 0.25),
+        (numbers, 100, "MAE", "b", 0.5 * math.sqrt(2 / math.pi)),
+        (numbers, 100, "R2", "", 0.75),
+        # Of 100 pixels 48 and 32 are right, of 60 and 40; 12 and 8 were taken for the other class.
+        (pictures, 60, "mean IoU", "", (48 / 68 + 32 / 52) / 2),
+        (pictures, 60, "recall", "b", 0.8),
+    ],
+)
+def test_figures_of_other_tasks_lie_in_their_intervals_as_often_as_is_said(
+    drawn: Any, count: int, name: str, part: str, truth: float
+) -> None:
+    generator = np.random.default_rng(11)
+    held = 0
+    for _ in range(300):
+        found = bounded(drawn(generator, count))
+        interval = next(item.interval for item in found if (item.name, item.part) == (name, part))
+        assert interval is not None
+        held += interval[0] <= truth <= interval[1]
+    assert 0.91 <= held / 300 <= 0.98
+
+
+def test_every_figure_of_every_task_has_an_interval_that_holds_it() -> None:
+    generator = np.random.default_rng(2)
+    images = pictures(generator, 50)
+    assert images.right is not None
+    # All that is wrong of one class was taken for the other.
+    wrong = (images.truth - images.right).sum(axis=0)
+    confusion = np.diag(images.right.sum(axis=0)) + np.diag(wrong)[:, ::-1]
+    truth = generator.random((80, 3)) < 0.4
+    flags = truth ^ (generator.random((80, 3)) < 0.2)
+    labels = measure_labels(Outcomes("", "multilabel", ("a", "b", "c"), truth, flags))
+    regression, regions = measure_numbers(numbers(generator, 80)), measure_pixels(images, confusion)
+    parts: list[Any] = [regression.mean, *regression.outputs, regions, *regions.classes]
+    parts += [labels.micro, labels.macro, *labels.labels]
+    assert regions.accuracy == pytest.approx(images.right.sum() / images.truth.sum())
+    seen = 0
+    for part in parts:
+        for name, interval in part.intervals.items():
+            low, high = interval
+            assert low <= getattr(part, name) + 1e-12
+            assert getattr(part, name) - 1e-12 <= high
+            assert low < high
+            seen += 1
+    assert seen == 3 * 4 + 2 + 2 * 3 + 2 * 3 + 3 * 3
 
 
 @pytest.mark.parametrize(

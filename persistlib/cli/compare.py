@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from persistlib.evaluation.ranking import Candidate, Place, Ranking
 
 _ASKED = (
-    *("weights", "classifier", "resize", "seed", "batch_size", "calls", "threads"),
+    *("weights", "classifier", "resize", "folds", "seed", "batch_size", "calls", "threads"),
     *("onnx", "cache", "trust", "allow_withdrawn"),
 )
 _MILLION = 1e6
@@ -49,6 +49,12 @@ _MILLION = 1e6
     show_default=True,
     metavar="NAME",
     help="What is fitted on the features: logistic, svm or ridge.",
+)
+@click.option(
+    "--folds",
+    type=click.IntRange(min=2),
+    metavar="N",
+    help="Judge every image, each by a fit on the other folds; without, the held-out part.",
 )
 @click.option("--resize", type=click.IntRange(min=1), metavar="N", help="Edge of square images.")
 @click.option(
@@ -186,8 +192,9 @@ def _facts(found: Ranking, out: str | None) -> Iterator[tuple[str, str]]:
     data, classifier = found.data, found.classifier
     split: Any = data["split"]
     drawn = f"{split['method']}, seed {split['seed']}" if "seed" in split else f"as {split['by']}"
-    images = f"{data['held_out']:,} held-out images of {data['classes']} classes"
-    yield "judged on", f"{images}; fitted on {data['train']:,}; {drawn}"
+    drawn = f"{split['folds']} {drawn}" if "folds" in split else drawn
+    images = f"{data['judged']:,} images of {data['classes']} classes"
+    yield "judged on", f"{images}, none by a fit on itself: {data['fitted']:,} a fit; {drawn}"
     yield "by", f"{classifier['name']} on what goes into the last layer; nothing is trained"
     yield "tied", "the 95 % interval of the difference on the same images does not leave zero out"
     if found.places[0].candidate.timings:

@@ -19,7 +19,7 @@ from persistlib.cli.command import (
     trust_option,
     withdrawn_option,
 )
-from persistlib.cli.text import bounded, counted, ends, number, percent
+from persistlib.cli.text import bounded, counted, number, percent
 from persistlib.cli.text import command as words
 from persistlib.evaluation.intervals import DRAWS
 from persistlib.training.tasks import CLASSIFICATION
@@ -29,14 +29,16 @@ if TYPE_CHECKING:
 
     from persistlib.cli.answer import Block
     from persistlib.cli.output import Output
-    from persistlib.evaluation.intervals import Interval
     from persistlib.evaluation.judging import Evaluation, RuntimeResult
-    from persistlib.evaluation.metrics import ClassScore, Metrics
+    from persistlib.evaluation.metrics import Metrics
     from persistlib.training.tasks import TaskLike
 
 # Above this many classes, rows and the matrix are folded to what matters most.
 _WHOLE = 12
-_UNDEFINED = "-"
+_BRACKETS = (
+    "in brackets",
+    f"the 95 % interval; of what is no share by {number(DRAWS)} draws of the samples",
+)
 _OPTIONS = (
     *("held_out", "part", "split", "batch_size", "calls", "threads", "require", "graph", "trust"),
     "allow_withdrawn",
@@ -202,7 +204,7 @@ def _tasks(evaluation: Evaluation, *, show_all: bool) -> Iterator[Block]:
     yield verdict(task_figures.told(evaluation), Exit.OK, evaluation.samples.name)
     yield _columns(evaluation, task_figures.rows(evaluation))
     yield Line((Span(""),))
-    yield Fields(tuple(_computing(evaluation)))
+    yield Fields((*_computing(evaluation), _BRACKETS))
     if evaluation.against is not None:
         yield from against.report(evaluation.against, show_all=show_all)
     yield from task_figures.tables(evaluation, show_all=show_all)
@@ -269,7 +271,7 @@ def _computing(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
 
 def _facts(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
     yield from _computing(evaluation)
-    yield "in brackets", f"the 95 % interval; of averages by {number(DRAWS)} draws of the samples"
+    yield _BRACKETS
     metrics = evaluation.metrics
     if metrics.averaged < len(metrics.classes):
         yield "averages", f"over {metrics.averaged} classes that occur or were answered"
@@ -287,24 +289,9 @@ def _classes(result: RuntimeResult, *, show_all: bool) -> Iterator[Block]:
     yield Line((Span(""),))
     yield Table(
         (title, "images", "precision, %", "recall, %", "F1, %"),
-        tuple(_row(row) for row in rows),
+        tuple(task_figures.class_row(row) for row in rows),
         frozenset({1, 2, 3, 4}),
     )
-
-
-def _row(row: ClassScore) -> tuple[str, ...]:
-    shares = {"precision": row.precision, "recall": row.recall, "f1": row.f1}
-    shown = (
-        _UNDEFINED if share is None else _narrow(share, row.intervals[name])
-        for name, share in shares.items()
-    )
-    return row.name, number(row.images), *shown
-
-
-def _narrow(share: float, interval: Interval | None) -> str:
-    """Return a share with its interval in few columns: 97.2 (85 to 100)."""
-    figure = percent(share).removesuffix(" %").replace("100.0", "100")
-    return f"{figure} {ends(interval, 0)}".rstrip()
 
 
 def _matrix(metrics: Metrics) -> Iterator[Block]:

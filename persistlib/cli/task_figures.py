@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from persistlib.cli.answer import Line, Span, Table
-from persistlib.cli.text import bounded, counted, number, percent
+from persistlib.cli.text import bounded, counted, measured, narrow, number, percent
 from persistlib.evaluation.task_metrics import Multilabel, Regression, Segmentation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from persistlib.cli.answer import Block
     from persistlib.evaluation.judging import Evaluation, HeadResult, RuntimeResult
-    from persistlib.evaluation.metrics import ClassScore
-    from persistlib.evaluation.task_metrics import Measured, OutputScore
+    from persistlib.evaluation.metrics import Average, ClassScore
+    from persistlib.evaluation.task_metrics import Measured, OutputScore, Region
 
 _UNDEFINED = "-"
 # Rows of a head above which the worst alone are shown.
@@ -75,46 +75,52 @@ def tables(evaluation: Evaluation, *, show_all: bool) -> Iterator[Block]:
 def _figures(metrics: Measured) -> list[tuple[str, str]]:
     match metrics:
         case Regression(mean=mean):
-            shown = [("MSE", f"{mean.mse:.4g}"), ("MAE", f"{mean.mae:.4g}")]
-            return [*shown, ("RMSE", f"{mean.rmse:.4g}"), ("R2", _share(mean.r2))]
+            values = {"mse": mean.mse, "mae": mean.mae, "rmse": mean.rmse, "r2": mean.r2}
+            return [
+                (name.upper(), measured(value, mean.intervals[name]))
+                for name, value in values.items()
+            ]
         case Multilabel():
-            kinds = (("micro", metrics.micro), ("macro", metrics.macro))
             return [
                 ("all labels right", bounded(metrics.accuracy, metrics.interval)),
-                *(
-                    (f"{kind} {shown}", percent(getattr(average, name)))
-                    for kind, average in kinds
-                    for name, shown in (("precision",) * 2, ("recall",) * 2, ("f1", "F1"))
-                ),
+                *_averages("micro", metrics.micro, ("precision", "recall", "f1")),
+                *_averages("macro", metrics.macro, ("precision", "recall", "f1")),
             ]
-        case Segmentation():
-            return [("mean IoU", percent(metrics.iou)), ("pixels right", percent(metrics.accuracy))]
+        case Segmentation(intervals=intervals):
+            return [
+                ("mean IoU", bounded(metrics.iou, intervals["iou"])),
+                ("pixels right", bounded(metrics.accuracy, intervals["accuracy"])),
+            ]
         case _:
             return [
                 ("accuracy", bounded(metrics.accuracy, metrics.interval)),
-                ("macro F1", percent(metrics.macro.f1)),
-                ("weighted F1", percent(metrics.weighted.f1)),
+                *_averages("macro", metrics.macro, ("f1",)),
+                *_averages("weighted", metrics.weighted, ("f1",)),
             ]
+
+
+def _averages(kind: str, average: Average, names: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    for name in names:
+        shown = "F1" if name == "f1" else name
+        yield f"{kind} {shown}", bounded(getattr(average, name), average.intervals[name])
 
 
 def _table(head: HeadResult, *, show_all: bool) -> Table:
     metrics, name = head.metrics, head.outcomes.head
+    shown: tuple[str, ...]
     match metrics:
         case Regression():
-            title, shown = "outputs", ("MSE", "MAE", "RMSE", "R2")
+            title, shown = "outputs", ("MAE", "RMSE", "R2")
             cells = [_output(row) for row in metrics.outputs]
         case Multilabel(labels=labels):
-            title, shown = "labels", ("samples", "precision", "recall", "F1")
-            cells = [_class(row) for row in labels]
+            title, shown = "labels", ("samples", "precision, %", "recall, %", "F1, %")
+            cells = [class_row(row) for row in labels]
         case Segmentation():
-            title, shown = "classes", ("pixels", "IoU", "precision", "recall")
-            cells = [
-                (row.name, number(row.pixels), *_percents((row.iou, row.precision, row.recall)))
-                for row in metrics.classes
-            ]
+            title, shown = "classes", ("pixels", "IoU, %", "precision, %", "recall, %")
+            cells = [_region(row) for row in metrics.classes]
         case _:
-            title, shown = "classes", ("samples", "precision", "recall", "F1")
-            cells = [_class(row) for row in metrics.classes]
+            title, shown = "classes", ("samples", "precision, %", "recall, %", "F1, %")
+            cells = [class_row(row) for row in metrics.classes]
     title = f"{name}: {title}" if name else title
     if len(cells) > _WHOLE and not show_all:
         title = f"the first {_WHOLE} of {len(cells)} {title} (--all)"
@@ -123,19 +129,22 @@ def _table(head: HeadResult, *, show_all: bool) -> Table:
 
 
 def _output(row: OutputScore) -> tuple[str, ...]:
-    return row.name, f"{row.mse:.4g}", f"{row.mae:.4g}", f"{row.rmse:.4g}", _share(row.r2)
+    values = {"mae": row.mae, "rmse": row.rmse, "r2": row.r2}
+    shown = (measured(value, row.intervals[name]) for name, value in values.items())
+    return row.name, *shown
 
 
-def _class(row: ClassScore) -> tuple[str, ...]:
-    return row.name, number(row.images), *_percents((row.precision, row.recall, row.f1))
+def class_row(row: ClassScore) -> tuple[str, ...]:
+    """Return a class or label, how many samples it has, and its figures."""
+    shares = {"precision": row.precision, "recall": row.recall, "f1": row.f1}
+    shown = (narrow(share, row.intervals[name]) for name, share in shares.items())
+    return row.name, number(row.images), *shown
 
 
-def _percents(values: Sequence[float | None]) -> Iterator[str]:
-    return map(_percent, values)
-
-
-def _percent(value: float | None) -> str:
-    return _UNDEFINED if value is None else percent(value)
+def _region(row: Region) -> tuple[str, ...]:
+    shares = {"iou": row.iou, "precision": row.precision, "recall": row.recall}
+    shown = (narrow(share, row.intervals[name]) for name, share in shares.items())
+    return row.name, number(row.pixels), *shown
 
 
 def _share(value: float | None) -> str:

@@ -55,6 +55,22 @@ def bounded(share: float, interval: tuple[float, float] | None, digits: int = 1)
     return f"{percent(share)} {ends(interval, digits)}".rstrip()
 
 
+def narrow(share: float | None, interval: tuple[float, float] | None) -> str:
+    """Return a share with its interval in few columns, without a sign: 97.2 (85 to 100)."""
+    if share is None:
+        return "-"
+    figure = percent(share).removesuffix(" %").replace("100.0", "100")
+    return f"{figure} {ends(interval, 0)}".rstrip()
+
+
+def measured(value: float | None, interval: tuple[float, float] | None) -> str:
+    """Return a number that is no share, with its interval: 0.0123 (0.01 to 0.015)."""
+    if value is None:
+        return "-"
+    bounds = "" if interval is None else f"({interval[0]:.3g} to {interval[1]:.3g})"
+    return f"{value:.3g} {bounds}".rstrip()
+
+
 def ends(interval: tuple[float, float] | None, digits: int = 1) -> str:
     """Return the bounds of a share in percent, rounded outwards: (88.1 to 94.0)."""
     if interval is None:

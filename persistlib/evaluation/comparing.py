@@ -5,7 +5,7 @@
 | classification | McNemar's test of who is right; macro and weighted F1 | classes: the same test |
 | multilabel | the same of samples with every label right; F1 | labels: the same test |
 | regression | Wilcoxon's test of the absolute errors; MSE, MAE, R2 | outputs: the same test |
-| segmentation | pixel accuracy and mean IoU, by the bootstrap over images | none |
+| segmentation | pixel accuracy and mean IoU, by the bootstrap over images | classes: IoU |
 
 p-values of parts allow for how many parts there are (Holm). Differences are the first's less the
 second's, each with its 95 % interval.
@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from persistlib.evaluation.judging import Evaluation
     from persistlib.evaluation.outcomes import Outcomes
 
-    _Figures: TypeAlias = Mapping[str, Bounded]
+    # By class or output, empty for all samples, and name.
+    _Figures: TypeAlias = Mapping[tuple[str, str], Bounded]
     # The test's name, figures of all samples that it is about, and of parts.
     _Tested: TypeAlias = "tuple[str, list[Difference], list[Difference]]"
 
@@ -165,11 +166,15 @@ def compared(first: Outcomes, second: Outcomes) -> Comparison:
         TrainingError: the two are not about the same samples, classes or task.
     """
     other = _reordered(second, first)
-    found = {item.name: item for item in figures.bounded(first, other)}
+    found = {(item.part, item.name): item for item in figures.bounded(first, other)}
     test, tested, parts = _TESTS[first.task](first, other, found)
     adjusted = holm([part.p_value for part in parts])
     names = {item.name for item in tested}
-    rest = (_figure(item, len(first)) for item in found.values() if item.name not in names)
+    rest = (
+        _figure(item, name, len(first))
+        for (part, name), item in found.items()
+        if not part and name not in names
+    )
     return Comparison(
         head=first.head,
         task=first.task,
@@ -223,7 +228,7 @@ def _labels(first: Outcomes, second: Outcomes, _: _Figures) -> _Tested:
         _shares(name, *(right[:, index] for right in rights))
         for index, name in enumerate(first.names)
     ]
-    return MCNEMAR, [_shares("subset accuracy", *(right.all(axis=1) for right in rights))], parts
+    return MCNEMAR, [_shares(figures.SUBSET, *(right.all(axis=1) for right in rights))], parts
 
 
 def _shares(name: str, first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Difference:
@@ -242,35 +247,22 @@ def _shares(name: str, first: NDArray[np.bool_], second: NDArray[np.bool_]) -> D
 
 
 def _outputs(first: Outcomes, second: Outcomes, found: _Figures) -> _Tested:
-    whole = _errors(_MAE, first, second, found[_MAE])
-    if len(first.names) == 1:
-        return WILCOXON, [whole], []
-    parts: list[Difference] = []
-    for index, name in enumerate(first.names):
-        mine, theirs = _output(first, index), _output(second, index)
-        bounds = {item.name: item for item in figures.bounded(mine, theirs)}
-        parts.append(_errors(name, mine, theirs, bounds[_MAE]))
+    mine, theirs = (
+        np.abs(side.answers - side.truth).reshape(len(side), -1) for side in (first, second)
+    )
+    whole = _errors(figures.MAE, mine.mean(axis=1), theirs.mean(axis=1), found["", figures.MAE])
+    columns = zip(first.names, mine.T, theirs.T, strict=True) if len(first.names) > 1 else ()
+    parts = [_errors(name, a, b, found[name, figures.MAE]) for name, a, b in columns]
     return WILCOXON, [whole], parts
 
 
-def _output(outcomes: Outcomes, index: int) -> Outcomes:
-    truth, answers = (side[:, index : index + 1] for side in (outcomes.truth, outcomes.answers))
-    return replace(outcomes, names=(outcomes.names[index],), truth=truth, answers=answers)
-
-
-def _errors(name: str, first: Outcomes, second: Outcomes, found: Bounded) -> Difference:
+def _errors(
+    name: str, first: NDArray[np.float64], second: NDArray[np.float64], found: Bounded
+) -> Difference:
     """Return how two models' mean absolute errors differ."""
-    mine, theirs = (
-        np.abs(side.answers - side.truth).reshape(len(side), -1).mean(axis=1)
-        for side in (first, second)
-    )
-    nearer = int(np.count_nonzero(mine < theirs)), int(np.count_nonzero(theirs < mine))
-    return replace(
-        _figure(found, len(first)),
-        name=name,
-        p_value=_wilcoxon(mine - theirs) if any(nearer) else None,
-        better=nearer,
-    )
+    better = int(np.count_nonzero(first < second)), int(np.count_nonzero(second < first))
+    p_value = _wilcoxon(first - second) if any(better) else None
+    return replace(_figure(found, name, len(first)), p_value=p_value, better=better)
 
 
 def _wilcoxon(differences: NDArray[np.float64]) -> float:
@@ -282,16 +274,16 @@ def _wilcoxon(differences: NDArray[np.float64]) -> float:
     return float(found.pvalue)
 
 
-def _regions(_: Outcomes, __: Outcomes, ___: _Figures) -> _Tested:
-    return "", [], []
+def _regions(first: Outcomes, _: Outcomes, found: _Figures) -> _Tested:
+    parts = (_figure(found[name, figures.IOU], name, len(first)) for name in first.names)
+    return "", [], [part for part in parts if part.difference is not None]
 
 
-def _figure(found: Bounded, samples: int) -> Difference:
+def _figure(found: Bounded, name: str, samples: int) -> Difference:
     first, second = (None if math.isnan(value) else value for value in found.values)
-    return Difference(found.name, samples, first, second, found.interval)
+    return Difference(name, samples, first, second, found.interval)
 
 
-_MAE = "MAE"
 _TESTS: dict[str, Callable[[Outcomes, Outcomes, _Figures], _Tested]] = {
     CLASSIFICATION: _classes,
     MULTILABEL: _labels,

@@ -4,12 +4,15 @@ What a figure needs of a sample stands in a row of numbers, and the figure follo
 the rows: so thousands of draws are one product of matrices. Of two models the rows of both stand
 side by side, since a sample is drawn for both or for neither.
 
-| task | figures |
-|---|---|
-| classification | macro F1, weighted F1 |
-| regression | MSE, MAE; R2 of the outputs that vary; means over the outputs |
-| multilabel | subset accuracy, micro F1, macro F1 |
-| segmentation | pixel accuracy, mean IoU over the classes that occur or were answered |
+| task | figures | of each part |
+|---|---|---|
+| classification | macro F1, weighted F1 | |
+| regression | MSE, MAE; R2 of the outputs that vary; means over the outputs | the same |
+| multilabel | subset accuracy; precision, recall and F1, micro and macro | |
+| segmentation | pixel accuracy, mean IoU of what occurs or was said | IoU, precision, recall |
+
+What is the share of single samples has an interval of its own (`intervals`), and is not among the
+figures of classes and labels.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from persistlib.evaluation.averages import averages
+from persistlib.evaluation.averages import FIGURES, averages
 from persistlib.evaluation.bootstrap import bootstrap
 from persistlib.training.tasks import CLASSIFICATION, MULTILABEL, REGRESSION, SEGMENTATION
 
@@ -31,25 +34,36 @@ if TYPE_CHECKING:
     from persistlib.evaluation.intervals import Interval
     from persistlib.evaluation.outcomes import Outcomes
 
-NAMES: dict[str, tuple[str, ...]] = {
-    CLASSIFICATION: ("macro F1", "weighted F1"),
-    REGRESSION: ("MSE", "MAE", "R2"),
-    MULTILABEL: ("subset accuracy", "micro F1", "macro F1"),
-    SEGMENTATION: ("pixel accuracy", "mean IoU"),
+MSE, MAE, R2 = ERRORS = ("MSE", "MAE", "R2")
+PIXELS, MEAN_IOU = "pixel accuracy", "mean IoU"
+IOU, PRECISION, RECALL, F1 = "IoU", "precision", "recall", "F1"
+SUBSET = "subset accuracy"
+_OVERALL: dict[str, tuple[str, ...]] = {
+    CLASSIFICATION: (f"macro {F1}", f"weighted {F1}"),
+    REGRESSION: ERRORS,
+    MULTILABEL: (
+        SUBSET,
+        *(f"{kind} {name}" for kind in ("micro", "macro") for name in (PRECISION, RECALL, F1)),
+    ),
+    SEGMENTATION: (PIXELS, MEAN_IOU),
 }
+# Of each class or output, behind those of all samples.
+_PARTS: dict[str, tuple[str, ...]] = {REGRESSION: ERRORS, SEGMENTATION: (IOU, PRECISION, RECALL)}
 # Places of macro and weighted F1 among what `averages` computes.
-_F1 = (2, 5)
+_F1 = (FIGURES.index("f1"), len(FIGURES) + FIGURES.index("f1"))
 
 
 class Bounded(NamedTuple):
     """A figure, or the difference of two, and its interval.
 
     Attributes:
+        part: the class or output that it is about; empty for all samples.
         name: of the figure.
         values: the figure, of one model or of two; NaN where it is not defined.
         interval: of the figure, or of the first less the second.
     """
 
+    part: str
     name: str
     values: tuple[float, ...]
     interval: Interval | None
@@ -63,14 +77,20 @@ def bounded(*outcomes: Outcomes) -> tuple[Bounded, ...]:
     """
     counts, statistic = _kinds(outcomes)
     values = statistic(counts[None].astype(np.float64))[0]
-    width = len(NAMES[outcomes[0].task])
     intervals = bootstrap(counts, statistic if len(outcomes) == 1 else _difference(statistic))
+    columns = values.reshape(len(outcomes), -1).T
     return tuple(
-        Bounded(name, tuple(float(value) for value in values[place::width]), interval)
-        for place, (name, interval) in enumerate(
-            zip(NAMES[outcomes[0].task], intervals, strict=True)
+        Bounded(part, name, tuple(float(value) for value in column), interval)
+        for (part, name), column, interval in zip(
+            _named(outcomes[0]), columns, intervals, strict=True
         )
     )
+
+
+def _named(outcomes: Outcomes) -> list[tuple[str, str]]:
+    """Return what the figures are called, in their order."""
+    parts = [(part, name) for name in _PARTS.get(outcomes.task, ()) for part in outcomes.names]
+    return [*(("", name) for name in _OVERALL[outcomes.task]), *parts]
 
 
 def _difference(statistic: Statistic) -> Statistic:
@@ -118,25 +138,27 @@ def _regression(sums: NDArray[np.float64]) -> NDArray[np.float64]:
     count = sums[:, :1]
     squared, absolute, total, squares = np.split(sums[:, 1:], 4, axis=1)
     spread = squares - total**2 / count
-    with np.errstate(divide="ignore", invalid="ignore"):
-        explained = np.where(spread > 0, 1 - squared / spread, np.nan)
-    known = np.count_nonzero(~np.isnan(explained), axis=1)
-    shares = _share(np.nan_to_num(explained).sum(axis=1), known)
-    errors = [part.mean(axis=1) for part in (squared / count, absolute / count)]
-    return np.stack([*errors, shares], axis=1)
+    # What is left of outputs that do not vary is rounding.
+    varies = spread > 1e-12 * np.maximum(squares, np.finfo(np.float64).tiny)
+    explained = np.where(varies, 1 - squared / np.where(varies, spread, 1.0), np.nan)
+    errors = squared / count, absolute / count
+    means = (*(part.mean(axis=1) for part in errors), _mean(explained))
+    return np.concatenate([np.stack(means, axis=1), *errors, explained], axis=1)
 
 
 def _multilabel_rows(found: Outcomes) -> NDArray[np.float64]:
     truth, answers = (_wide(side) for side in (found.truth, found.answers))
     whole = np.all(truth == answers, axis=1, keepdims=True)
-    return np.concatenate([np.ones_like(whole), whole, truth * answers, truth + answers], axis=1)
+    return np.concatenate([np.ones_like(whole), whole, truth * answers, answers, truth], axis=1)
 
 
 def _multilabel(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    right, both = np.split(sums[:, 2:], 2, axis=1)
-    micro = _share(2 * right.sum(axis=1), both.sum(axis=1))
-    macro = np.nan_to_num(_share(2 * right, both)).mean(axis=1)
-    return np.stack([sums[:, 1] / sums[:, 0], np.nan_to_num(micro), macro], axis=1)
+    # What is not defined counts as 0, as scikit-learn does.
+    hits, said, occurs = np.split(sums[:, 2:], 3, axis=1)
+    pairs = (hits, said), (hits, occurs), (2 * hits, said + occurs)
+    micro = (_share(over.sum(axis=1), under.sum(axis=1)) for over, under in pairs)
+    macro = (np.nan_to_num(_share(over, under)).mean(axis=1) for over, under in pairs)
+    return np.stack([sums[:, 1] / sums[:, 0], *map(np.nan_to_num, micro), *macro], axis=1)
 
 
 def _segmentation_rows(found: Outcomes) -> NDArray[np.float64]:
@@ -148,10 +170,15 @@ def _segmentation_rows(found: Outcomes) -> NDArray[np.float64]:
 
 def _segmentation(sums: NDArray[np.float64]) -> NDArray[np.float64]:
     truth, answers, right = np.split(sums, 3, axis=1)
-    shares = _share(right, truth + answers - right)
-    present = np.count_nonzero(~np.isnan(shares), axis=1)
-    pixels = _share(right.sum(axis=1), truth.sum(axis=1))
-    return np.stack([pixels, _share(np.nan_to_num(shares).sum(axis=1), present)], axis=1)
+    overlap = _share(right, truth + answers - right)
+    overall = _share(right.sum(axis=1), truth.sum(axis=1)), _mean(overlap)
+    parts = overlap, _share(right, answers), _share(right, truth)
+    return np.concatenate([np.stack(overall, axis=1), *parts], axis=1)
+
+
+def _mean(shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the mean over the columns that are defined, NaN where none is."""
+    return _share(np.nan_to_num(shares).sum(axis=1), np.count_nonzero(~np.isnan(shares), axis=1))
 
 
 def _share(over: NDArray[np.float64], under: NDArray[Any]) -> NDArray[np.float64]:

@@ -3,16 +3,22 @@
 A figure that is not defined is None: R2 of an output that is always the same, precision of a label
 that was never answered, IoU of a class that neither occurs nor was answered. Averages are over the
 figures that are defined; those of labels count them as 0, as scikit-learn does.
+
+Every figure has its 95 % interval: shares of samples Wilson's, all others that of the bootstrap
+over samples (`figures`), since what the pixels or labels of one sample have in common is drawn with
+it; None where no draw changes the figure.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from persistlib.evaluation import figures
+from persistlib.evaluation.bootstrap import METHOD
 from persistlib.evaluation.intervals import f1_interval, share_interval, wilson
 from persistlib.evaluation.metrics import (
     CONFUSION_SHOWN,
@@ -20,13 +26,14 @@ from persistlib.evaluation.metrics import (
     ClassScore,
     Metrics,
     average_data,
+    bounds_data,
     class_data,
     defined,
     sklearn_metrics,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
     from pydantic import JsonValue
@@ -45,6 +52,7 @@ class OutputScore:
         mae: mean absolute error.
         rmse: the root of `mse`, in the unit of the output.
         r2: the share of the variance that is explained; None where the truth has none.
+        intervals: of these four, by name.
     """
 
     name: str
@@ -52,10 +60,12 @@ class OutputScore:
     mae: float
     rmse: float
     r2: float | None
+    intervals: Mapping[str, Interval | None] = field(kw_only=True, default_factory=dict)
 
     def to_dict(self) -> dict[str, JsonValue]:
         """Return the figures as plain JSON."""
-        return {"mse": self.mse, "mae": self.mae, "rmse": self.rmse, "r2": self.r2}
+        errors: dict[str, JsonValue] = {"mse": self.mse, "mae": self.mae, "rmse": self.rmse}
+        return {**errors, "r2": self.r2, "intervals": bounds_data(self.intervals)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +83,7 @@ class Regression:
     def to_dict(self) -> dict[str, JsonValue]:
         """Return the figures as plain JSON."""
         rows: list[JsonValue] = [{"name": row.name, **row.to_dict()} for row in self.outputs]
-        return {**self.mean.to_dict(), "outputs": rows}
+        return {**self.mean.to_dict(), "bootstrap": {**METHOD}, "outputs": rows}
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +111,7 @@ class Multilabel:
             "interval": [*self.interval],
             "micro": average_data(self.micro),
             "macro": average_data(self.macro),
+            "bootstrap": {**METHOD},
             "labels": [class_data(row, with_intervals=True) for row in self.labels],
         }
 
@@ -115,6 +126,7 @@ class Region:
         iou: pixels of it that were answered so, over those that are either (Jaccard's index).
         precision: of the pixels that were answered so, the share that is right.
         recall: of its pixels, the share that was answered so.
+        intervals: of these three, by name.
     """
 
     name: str
@@ -122,6 +134,7 @@ class Region:
     iou: float | None
     precision: float | None
     recall: float | None
+    intervals: Mapping[str, Interval | None] = field(kw_only=True, default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,12 +146,14 @@ class Segmentation:
         iou: the mean over the classes that occur or were answered.
         classes: a row a class.
         confusion: pixels, int64, rows the true class, columns the answer.
+        intervals: of accuracy and iou, by name.
     """
 
     accuracy: float
     iou: float
     classes: tuple[Region, ...]
     confusion: NDArray[np.int64]
+    intervals: Mapping[str, Interval | None] = field(kw_only=True, default_factory=dict)
 
     def to_dict(self) -> dict[str, JsonValue]:
         """Return the figures as plain JSON; no `confusion` above 100 classes."""
@@ -148,6 +163,8 @@ class Segmentation:
         return {
             "accuracy": self.accuracy,
             "iou": self.iou,
+            "intervals": bounds_data(self.intervals),
+            "bootstrap": {**METHOD},
             "classes": [
                 {
                     "name": row.name,
@@ -155,6 +172,7 @@ class Segmentation:
                     "iou": row.iou,
                     "precision": row.precision,
                     "recall": row.recall,
+                    "intervals": bounds_data(row.intervals),
                 }
                 for row in self.classes
             ],
@@ -180,13 +198,19 @@ def measure_numbers(outcomes: Outcomes) -> Regression:
     explained = np.full(len(varies), np.nan)
     if varies.any():
         explained[varies] = sklearn.r2_score(truth[:, varies], answers[:, varies], **each)
+    bounds = _bounds(outcomes)
     rows = tuple(
-        OutputScore(name, float(mse), float(mae), math.sqrt(mse), defined(float(r2)))
+        OutputScore(
+            name,
+            *(float(mse), float(mae), math.sqrt(mse), defined(float(r2))),
+            intervals=_number_bounds(bounds, name),
+        )
         for name, mse, mae, r2 in zip(outcomes.names, squared, absolute, explained, strict=True)
     )
     mse, mae = float(np.mean(squared)), float(np.mean(absolute))
     r2 = float(np.mean(explained[varies])) if varies.any() else None
-    return Regression(OutputScore("", mse, mae, math.sqrt(mse), r2), rows)
+    whole = _number_bounds(bounds, "")
+    return Regression(OutputScore("", mse, mae, math.sqrt(mse), r2, intervals=whole), rows)
 
 
 def measure_labels(outcomes: Outcomes) -> Multilabel:
@@ -201,7 +225,7 @@ def measure_labels(outcomes: Outcomes) -> Multilabel:
     columns = [*zip(outcomes.names, truth.T, answers.T, strict=True)]
     rows = tuple(_label(sklearn, name, *column) for name, *column in columns)
     whole = (truth == answers).all(axis=1)
-    right, count = int(whole.sum()), len(whole)
+    right, count, bounds = int(whole.sum()), len(whole), _bounds(outcomes)
     flat = sklearn.precision_recall_fscore_support(
         truth.ravel(), answers.ravel(), average="binary", zero_division=0
     )
@@ -212,8 +236,8 @@ def measure_labels(outcomes: Outcomes) -> Multilabel:
     return Multilabel(
         accuracy=right / count,
         interval=wilson(right, count),
-        micro=Average(*map(float, flat[:3])),
-        macro=Average(*means),
+        micro=Average(*map(float, flat[:3]), intervals=_average_bounds(bounds, "micro")),
+        macro=Average(*means, intervals=_average_bounds(bounds, "macro")),
         labels=rows,
     )
 
@@ -239,18 +263,57 @@ def measure_pixels(outcomes: Outcomes, confusion: NDArray[np.int64]) -> Segmenta
     precision, recall, _, _ = sklearn.precision_recall_fscore_support(
         truth, answers, zero_division=np.nan, **how
     )
-    pixels = confusion.sum(axis=1)
+    pixels, bounds = confusion.sum(axis=1), _bounds(outcomes)
     return Segmentation(
         accuracy=float(sklearn.accuracy_score(truth, answers, sample_weight=how["sample_weight"])),
         iou=float(np.nanmean(overlap)),
         classes=tuple(
-            Region(name, int(count), *map(defined, map(float, figures)))
-            for name, count, *figures in zip(
+            Region(
+                name,
+                int(count),
+                *map(defined, map(float, scores)),
+                intervals={
+                    "iou": bounds[name, figures.IOU],
+                    "precision": bounds[name, figures.PRECISION],
+                    "recall": bounds[name, figures.RECALL],
+                },
+            )
+            for name, count, *scores in zip(
                 outcomes.names, pixels, overlap, precision, recall, strict=True
             )
         ),
         confusion=confusion,
+        intervals={
+            "accuracy": bounds["", figures.PIXELS],
+            "iou": bounds["", figures.MEAN_IOU],
+        },
     )
+
+
+def _bounds(outcomes: Outcomes) -> dict[tuple[str, str], Interval | None]:
+    """Return the bootstrap's intervals by class or output, empty for all samples, and figure."""
+    return {(item.part, item.name): item.interval for item in figures.bounded(outcomes)}
+
+
+def _number_bounds(
+    bounds: Mapping[tuple[str, str], Interval | None], part: str
+) -> dict[str, Interval | None]:
+    squared = bounds[part, figures.MSE]
+    # A root grows with its square.
+    root = None if squared is None else (math.sqrt(squared[0]), math.sqrt(squared[1]))
+    return {
+        "mse": squared,
+        "mae": bounds[part, figures.MAE],
+        "rmse": root,
+        "r2": bounds[part, figures.R2],
+    }
+
+
+def _average_bounds(
+    bounds: Mapping[tuple[str, str], Interval | None], kind: str
+) -> dict[str, Interval | None]:
+    names = {"precision": figures.PRECISION, "recall": figures.RECALL, "f1": figures.F1}
+    return {name: bounds["", f"{kind} {shown}"] for name, shown in names.items()}
 
 
 def _label(
@@ -260,10 +323,10 @@ def _label(
         truth, answers, labels=[True], zero_division=np.nan
     )
     hits, images, said = (int(np.sum(part)) for part in (truth & answers, truth, answers))
-    figures: Sequence[float] = (float(precision[0]), float(recall[0]), float(f1[0]))
+    scores: Sequence[float] = (float(precision[0]), float(recall[0]), float(f1[0]))
     intervals: dict[str, Interval | None] = {
         "precision": share_interval(hits, said),
         "recall": share_interval(hits, images),
         "f1": f1_interval(hits, images + said - hits),
     }
-    return ClassScore(name, images, *map(defined, figures), intervals=intervals)
+    return ClassScore(name, images, *map(defined, scores), intervals=intervals)

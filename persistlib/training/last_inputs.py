@@ -1,16 +1,14 @@
-"""What a model's features are worth for a task: a linear classifier on them, nothing trained.
+"""What goes into a model's last layer for each image, whatever follows that layer.
 
-Law: the same model, samples, split and seed give the same answers; the model is left as it is.
+Law: the same model and images give the same rows; the model is left as it is.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
-from persistlib.training import classifiers
 from persistlib.training.data import PreparedImages
 from persistlib.training.features import features
 from persistlib.training.fused_layers import rows_of
@@ -18,23 +16,12 @@ from persistlib.training.fused_layers import rows_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from persistlib.files import StrPath
     from persistlib.preprocessing import ImagePreprocessing
-    from persistlib.training.data import ImageData, Split
-
-
-class Probe(NamedTuple):
-    """How a linear classifier does on held-out samples.
-
-    Attributes:
-        right: whether it is right on each, bool.
-        width: numbers that go into it.
-    """
-
-    right: NDArray[np.bool_]
-    width: int
+    from persistlib.training.data import ImageData
 
 
 class _Cut(torch.nn.Module):
@@ -68,44 +55,35 @@ class _Cut(torch.nn.Module):
         return self.get_submodule(self.end)(given[-1])
 
 
-def probe(
+def rows_before(
     model: torch.nn.Module,
     layer: str,
     data: ImageData,
-    split: Split,
-    *,
+    indices: Sequence[int],
     record: ImagePreprocessing,
-    classifier: Any,
+    *,
     batch_size: int,
-    cache: StrPath | None,
-    between: Callable[[], None] | None,
-) -> Probe:
-    """Fit a classifier on what goes into a model's last layer, and judge it on the held-out part.
+    cache: StrPath | None = None,
+    between: Callable[[], None] | None = None,
+) -> NDArray[np.float64]:
+    """Return what goes into a layer, (images, numbers); of maps their means.
 
     Args:
         model: run in evaluation.
-        layer: path of the last layer.
+        layer: path of the layer.
         data: the images.
-        split: which are fitted on, and which are held out.
+        indices: which of them.
         record: how images become inputs.
-        classifier: one of scikit-learn's, not fitted.
         batch_size: images a batch.
         cache: a folder to keep features in; None for memory.
         between: called after each batch.
 
     Raises:
-        TrainingError: nothing ends the model, or the classifier refuses its features.
+        TrainingError: what goes in is no row of finite numbers.
+        PersistlibError: as `features`.
     """
-
-    def taken(indices: Sequence[int]) -> NDArray[np.float64]:
-        images = PreparedImages(data, indices, record)
-        how: dict[str, Any] = {"batch_size": batch_size, "cache": cache, "between": between}
-        found = features(cut, images, at=cut.end, **how)
-        return rows_of(found.values, found.path)[0]
-
     cut = _Cut(model, layer)
-    labels = np.array(data.labels)
-    rows = taken(split.train)
-    fitted = classifiers.fit(classifier, rows, labels[list(split.train)])
-    answers = fitted.predict(taken(split.valid))
-    return Probe(np.asarray(answers == labels[list(split.valid)], np.bool_), rows.shape[1])
+    images = PreparedImages(data, indices, record)
+    how: dict[str, Any] = {"batch_size": batch_size, "cache": cache, "between": between}
+    found = features(cut, images, at=cut.end, **how)
+    return rows_of(found.values, found.path)[0]

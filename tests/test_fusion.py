@@ -533,7 +533,7 @@ def test_mobilenet_with_its_imagenet_weights_answers_as_scikit_learn(
         onnx=True,
     )
     assert result.training.strategy["layer"] == "classifier.1"
-    assert result.metrics["accuracy"] > 0.85
+    assert result.metrics["accuracy"] > 0.7
     inputs = all_inputs(valid)
     for runtime in ("torch", "onnxruntime"):
         scores = elsewhere(tmp_path / "m", runtime, inputs)

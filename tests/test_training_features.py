@@ -194,7 +194,7 @@ def test_features_of_another_front_or_of_other_samples_are_others(
 ) -> None:
     model, data = net(), samples()
     how: dict[str, Any] = {"batch_size": 32}
-    features(model, data, cache=tmp_path, **how)
+    first = features(model, data, cache=tmp_path, **how)
     with torch.no_grad():
         if change == "weights":
             model.front[0].weight.view(-1)[0].add_(1e-7)
@@ -209,17 +209,19 @@ def test_features_of_another_front_or_of_other_samples_are_others(
     at = "classifier" if change == "part" else None
     found = features(model, data, cache=tmp_path, at=at, **how)
     assert not found.reused
+    assert found.stored != first.stored
     assert found.values.equal(features(model, data, at=at, **how).values)
 
 
-def test_code_that_changed_is_noticed_though_no_key_holds_it(tmp_path: Path) -> None:
-    model = net()
-    features(model, samples(), cache=tmp_path)
-    plain = model.front.forward
-    model.front.forward = lambda images: plain(images) * 1.5
-    found = features(model, samples(), cache=tmp_path)
+def test_code_that_changed_is_noticed_though_no_key_holds_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = features(net(), samples(), cache=tmp_path)
+    monkeypatch.setattr(nn.ReLU, "forward", lambda _, inputs: inputs.relu() * 1.5)
+    found = features(net(), samples(), cache=tmp_path)
+    assert found.stored == first.stored
     assert not found.reused
-    assert found.values.equal(features(model, samples()).values)
+    assert found.values.equal(features(net(), samples()).values)
 
 
 @pytest.mark.parametrize("name", ["state.safetensors", "state.json"])

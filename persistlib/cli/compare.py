@@ -25,7 +25,6 @@ _ASKED = (
     *("weights", "classifier", "resize", "folds", "seed", "batch_size", "calls", "threads"),
     *("onnx", "cache", "trust", "allow_withdrawn"),
 )
-_MILLION = 1e6
 
 
 @click.command("compare", cls=Verb)
@@ -177,12 +176,12 @@ def _cost(candidate: Candidate, rank: int) -> Iterator[tuple[str, ...]]:
     own: tuple[str, ...] = (
         str(rank),
         candidate.name,
-        f"{candidate.parameters / _MILLION:.1f} M",
+        number(candidate.parameters),
         size(candidate.size),
     )
     for runtime, timings in candidate.timings.items():
         speed = number(round(timings[-1].throughput))
-        yield (*own, runtime, f"{timings[0].median:.1f}", speed)
+        yield (*own, runtime, f"{timings[0].median:.3g}", speed)
         own = ("",) * len(own)
     if not candidate.timings:
         yield (*own, "-", "-", "-")

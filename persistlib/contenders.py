@@ -228,9 +228,6 @@ def _judged(name: str, begun: Beginning, task: _Task, bundle_id: str | None) -> 
     from persistlib.training.head import replace_head
 
     wishes, model, head, record = task.wishes, begun.model, begun.head, begun.preprocessing
-    if head is None or not isinstance(record, preprocessing.ImagePreprocessing):
-        reason = "takes no images, or its last layer gives no classes"
-        raise error(Code.HEAD_UNKNOWN, name, reason, "compare classifiers of images")
     right, width = _probed(name, model, head.path, record, task)
     origin = recipe.origin(model)
     classes = len(task.data.classes)

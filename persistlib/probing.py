@@ -6,8 +6,6 @@ import os
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from persistlib.bundle import reading
 from persistlib.calls import require_torch, save_trained, section
 from persistlib.manifest.schema import Data, Interface
@@ -184,4 +182,6 @@ def _task(data: Any) -> str | None:
     """Return the task that data are of by themselves: a pair of inputs and numbers."""
     if not isinstance(data, (tuple, list)) or len(data) != _PAIR:
         return None
+    import numpy as np  # a verb that reads no number does not wait for it
+
     return REGRESSION if np.asarray(data[1]).dtype.kind == "f" else None

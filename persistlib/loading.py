@@ -258,6 +258,7 @@ def open_graph(
     from persistlib.runtime.session import open_session
 
     model, *external = graph.files
+    training = bundle.manifest.training
     return open_session(
         bundle.whole(model, mapped=reading.mapped, verify=reading.verify),
         external={
@@ -265,6 +266,7 @@ def open_graph(
             for entry in external
         },
         interface=bundle.manifest.interface,
+        task=None if training is None else training.strategy.get("task"),
         **wishes,
     )
 

@@ -35,7 +35,7 @@ from persistlib.manifest.schema import Interface
 from persistlib.runtime.session import Session
 from persistlib.sources import is_folder
 from persistlib.training import splits
-from persistlib.training.tasks import CLASSIFIER, CUSTOM, heads_of
+from persistlib.training.tasks import CLASSIFIER, heads_of, said_by
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -264,8 +264,7 @@ def heads(wishes: Wishes, manifest: Manifest | None) -> tuple[Head, ...]:
     """Return what a model's outputs are for, as asked for or as its manifest says."""
     if wishes.task is not None or manifest is None or manifest.training is None:
         return heads_of(wishes.task)
-    said: Any = manifest.training.strategy.get("task")
-    return heads_of(None if said == CUSTOM else said, "training.strategy.task")
+    return said_by(manifest.training.strategy) or CLASSIFIER
 
 
 def _judge(runners: Sequence[Runner], samples: Any, wishes: Wishes) -> Evaluation:

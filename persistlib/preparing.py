@@ -5,6 +5,8 @@ The record's `kind` says which (`preprocessing`, `table_rows`); without one it i
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from persistlib import preprocessing, table_rows
@@ -12,7 +14,7 @@ from persistlib.preprocessing import ImagePreprocessing
 from persistlib.table_rows import TablePreprocessing
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -42,6 +44,16 @@ def apply(items: Any, record: Mapping[str, JsonValue] | Preparation) -> NDArray[
     if isinstance(record, TablePreprocessing):
         return table_rows.apply(items, record)
     return preprocessing.apply(items, record)
+
+
+def items_of(given: Any) -> Sequence[Any]:
+    """Return what is to be prepared one after the other: a lone path, image or row is one."""
+    if isinstance(given, (str, os.PathLike, Mapping)):
+        return [given]
+    if hasattr(given, "__len__"):
+        several: Sequence[Any] = given
+        return several
+    return [*given] if hasattr(given, "__iter__") else [given]
 
 
 def sample_shape(record: Preparation) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ Laws: `parse(p.to_dict()) == p`; a row as a mapping gives what it gives as numbe
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -163,6 +164,9 @@ def _array(rows: Any, record: TablePreprocessing) -> NDArray[np.float64]:
 
 
 def _in_order(row: Any, record: TablePreprocessing, number: int) -> Any:
+    if isinstance(row, (str, os.PathLike)):
+        remedy = "give rows; persistlib run BUNDLE FILE.csv reads a file of them"
+        raise error(Code.PREPROCESSING, f"row {number}", f"{str(row)!r} is no row", remedy)
     if not isinstance(row, Mapping):
         return row
     if reason := column_fault(list(row), record):

@@ -16,8 +16,9 @@ from graph_assembly import model, of, outside, value, weight
 from persistlib.errors import Code, SessionError
 from persistlib.manifest.schema import Interface
 from persistlib.runtime import session as session_module
+from persistlib.runtime.predictions import ranked
 from persistlib.runtime.providers import CPU, Provider
-from persistlib.runtime.session import Session, open_session, ranked
+from persistlib.runtime.session import Session, open_session
 from refusing import refused
 
 if TYPE_CHECKING:

@@ -22,6 +22,7 @@ from persistlib.cli.command import (
 from persistlib.cli.text import bounded, counted, number, percent
 from persistlib.cli.text import command as words
 from persistlib.evaluation.intervals import DRAWS
+from persistlib.training.data_sources import is_table
 from persistlib.training.tasks import CLASSIFICATION
 
 if TYPE_CHECKING:
@@ -169,7 +170,8 @@ def _hints(model: str, data: str, options: dict[str, Any]) -> tuple[str, ...]:
     chosen = ["--held-out"] if options["held_out"] else []
     for name in ("task", "part", "split", "against", "runtime", "graph"):
         chosen += [f"--{name}", options[name]] if options[name] else []
-    return (words("persistlib", "evaluate", model, "--data", data, *chosen, "--json"),)
+    to_run = (words("persistlib", "run", model, data),) if is_table(data) else ()
+    return (words("persistlib", "evaluate", model, "--data", data, *chosen, "--json"), *to_run)
 
 
 def _report(evaluation: Evaluation, *, show_all: bool) -> Iterator[Block]:

@@ -397,7 +397,7 @@ def _answer(
             words("persistlib", "inspect", path),
             words("persistlib", "verify", path),
             words("persistlib", "evaluate", path, "--data", asked["data"], *divided, "--held-out"),
-            *([f"{words('persistlib', 'run', path)} IMAGE"] if plan.is_of_images else []),
+            *fitting.to_run(path, plan, asked["data"]),
             *([words("persistlib", "log", run)] if versions else []),
         ),
         exit=outcome,

@@ -13,6 +13,7 @@ from persistlib.cli.answer import Answer, Exit, Fields, verdict
 from persistlib.cli.text import command as words
 from persistlib.cli.text import size
 from persistlib.errors import Code, error
+from persistlib.training.data_sources import is_table
 
 if TYPE_CHECKING:
     from persistlib.cli.output import Output
@@ -130,7 +131,14 @@ def _answer(plan: Plan, result: FinetuneResult, asked: dict[str, Any]) -> Answer
             words("persistlib", "verify", path),
             words("persistlib", "evaluate", path, *data, *divided, "--held-out"),
             words("persistlib", "evaluate", path, *data, "--folds", "5"),
-            *([f"{words('persistlib', 'run', path)} IMAGE"] if plan.is_of_images else []),
+            *to_run(path, plan, asked["data"]),
         ),
         exit=outcome,
     )
+
+
+def to_run(path: str, plan: Plan, data: str) -> tuple[str, ...]:
+    """Return the commands that run a new bundle: on an image, or on the table it was made from."""
+    if plan.is_of_images:
+        return (f"{words('persistlib', 'run', path)} IMAGE",)
+    return (words("persistlib", "run", path, data),) if is_table(data) else ()

@@ -1,4 +1,4 @@
-"""`persistlib run`: class names and probabilities for images, or outputs for arrays."""
+"""`persistlib run`: what a model tells of images or rows of a table, or outputs for arrays."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import click
 
 import persistlib
 from persistlib.bundle import reading
-from persistlib.cli.answer import Answer, Line, Span, Style, Table
+from persistlib.cli import given, predicted
+from persistlib.cli.answer import Answer, Line, Span
 from persistlib.cli.command import (
     Verb,
     graph_option,
@@ -18,21 +19,20 @@ from persistlib.cli.command import (
     withdrawn_option,
 )
 from persistlib.cli.text import command as words
-from persistlib.cli.text import percent
 from persistlib.errors import Code, error, missing_extra
 from persistlib.installed import package_version
 from persistlib.sources import is_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
     from torch import nn
 
     from persistlib.bundle import Bundle
     from persistlib.cli.answer import JSON, Block
-    from persistlib.manifest.schema import Interface
-    from persistlib.runtime.session import Prediction, Session
+    from persistlib.manifest.schema import Interface, Manifest
+    from persistlib.runtime.session import Session
 
 
 # Options that mean something for ONNX Runtime; a wish that torch would pass over is an error.
@@ -46,27 +46,32 @@ class Ran(NamedTuple):
     """What a model gave.
 
     Attributes:
-        predictions: of each image; empty for arrays.
+        predictions: of each image or row; empty for arrays.
         outputs: by name.
+        samples: what was told of; None for arrays.
+        notes: what should be known of it.
         data: what ran where, as JSON.
         blocks: the same for people.
     """
 
-    predictions: Sequence[Prediction]
+    predictions: Sequence[Any]
     outputs: Mapping[str, NDArray[Any]]
+    samples: given.Given | None = None
+    notes: tuple[str, ...] = ()
     data: Mapping[str, JSON] = {}
     blocks: tuple[Block, ...] = ()
 
 
 @click.command("run", cls=Verb)
 @click.argument("model")
-@click.argument("images", metavar="[IMAGE]...", nargs=-1)
+@click.argument("images", metavar="[IMAGE|TABLE]...", nargs=-1)
 @click.option(
     "--input",
     "inputs",
     multiple=True,
     metavar="[NAME=]FILE",
-    help="An input from a .npy file, or several from a .npz file, instead of images.",
+    help="An input as the model takes it from a .npy file, or several from a .npz file, "
+    "instead of images.",
 )
 @click.option("--out", metavar="FILE", help="A .npz file to write all outputs to.")
 @click.option("--overwrite", is_flag=True, help="Replace the file of --out.")
@@ -81,7 +86,7 @@ class Ran(NamedTuple):
     default=3,
     show_default=True,
     metavar="K",
-    help="Classes to name for each image.",
+    help="Classes or labels to name for each image.",
 )
 @click.option(
     "--batch",
@@ -118,8 +123,9 @@ def command(
 ) -> Answer:
     """Run MODEL, a bundle or an ONNX file.
 
-    Without --input it names what is on each IMAGE, prepared as the model's training images were;
-    with it, it computes the outputs of arrays.
+    Without --input it names what is on each IMAGE, prepared as the model's training images were,
+    or tells of each row of a TABLE (.csv, .tsv, .npy) what the model was trained to tell. With it,
+    it computes the outputs of arrays, which are taken as they are.
     """
     if bool(images) == bool(inputs):
         raise error(Code.USAGE, "run", "neither images nor inputs, or both", "give one kind")
@@ -128,8 +134,8 @@ def command(
     ran = work(model, images, inputs, options)
     written = _write(ran, options)
     return Answer(
-        data={"path": model, "runtime": runtime, **ran.data, **_told(images, ran), **written.data},
-        report=(*_blocks(images, ran), *written.blocks, *ran.blocks),
+        data={"path": model, "runtime": runtime, **ran.data, **_told(ran), **written.data},
+        report=(*_blocks(ran), *written.blocks, *ran.blocks),
         brief=_brief(ran, options["out"]),
         hints=_hints(model, images, inputs, options),
     )
@@ -148,18 +154,17 @@ def _with_onnxruntime(
     from persistlib.cli.placing import measured
     from persistlib.runtime.array_files import read_arrays
     from persistlib.runtime.batching import joined
-    from persistlib.runtime.session import ranked
 
     arrays = read_arrays(inputs)
     with measured(options["report"]) as report:
         session = _session(model, options, None if report is None else report.prefix)
         if report is not None:
             report.opened()
-        predictions: list[Prediction] = []
-        if images:
-            outputs = joined([*session.outputs_of(images)])
-            labels = None if session.interface is None else session.interface.labels
-            predictions = ranked(next(iter(outputs.values())), labels, top=options["top"])
+        predictions: Sequence[Any] = ()
+        samples = given.read(images, session.interface) if images else None
+        if samples is not None:
+            outputs = joined([*session.outputs_of(samples.items)])
+            predictions = session.told(outputs, top=options["top"])
         else:
             outputs = _outputs(session, arrays, options["batch"])
         placed: JSON = None if session.placement is None else {**session.placement}
@@ -170,7 +175,16 @@ def _with_onnxruntime(
             asked = options["providers"] or [(n, {}) for n in (options["require"], "cpu") if n]
             data["report"] = report.data(session, asked)
             blocks = (Line((Span(""),)), *report.blocks(session, asked))
-        return Ran(predictions, outputs, data, blocks)
+        notes = samples.notes if samples is not None else _unprepared(session.interface)
+        return Ran(predictions, outputs, samples, notes, data, blocks)
+
+
+def _unprepared(interface: Interface | None) -> tuple[str, ...]:
+    """Return what should be known of arrays that a model for rows of a table gets as they are."""
+    if (record := given.table_of(interface)) is None:
+        return ()
+    what = f"the standardization that the manifest records for {len(record.columns)} columns"
+    return (f"inputs were taken as they are, without {what}: rows without --input get it",)
 
 
 def _session(model: str, options: Mapping[str, Any], profile: str | None) -> Session:
@@ -222,20 +236,26 @@ def _with_torch(
     from persistlib import loading
     from persistlib.runtime import torch_predictions
 
-    given = [name for name in _GRAPH_ALONE if options[name]]
-    if inputs or given:
-        flag = "--" + (given[0] if given else "input").replace("_", "-")
+    asked = [name for name in _GRAPH_ALONE if options[name]]
+    if inputs or asked:
+        flag = "--" + (asked[0] if asked else "input").replace("_", "-")
         remedy = words("persistlib", "convert", model, "model.onnx")
         raise error(Code.USAGE, flag, "needs a graph and ONNX Runtime", f"{remedy}, and run that")
 
-    def work(opened: Bundle) -> tuple[nn.Module, Interface]:
+    def work(opened: Bundle) -> tuple[nn.Module, Manifest]:
         loading.require_compatible(opened, "torch", allow_withdrawn=options["allow_withdrawn"])
         how = loading.Reading(mapped=True, verify=True)
         module = loading.load_module(opened, how, strict=True, trust=options["trust"])
-        return module.eval(), opened.manifest.interface
+        return module.eval(), opened.manifest
 
-    module, interface = reading(model, work)
-    return Ran(torch_predictions.predict(module, images, interface, top=options["top"]), {})
+    module, manifest = reading(model, work)
+    interface, training = manifest.interface, manifest.training
+    samples = given.read(images, interface)
+    task = None if training is None else training.strategy.get("task")
+    predictions = torch_predictions.predict(
+        module, samples.items, interface, task=task, top=options["top"]
+    )
+    return Ran(predictions, {}, samples, samples.notes)
 
 
 class Written(NamedTuple):
@@ -258,27 +278,30 @@ def _write(ran: Ran, options: Mapping[str, Any]) -> Written:
     return Written({"out": out, "widened": [*widened]}, (Line((Span(said),)),))
 
 
-def _told(images: Sequence[str], ran: Ran) -> dict[str, JSON]:
+def _told(ran: Ran) -> dict[str, JSON]:
     """Return predictions or outputs as JSON."""
-    if images:
-        pairs = zip(images, ran.predictions, strict=True)
-        return {"predictions": [_record(image, prediction) for image, prediction in pairs]}
+    notes: JSON = [*ran.notes]
+    if (samples := ran.samples) is not None:
+        pairs = zip(samples.names, ran.predictions, strict=True)
+        rows: JSON = [{samples.what: name, **predicted.data(answer)} for name, answer in pairs]
+        return {"predictions": rows, "notes": notes}
     from persistlib.cli.outputs import outputs_data
 
-    return {"outputs": outputs_data(ran.outputs)}
+    return {"outputs": outputs_data(ran.outputs), "notes": notes}
 
 
-def _blocks(images: Sequence[str], ran: Ran) -> tuple[Block, ...]:
-    if images:
-        return (_table(images, ran.predictions),)
+def _blocks(ran: Ran) -> tuple[Block, ...]:
+    notes = tuple(Line((Span(note),)) for note in ran.notes)
+    if (samples := ran.samples) is not None:
+        return (predicted.table(samples.what, samples.names, ran.predictions), *notes)
     from persistlib.cli.outputs import outputs_table
 
-    return (outputs_table(ran.outputs),)
+    return (outputs_table(ran.outputs), *notes)
 
 
 def _brief(ran: Ran, out: str | None) -> tuple[str, ...]:
-    if ran.predictions:
-        return tuple(prediction.label for prediction in ran.predictions)
+    if ran.samples is not None:
+        return tuple(map(predicted.brief, ran.predictions))
     return (out,) if out else tuple(ran.outputs)
 
 
@@ -292,28 +315,3 @@ def _hints(
     if options["top"] == 1:
         return (words("persistlib", "run", model, images[0], "--top", "5"),)
     return (words("persistlib", "run", model, images[0], "--json"),)
-
-
-def _record(image: str, prediction: Prediction) -> JSON:
-    return {
-        "image": image,
-        "label": prediction.label,
-        "index": prediction.index,
-        "probability": prediction.probability,
-        "top": [{"label": label, "probability": share} for label, share in prediction.top],
-    }
-
-
-def _table(images: Sequence[str], predictions: Sequence[Prediction]) -> Table:
-    rows = tuple(
-        row
-        for image, prediction in zip(images, predictions, strict=True)
-        for row in _rows(image, prediction)
-    )
-    return Table(("image", "class", "probability"), rows, frozenset({2}))
-
-
-def _rows(image: str, prediction: Prediction) -> Iterator[tuple[str | Span, ...]]:
-    for rank, (label, share) in enumerate(prediction.top):
-        style = Style.STRONG if rank == 0 else Style.FAINT
-        yield image if rank == 0 else "", Span(label, style), Span(percent(share), style)

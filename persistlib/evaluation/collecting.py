@@ -16,7 +16,6 @@ from persistlib.evaluation import task_metrics
 from persistlib.evaluation.metrics import measure
 from persistlib.evaluation.outcomes import Outcomes
 from persistlib.training.tasks import (
-    ANSWERS,
     CLASSIFICATION,
     IGNORED,
     MULTILABEL,
@@ -25,8 +24,6 @@ from persistlib.training.tasks import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from numpy.typing import NDArray
 
     from persistlib.evaluation.task_metrics import Measured
@@ -282,29 +279,6 @@ _COLLECTORS: dict[str, type[Collector]] = {
 def collector(head: Head, where: str, data: str, names: tuple[str, ...]) -> Collector:
     """Return what collects the answers of a head; see `Collector`."""
     return _COLLECTORS[head.task](head, where, data, names)
-
-
-def of_heads(
-    outputs: Mapping[str, NDArray[Any]], heads: Sequence[Head], where: str
-) -> list[NDArray[Any]]:
-    """Return what each head gave: by name, or by place where no output has a head's name.
-
-    Raises:
-        TrainingError: a head has no output.
-    """
-    if not heads[0].name:
-        known = [name for name in ANSWERS if name in outputs]
-        chosen = [*known, *outputs][:1]
-        if not chosen:
-            raise error(Code.NO_SCORES, where, "no tensor comes out", "run it yourself")
-        return [outputs[chosen[0]]]
-    names = [head.name for head in heads]
-    if not any(name in outputs for name in names) and len(outputs) >= len(names):
-        return [*outputs.values()][: len(names)]
-    if absent := [name for name in names if name not in outputs]:
-        reason = f"no output {absent[0]!r}, but {', '.join(outputs) or 'none'}"
-        raise error(Code.NO_SCORES, where, reason, "name the heads in --task as the outputs are")
-    return [outputs[name] for name in names]
 
 
 def _as_rows(array: NDArray[Any]) -> NDArray[Any]:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from persistlib.evaluation import timing
-from persistlib.evaluation.collecting import collector, of_heads
+from persistlib.evaluation.collecting import collector
 from persistlib.evaluation.inputs import cut, filled
 from persistlib.evaluation.intervals import wilson
+from persistlib.runtime.predictions import of_heads
 from persistlib.training.tasks import CLASSIFICATION
 
 if TYPE_CHECKING:

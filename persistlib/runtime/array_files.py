@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from persistlib.files import StrPath
 
-_ARCHIVE = b"PK\x03\x04"
+_ARCHIVE, _ARRAY = b"PK\x03\x04", b"\x93NUMPY"
 _MOST = 8 << 30  # bytes of all arrays of an archive together: they are held in memory
 _FAULTS = (
     *(ValueError, EOFError, KeyError, TypeError, SyntaxError, MemoryError, RuntimeError),
@@ -78,8 +78,10 @@ def read_file(path: StrPath) -> NDArray[Any] | dict[str, NDArray[Any]]:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise error(Code.SOURCE_READ, path, "not a regular file", "name a file")
         with open(path, "rb") as file:
-            is_archive = file.read(len(_ARCHIVE)) == _ARCHIVE
+            start = file.read(len(_ARRAY))
+        is_archive = start.startswith(_ARCHIVE)
         if not is_archive:
+            _require_array(start, path)
             array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
             return array
         return _members(path)
@@ -89,6 +91,18 @@ def read_file(path: StrPath) -> NDArray[Any] | dict[str, NDArray[Any]]:
         lines = str(fault).splitlines() or [type(fault).__name__]
         reason = f"no .npy or .npz file of plain numbers: {lines[0]}"
         raise error(Code.SESSION_INPUT, path, reason, "write it with numpy.save") from fault
+
+
+def _require_array(start: bytes, path: StrPath) -> None:
+    """Refuse what is no `.npy` file, of which numpy would say that unpickling it may help.
+
+    Raises:
+        SessionError: so it is.
+    """
+    if start != _ARRAY:
+        remedy = "write it with numpy.save; rows of a .csv file are given without --input"
+        reason = "no .npy and no .npz file: it begins otherwise"
+        raise error(Code.SESSION_INPUT, path, reason, remedy)
 
 
 def _members(path: StrPath) -> dict[str, NDArray[Any]]:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from persistlib.dtypes import DType
 from persistlib.errors import Code, error
-from persistlib.runtime import batching, placement, torch_tensors
+from persistlib.runtime import batching, placement, predictions, torch_tensors
 from persistlib.runtime.outside import handed
-from persistlib.runtime.predictions import Prediction, ranked
+from persistlib.runtime.predictions import Prediction
 from persistlib.runtime.providers import CPU, Provider, resolve_all, short
 from persistlib.runtime.refusals import LOCATION, message, refused
 from persistlib.runtime.settings import require_harmless_environment, session_options
@@ -27,12 +27,13 @@ if TYPE_CHECKING:
 
     import torch
     from numpy.typing import NDArray
+    from pydantic import JsonValue
 
     from persistlib.manifest.schema import Interface
     from persistlib.runtime.outside import Handed
     from persistlib.runtime.structure import GraphFacts
 
-__all__ = ["Prediction", "Session", "open_session", "ranked"]
+__all__ = ["Prediction", "Session", "open_session"]
 
 _FASTER = "give it longer (timeout=SECONDS), or fewer samples at once"
 
@@ -48,6 +49,8 @@ class Session:
             the runtime does not tell.
         facts: what the graph says about itself.
         interface: preprocessing and class names, for `predict`.
+        task: what the outputs are for, as a manifest's `training.strategy.task` says; None where
+            nothing does.
         timeout: seconds that a run may take; None for as long as it likes.
     """
 
@@ -59,6 +62,7 @@ class Session:
         self.assigned = placement.assigned(opened)
         self.facts = facts
         self.interface = interface
+        self.task: JsonValue = None
         self.timeout: float | None = None
         self._is_plain = not any(
             DType[spec.dtype].value.extension for spec in (*self.inputs, *self.outputs)
@@ -161,26 +165,37 @@ class Session:
             seconds = time.perf_counter() - start
         return seconds
 
-    def predict(self, images: Sequence[Any], *, top: int = 5) -> list[Prediction]:
-        """Return what each image is taken for.
+    def predict(self, images: Any, *, top: int = 5) -> list[Any]:
+        """Return what each image is taken for, or what a model tells of it.
 
         Args:
-            images: paths, Pillow images or arrays, or rows of a table (`table_rows`); prepared as
-                the interface says.
-            top: how many classes to name for each.
+            images: paths, Pillow images or arrays, or rows of a table (`table_rows`), or one of
+                them; prepared as the interface says.
+            top: how many classes or labels to name for each.
+
+        Returns:
+            Of each a `Prediction`; `Numbers` of a regression, `Labels` where a sample may have
+            several (`runtime.predictions`); of a model with named heads a mapping of these.
 
         Raises:
-            SessionError: nothing says how inputs are prepared, the graph does not give class
-                scores, an image cannot be read, or the runtime failed.
+            SessionError: nothing says how inputs are prepared, the graph does not give what its
+                task needs, it tells a class of each pixel, an image cannot be read, or the runtime
+                failed.
+        """
+        return [one for outputs in self.outputs_of(images) for one in self.told(outputs, top=top)]
+
+    def told(self, outputs: Mapping[str, NDArray[Any]], *, top: int = 5) -> Sequence[Any]:
+        """Return what outputs of some samples say, as `predict` returns it.
+
+        Raises:
+            SessionError: as `predict`.
         """
         labels = None if self.interface is None else self.interface.labels
-        return [
-            prediction
-            for outputs in self.outputs_of(images)
-            for prediction in ranked(next(iter(outputs.values())), labels, top=top)
-        ]
+        heads = predictions.heads_for(self.task, next(iter(outputs.values())).shape)
+        parts = predictions.of_heads(outputs, heads, "outputs")
+        return predictions.told(parts, heads, labels, top=top)
 
-    def outputs_of(self, images: Sequence[Any]) -> Iterator[dict[str, NDArray[Any]]]:
+    def outputs_of(self, images: Any) -> Iterator[dict[str, NDArray[Any]]]:
         """Yield the outputs for some images after the other, prepared as the interface says.
 
         Raises:
@@ -193,9 +208,9 @@ class Session:
             remedy = "prepare arrays yourself and use run(), or --input on the command line"
             raise error(Code.PREPROCESSING, "interface.preprocessing", "not recorded", remedy)
         record = preparing.parse(interface.preprocessing)
-        step = batching.samples_at_once(self.inputs)
-        for start in range(0, len(images), step):
-            yield self.run_batched([preparing.apply(images[start : start + step], record)])
+        step, items = batching.samples_at_once(self.inputs), preparing.items_of(images)
+        for start in range(0, len(items), step):
+            yield self.run_batched([preparing.apply(items[start : start + step], record)])
 
     def end_profile(self) -> str:
         """End profiling and return the path of the profile that the runtime wrote."""
@@ -276,6 +291,7 @@ def open_session(
     min_share: float | None = None,
     threads: int | None = None,
     interface: Interface | None = None,
+    task: JsonValue = None,
     timeout: float | None = None,
     profile: str | None = None,
     location: object = LOCATION,
@@ -292,6 +308,7 @@ def open_session(
         min_share: the part of all operators that the required provider must be given, 0 to 1.
         threads: that one operator may use; by default the runtime's choice.
         interface: preprocessing and class names, for `Session.predict`.
+        task: what the outputs are for, as a manifest's `training.strategy.task` says it.
         timeout: seconds that opening may take, and each run; by default as long as they like.
         profile: the beginning of the path of a profile that the runtime writes; None for none.
         location: what to name in an error.
@@ -317,7 +334,7 @@ def open_session(
         raise _refused(opened, graph, wanted, location) from opened
     placement.require_placed(opened, wanted, require, min_share, graph.model)
     session = Session(opened, facts, interface)
-    session.timeout = seconds
+    session.task, session.timeout = task, seconds
     return session
 
 

@@ -1,4 +1,4 @@
-"""What images are taken for by a torch module, prepared and ranked as a session does it."""
+"""What a torch module tells of images or rows, prepared and told as a session does it."""
 
 from __future__ import annotations
 
@@ -8,44 +8,56 @@ import torch
 
 from persistlib import preparing
 from persistlib.errors import Code, error
-from persistlib.runtime.session import Prediction, ranked
+from persistlib.runtime import predictions
+from persistlib.training.answers import of_heads, primary
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from numpy.typing import NDArray
+    from pydantic import JsonValue
 
     from persistlib.manifest.schema import Interface
+    from persistlib.training.tasks import Head
 
 _BATCH = 32  # images at once: more only costs memory
 
 
 def predict(
-    model: torch.nn.Module, images: Sequence[Any], interface: Interface, *, top: int = 5
-) -> list[Prediction]:
-    """Return what each image is taken for.
+    model: torch.nn.Module,
+    images: Any,
+    interface: Interface,
+    *,
+    task: JsonValue = None,
+    top: int = 5,
+) -> list[Any]:
+    """Return what each image is taken for, or what is told of it: as `Session.predict`.
 
     Args:
         model: in evaluation, on the CPU.
-        images: paths, Pillow images or arrays, or rows of a table.
+        images: as `Session.predict`.
         interface: how images are prepared, and the names of classes.
-        top: how many classes to name for each.
+        task: what the outputs are for, as a manifest's `training.strategy.task` says it.
+        top: how many classes or labels to name for each.
 
     Raises:
         SessionError: the interface does not say how inputs are prepared, an image cannot be read,
-            the module fails, or what it gives are no scores of classes.
+            the module fails, or what it gives is not what its task needs.
     """
     if interface.preprocessing is None:
         remedy = "prepare tensors yourself and call the module"
         raise error(Code.PREPROCESSING, "interface.preprocessing", "not recorded", remedy)
-    predictions: list[Prediction] = []
-    for start in range(0, len(images), _BATCH):
-        batch = preparing.apply(images[start : start + _BATCH], interface.preprocessing)
-        scores = _scores(model, torch.from_numpy(batch))
-        predictions.extend(ranked(scores.numpy(), interface.labels, top=top))
-    return predictions
+    found: list[Any] = []
+    items = preparing.items_of(images)
+    for start in range(0, len(items), _BATCH):
+        batch = preparing.apply(items[start : start + _BATCH], interface.preprocessing)
+        heads, parts = _answered(model, torch.from_numpy(batch), task)
+        found.extend(predictions.told(parts, heads, interface.labels, top=top))
+    return found
 
 
-def _scores(model: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
-    """Return the module's first output in a dtype that numpy has."""
+def _answered(
+    model: torch.nn.Module, batch: torch.Tensor, task: JsonValue
+) -> tuple[tuple[Head, ...], list[NDArray[Any]]]:
+    """Return the module's heads, and what each gave in a dtype that numpy has."""
     try:
         with torch.inference_mode():
             outputs = model(batch.to(next(model.parameters()).dtype))
@@ -54,11 +66,10 @@ def _scores(model: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
         lines = str(fault).splitlines() or [type(fault).__name__]
         remedy = "see whether the recorded preprocessing fits the model"
         raise error(Code.RUN_FAILED, "forward", lines[0][:300], remedy) from fault
-    while isinstance(outputs, (tuple, list)) and outputs:
-        outputs = outputs[0]
-    if isinstance(outputs, dict) and outputs:
-        outputs = next(iter(outputs.values()))
-    if not isinstance(outputs, torch.Tensor):
-        reason = f"the first output is a {type(outputs).__name__}"
-        raise error(Code.PREPROCESSING, "outputs", reason, "call the module yourself")
-    return outputs.double()
+    try:
+        heads = predictions.heads_for(task, primary(outputs).shape)
+        parts = of_heads(outputs, heads)
+    except TypeError as fault:
+        remedy = "call the module yourself"
+        raise error(Code.PREPROCESSING, "outputs", str(fault), remedy) from fault
+    return heads, [part.double().numpy() for part in parts]

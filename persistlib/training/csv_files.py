@@ -68,10 +68,14 @@ class Table(NamedTuple):
         return finding(Code.DATA_INVALID, where, reason, "correct the cell, or leave the row out")
 
 
-def read_table(path: str) -> tuple[Table, list[Finding]]:
+def read_table(path: str, least: int = 2) -> tuple[Table, list[Finding]]:
     """Return the cells of a file whose name says what parts them, and what rows are malformed.
 
     Fields are parted by commas, in a `.tsv` file by tabs; quoted as RFC 4180 says.
+
+    Args:
+        path: the file.
+        least: columns; a target and what it is told by.
 
     Raises:
         TrainingError: it cannot be read, is no UTF-8, or has no usable header.
@@ -84,7 +88,7 @@ def read_table(path: str) -> tuple[Table, list[Finding]]:
     faults: list[Finding] = []
     try:
         columns = tuple(name.strip() for name in next(reader, []))
-        _require_header(columns, path)
+        _require_header(columns, path, least)
         for row in reader:
             if not row:
                 continue
@@ -104,14 +108,14 @@ def read_table(path: str) -> tuple[Table, list[Finding]]:
     return Table(path, columns, rows, lines), faults
 
 
-def _require_header(columns: tuple[str, ...], path: str) -> None:
+def _require_header(columns: tuple[str, ...], path: str, least: int) -> None:
     """Refuse a file whose columns cannot be told apart by name.
 
     Raises:
         TrainingError: so it is.
     """
     remedy = "give each column a name of its own, in the first line"
-    if len(columns) < 2 or len(columns) > _MOST_COLUMNS:
+    if len(columns) < least or len(columns) > _MOST_COLUMNS:
         raise invalid(path, f"{len(columns)} columns; a target and what it is told by", remedy)
     if twice := sorted(name for name, count in Counter(columns).items() if count > 1)[:_SHOWN]:
         raise invalid(path, f"columns of one name: {', '.join(map(repr, twice))}", remedy)

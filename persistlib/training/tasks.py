@@ -73,6 +73,18 @@ def heads_of(task: TaskLike, location: str = "task") -> tuple[Head, ...]:
     return heads
 
 
+def said_by(strategy: Mapping[str, Any]) -> tuple[Head, ...] | None:
+    """Return the heads that a manifest's `training.strategy` says; None where it says nothing.
+
+    A loss of the caller's own says nothing.
+
+    Raises:
+        UsageError: what it says is no task.
+    """
+    said = strategy.get("task")
+    return None if said is None or said == CUSTOM else heads_of(said, "training.strategy.task")
+
+
 def record(heads: Sequence[Head]) -> JsonValue:
     """Return the heads as plain JSON, as `heads_of` takes them."""
     if not heads[0].name:

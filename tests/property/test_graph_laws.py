@@ -11,7 +11,7 @@ from onnx import helper
 
 from graph_assembly import branches, function, model, of, outside, weight
 from persistlib.errors import PersistlibError
-from persistlib.runtime.session import ranked
+from persistlib.runtime.predictions import ranked
 from persistlib.runtime.structure import check_graph
 from persistlib.wire import measure
 

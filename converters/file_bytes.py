@@ -216,3 +216,40 @@ class FileBytes:
             "the file shrank while it was read",
             "wait until nobody writes it, and read it again",
         )
+
+
+class Stretch(FileBytes):
+    """Part of an open file, read as if it were a file: who owns the file closes it.
+
+    Law: `stretch[a:b] == file[begin + a : begin + b]` for what lies inside.
+    """
+
+    def __init__(self, whole: FileBytes, begin: int, size: int, location: str) -> None:
+        """Begin at `begin`, for `size` bytes that the file has.
+
+        Raises:
+            FormatError: it has not.
+        """
+        self._whole, self._begin = whole, begin
+        self.size, self.location = size, location
+        if begin + size > whole.size:
+            reason = f"{whole.size} bytes, where {begin + size} are needed"
+            raise error(Code.FORMAT_TRUNCATED, location, reason, "fetch the file again")
+
+    def __getitem__(self, span: slice) -> bytes:
+        """Return a copy of some bytes, as the file does."""
+        begin, end, _ = span.indices(self.size)
+        return self._whole[self._begin + begin : self._begin + max(begin, end)]
+
+    def windows(
+        self, begin: int, end: int, watch: Callable[[memoryview], None] | None = None
+    ) -> Iterator[memoryview]:
+        """Yield the bytes between two places, as the file does."""
+        return self._whole.windows(self._begin + begin, self._begin + end, watch)
+
+    def mapping(self) -> memoryview:
+        """Return all of it as private memory, as the file does."""
+        return self._whole.mapping()[self._begin : self._begin + self.size]
+
+    def close(self) -> None:
+        """Leave the file open."""

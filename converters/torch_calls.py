@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     Arguments = tuple[object, ...]
+    Calls = dict[str, Callable[[Arguments], object]]
 
 SIZE = "torch.Size"
 _RANK = 64  # torch's own limit
@@ -93,7 +94,7 @@ def _view(
     is_lazy: bool = False,
 ) -> Tensor | None:
     """Return the description of a view, or None when its numbers are none or dtype is unsaid."""
-    start, shape, strides = (_naturals(part) for part in (offset, *layout))
+    start, shape, strides = (naturals(part) for part in (offset, *layout))
     if start is None or shape is None or strides is None or len(shape) != len(strides):
         return None
     if not dtype or len(shape) > _RANK:
@@ -101,7 +102,7 @@ def _view(
     return Tensor(storage, dtype, start[0], shape, strides, is_lazy)
 
 
-def _naturals(values: tuple[object, ...]) -> tuple[int, ...] | None:
+def naturals(values: tuple[object, ...]) -> tuple[int, ...] | None:
     """Return the values when each is an integer from 0 up; True and False are none."""
     numbers = tuple(value for value in values[: _RANK + 1] if type(value) is int and value >= 0)
     return numbers if len(numbers) == len(values) else None
@@ -151,7 +152,7 @@ def _ordered(arguments: Arguments) -> Mapping | None:
 def _size(arguments: Arguments) -> tuple[int, ...] | None:
     match arguments:
         case (tuple(extents),):
-            return _naturals(extents)
+            return naturals(extents)
         case _:
             return None
 
@@ -181,7 +182,7 @@ _REBUILDS: dict[str, Callable[[Arguments], Tensor | None]] = {
     "torch._utils._rebuild_parameter": _parameter,
     "torch._utils._rebuild_parameter_with_state": _parameter,
 }
-CALLS: dict[str, Callable[[Arguments], object]] = {
+CALLS: Calls = {
     **_REBUILDS,
     "torch.nn.parameter.Parameter": _parameter,
     "torch._tensor._rebuild_from_type": _typed,

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["TorchReader", "of_file", "open_file", "write", "write_to"]
 
 # What the Hub's libraries want a safetensors file of torch's tensors to say.
-_METADATA = {"format": "pt"}
+METADATA = {"format": "pt"}
 _SHOWN = 5
 
 
@@ -57,12 +57,12 @@ class TorchReader(CheckpointReader):
         super().__init__(
             tuple(view.entry(name) for name, view in views.items() if kept[name] == name),
             {name: first for name, first in kept.items() if first != name},
-            _METADATA,
+            METADATA,
         )
         self.others, self.part = state.others, state.path
         self.container = held.container
         code = ("graph the network itself, as code of TorchScript",) if held.is_script else ()
-        self.losses = (*code, *(f"value {name}, which is no tensor" for name in state.others))
+        self.losses = (*code, *values_lost(state))
         self.notes = _notes(state, {names[view]: view for view in names})
         self._views = views
         self._held = held
@@ -137,8 +137,13 @@ class TorchReader(CheckpointReader):
             self._data = None
 
 
-def _notes(state: State, views: dict[str, View]) -> tuple[str, ...]:
-    """Return what whoever reads the file should know."""
+def values_lost(state: State) -> tuple[str, ...]:
+    """Return the losses of what stands beside a state_dict."""
+    return tuple(f"value {name}, which is no tensor" for name in state.others)
+
+
+def part_notes(state: State) -> tuple[str, ...]:
+    """Return what whoever reads a state_dict should know of where it was found."""
     notes: list[str] = []
     if state.is_chosen:
         rest = _listed(state.candidates)
@@ -146,6 +151,12 @@ def _notes(state: State, views: dict[str, View]) -> tuple[str, ...]:
         notes.append(f"a training checkpoint; its part {state.path!r} is read{more}")
     if not state.tensors:
         notes.append("the state_dict is empty")
+    return tuple(notes)
+
+
+def _notes(state: State, views: dict[str, View]) -> tuple[str, ...]:
+    """Return what whoever reads the file should know."""
+    notes = [*part_notes(state)]
     if mixed := entangled(views):
         notes.append(f"views of one storage, each read as a tensor of its own: {_listed(mixed)}")
     return tuple(notes)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import struct
 from itertools import pairwise
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TYPE_CHECKING, ClassVar, NoReturn, TypeVar
 
 from persistlib.converters.torch_calls import CALLS, REFUSED, SIZE, is_known
 from persistlib.converters.torch_cursor import I32, U8, U16, U32, U64, Cursor
@@ -28,7 +28,8 @@ from persistlib.errors import Code, PersistlibError, error
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_OPCODES = 1 << 22  # about 100,000 tensors
+    from persistlib.converters.torch_calls import Calls
+
 _MARKS = 256
 _SCRIPT = "__torch__."
 _INERT = Inert()
@@ -40,9 +41,17 @@ _T = TypeVar("_T")
 class Walk(Cursor):
     """One pass over one pickle; after `run`, `position` is the first byte behind it.
 
+    What a walk knows is said by `calls`, `opcodes`, and what a subclass has for `_knows`, `_makes`
+    and `_takes`.
+
     Attributes:
         storages: a view of each storage that was named, by its key.
+        calls: what calling each global is described by.
+        opcodes: the most that are read.
     """
+
+    calls: ClassVar[Calls] = CALLS
+    opcodes: ClassVar[int] = 1 << 22  # about 100,000 tensors
 
     def __init__(
         self, data: memoryview, location: str, *, position: int = 0, folder: str | None = None
@@ -73,14 +82,14 @@ class Walk(Cursor):
         """
         handlers = _HANDLERS
         try:
-            for _ in range(_OPCODES):
+            for _ in range(self.opcodes):
                 opcode = self.data[self.position]
                 self.position += 1
                 if opcode == _STOP:
                     break
                 handlers[opcode](self)
             else:
-                self._refuse(Code.FORMAT_LIMIT, f"more than {_OPCODES} pickle opcodes")
+                self._refuse(Code.FORMAT_LIMIT, f"more than {self.opcodes} pickle opcodes")
             (value,) = self._stack
         except (IndexError, struct.error) as fault:
             raise self._error(Code.FORMAT_TRUNCATED, "the pickle is cut off") from fault
@@ -170,23 +179,23 @@ class Walk(Cursor):
         self._push_global(module, name)
 
     def new_object(self) -> None:
-        """Make a TorchScript object, or a size."""
+        """Make an object without its state, or a size."""
         arguments, kind = self._stack.pop(), self._stack.pop()
         if type(kind) is not Global or type(arguments) is not tuple:
             raise TypeError
         if kind.name == SIZE:
             self._stack.append(self._call(kind.name, (arguments[0],)))
-        elif kind.name.startswith(_SCRIPT) and not arguments:
+        elif self._makes(kind.name) and not arguments:
             self._stack.append(Instance(kind.name))
         else:
             self._refuse(Code.FORMAT_UNSAFE, f"an object of {kind.name} is never made")
 
     def build(self) -> None:
-        """Give an object its state: TorchScript's; that of an OrderedDict is only metadata."""
+        """Give an object its state; that of an OrderedDict is only metadata."""
         state = self._stack.pop()
         target = self._stack[-1]
-        if type(target) is Instance and type(state) is Mapping:
-            target.state = state
+        if type(target) is Instance and (taken := self._takes(target.kind, state)) is not None:
+            target.state = taken
         elif type(target) is not Mapping:
             what = target.kind if isinstance(target, Instance) else type(target).__name__
             self._refuse(Code.FORMAT_UNSAFE, f"a state that is never read is given to {what}")
@@ -254,6 +263,20 @@ class Walk(Cursor):
         """The memo index that protocol 4 leaves unsaid."""
         return len(self._memo)
 
+    # What a walk knows.
+
+    def _knows(self, full: str) -> bool:
+        """Return whether a global may be named."""
+        return is_known(full) or (self._folder is not None and full.startswith(_SCRIPT))
+
+    def _makes(self, kind: str) -> bool:
+        """Return whether objects of a class are described."""
+        return kind.startswith(_SCRIPT)
+
+    def _takes(self, kind: str, state: object) -> Mapping | None:  # noqa: ARG002 - a subclass asks
+        """Return what is kept of the state that an object is given; None when it is refused."""
+        return state if type(state) is Mapping else None
+
     # What they have in common.
 
     def _items(self) -> list[object]:
@@ -270,7 +293,7 @@ class Walk(Cursor):
     def _push_global(self, module: str, name: str) -> None:
         module = "builtins" if module == "__builtin__" else module
         full = f"{module}.{name}"
-        if not is_known(full) and not (self._folder is not None and full.startswith(_SCRIPT)):
+        if not self._knows(full):
             what = REFUSED.get(full, "a global that is never read")
             self._refuse(Code.FORMAT_UNSAFE, f"{full}: {what}")
         self._stack.append(Global(full))
@@ -279,9 +302,9 @@ class Walk(Cursor):
         # A call copies what it is given at most once; a list recalled and copied again and again
         # would cost the square of its length.
         self._copied += sum(len(part) for part in arguments if type(part) is list)
-        if self._copied > _OPCODES:
-            self._refuse(Code.FORMAT_LIMIT, f"more than {_OPCODES} items are copied")
-        described = CALLS[name](arguments) if name in CALLS else None
+        if self._copied > self.opcodes:
+            self._refuse(Code.FORMAT_LIMIT, f"more than {self.opcodes} items are copied")
+        described = self.calls[name](arguments) if name in self.calls else None
         if described is None:
             self._refuse(Code.FORMAT_UNSAFE, f"{name} is called as torch.save never does")
         return described

@@ -38,7 +38,7 @@ _OPTIMIZER = "param_groups"
 _DEPTH = 64
 _VISITS = 1 << 19
 _RENAME = "rename the tensor, and save the file again"
-_LONE = "tensor"  # the name of a tensor that was saved alone
+LONE = "tensor"  # the name of a tensor that was saved alone
 
 
 class State(NamedTuple):
@@ -197,7 +197,7 @@ class _Search:
             if name in tensors:
                 where = f"{self._location}: {name}"
                 raise error(Code.FORMAT_NAME, where, "the name stands twice", _RENAME)
-            tensors[name if path else _LONE] = value
+            tensors[name if path else LONE] = value
             return
         had, said = len(tensors), len(others)
         for key, item in _pairs(value):

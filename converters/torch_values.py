@@ -115,7 +115,7 @@ class Mapping:
 
 @dataclass(eq=False, slots=True)
 class Instance:
-    """A TorchScript object: its class is a name in the archive, its state a mapping."""
+    """An object, such as TorchScript's: its class is a name, its state a mapping."""
 
     kind: str
     state: Mapping = field(default_factory=Mapping)

@@ -505,7 +505,8 @@ def convert(
     it stands at `destination`.
 
     Args:
-        source: a bundle, or a safetensors, PyTorch, HDF5, Keras or ONNX file.
+        source: a bundle, a safetensors, PyTorch, HDF5, Keras or ONNX file, or a folder of
+            torch.distributed.checkpoint.
         destination: the file to write.
         to: the name of a format in `persistlib formats`; by default what the ending says. A whole
             Keras model also becomes a "bundle", which a destination without an ending stands for,
@@ -516,8 +517,8 @@ def convert(
         only: patterns of tensor names to write.
         rename: pattern to replacement, or texts `PATTERN=REPLACEMENT`; each `*` of a replacement is
             what the pattern's wildcard of the same number matched.
-        key: of a PyTorch file, which part of a training checkpoint, by its dotted path; of an ONNX
-            file, "" for constants and subgraphs too.
+        key: of a PyTorch file or such a folder, which part of a training checkpoint, by its dotted
+            path; of an ONNX file, "" for constants and subgraphs too.
         layout: of a Keras file, "torch" for torch's names and axes.
         template: an ONNX file whose graph the weights are put into.
         compression: of an HDF5 file that is written, "gzip" or "lzf".

@@ -96,6 +96,17 @@ FORMATS = {
             reads_with=frozenset({"key"}),
         ),
         Format(
+            "dcp",
+            "torch.distributed.checkpoint",
+            (".distcp",),
+            "persistlib.converters.dcp_file",
+            frozenset({"bits", "names", "order"}),
+            ("torch",),
+            reads_with=frozenset({"key"}),
+            is_written=False,
+            remark="a folder of pieces, read only",
+        ),
+        Format(
             "hdf5",
             "HDF5",
             (".hdf5", ".h5"),
@@ -137,6 +148,7 @@ _PICKLES = (b"\x80\2", b"\x80\3", b"\x80\4", b"\x80\5")
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 # An HDF5 file may begin with a block of the user's (the superblock is at 0, 512, 1024, ...).
 _HDF5_PLACES = tuple([0] + [512 << shift for shift in range(12)])
+_DCP, _MANIFEST = ".metadata", "manifest.json"
 _KERAS = {"config.json", "model.weights.h5"}
 _MAP = b'"weight_map"'
 _INDEX_HEAD = 1 << 16
@@ -187,12 +199,14 @@ def by_name(name: str) -> Format:
 
 
 def by_content(path: StrPath) -> Format:
-    """Return the format that a file's own bytes show, whatever it is called.
+    """Return the format that a file's own bytes show, or a folder's files, whatever it is called.
 
     Raises:
         FormatError: they show none that is read here.
         TargetError: the file cannot be read.
     """
+    if is_pieces(path):
+        return FORMATS["dcp"]
     try:
         with open(path, "rb", opener=_opened) as handle:
             if not stat.S_ISREG(os.fstat(handle.fileno()).st_mode):
@@ -211,6 +225,13 @@ def by_content(path: StrPath) -> Format:
         path,
         "its first bytes show no format that is read here",
         f"give a bundle, or a file of {', '.join(row.title for row in FORMATS.values())}",
+    )
+
+
+def is_pieces(path: StrPath) -> bool:
+    """Return whether a folder is one of torch.distributed.checkpoint, and no bundle."""
+    return os.path.isfile(os.path.join(path, _DCP)) and not os.path.lexists(
+        os.path.join(path, _MANIFEST)
     )
 
 

@@ -24,8 +24,10 @@ _INDEX = ".index.json"  # behind the ending of the shards
 
 
 def is_folder(source: StrPath) -> bool:
-    """Return whether a source is a bundle rather than a file."""
-    return os.path.isdir(source) or not os.path.exists(source)
+    """Return whether a source is a bundle rather than a file, or a checkpoint in pieces."""
+    if os.path.isdir(source):
+        return not formats.is_pieces(source)
+    return not os.path.exists(source)
 
 
 def bundle_checkpoint(bundle: Bundle) -> CheckpointReader:
@@ -69,7 +71,8 @@ def open_file(source: StrPath, **options: object) -> CheckpointReader:
     if prefix := wrapper_of((*reader.tensors, *reader.aliases)):
         reader.notes = (*reader.notes, wrapper_note(prefix))
     suffix = formats.ending(os.fspath(source).removesuffix(_INDEX))
-    if suffix and suffix not in formats.FORMATS[reader.format].suffixes:
+    known = formats.FORMATS[reader.format].suffixes
+    if suffix and suffix not in known and not os.path.isdir(source):
         note = f"the name ends in {suffix}, the content is {formats.FORMATS[reader.format].title}"
         reader.notes = (*reader.notes, note)
     return reader

@@ -31,7 +31,7 @@ FLAGS = {
 def command() -> Answer:
     """List the file formats that weights are read from and written to, and what each keeps.
 
-    A bundle is a folder of safetensors files and a manifest; the others are single files.
+    A bundle is a folder of safetensors files and a manifest.
     """
     return Answer(
         data={

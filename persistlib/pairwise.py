@@ -115,12 +115,9 @@ def _interface(model: Any) -> Interface:
 
 def _same(first: Judged, name: str) -> measurement.Sampling:
     """Return what gives the other model the samples of the first, and its tasks."""
-    training = first.manifest.training if first.manifest is not None else None
-    own = training.data if training is not None else None
 
     def samples(interface: Interface, trained: Data | None, _: tuple[Head, ...]) -> Samples:
-        chosen = first.evaluation.samples
-        return as_taken_by(chosen, interface, trained, name=name, own=own)
+        return as_taken_by(first.evaluation.samples, interface, trained, name=name)
 
     return samples
 

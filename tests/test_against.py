@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import warnings
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,17 +19,32 @@ from persistlib.evaluation.comparing import MCNEMAR, WILCOXON, compared
 from persistlib.evaluation.figures import bounded
 from persistlib.evaluation.mcnemar import Pairs, holm
 from persistlib.evaluation.outcomes import Outcomes
+from persistlib.evaluation.same_samples import as_taken_by
+from persistlib.evaluation.samples import open_samples
+from persistlib.manifest.schema import Data, Interface
+from persistlib.training.array_images import image_data
+from persistlib.training.splits import Division
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+    from persistlib.training.labelled import ImageData
 
 pytest.importorskip("sklearn")
 
 QUICK: dict[str, Any] = {"calls": 0, "threads": 1}
 PETS = ("cat", "dog", "owl")
+PARTS_OF = ("train", "valid", "test")
+GREY: dict[str, Any] = {
+    "kind": "image",
+    "channels": 1,
+    "resize": [4, 4],
+    "mean": [0.3],
+    "std": [0.4],
+}
 OTHERS = ("owl", "cat", "dog")  # the same in another order
 
 
@@ -505,3 +522,48 @@ def test_no_difference_is_said_to_be_none(folder: Path) -> None:
     shown = invoke(*words, "--threads", 1, "--against", folder / "new")
     text = " ".join(shown.stdout.split())
     assert "no difference to test: both are right on the same samples" in text
+
+
+# -- what a model was trained on -----------------------------------------------------------------
+
+
+def divided() -> ImageData:
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(0, 256, size=(24, 4, 4), dtype=np.uint8)
+    parts = tuple(("train", "valid", "test")[index % 3] for index in range(24))
+    data = image_data("three", pixels, [index // 3 % 2 for index in range(24)], ["cat", "dog"])
+    return replace(data, division=Division(parts, "its folders say"))
+
+
+def is_told(act: Callable[[], object]) -> bool:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        act()
+    return any("PL809" in str(item.message) for item in caught)
+
+
+@pytest.mark.parametrize("choice", [{}, {"held_out": True}, *({"part": p} for p in PARTS_OF)])
+@pytest.mark.parametrize("other", ["given", "drawn", "another seed", "unknown", "other data"])
+def test_the_other_is_judged_by_its_own_split_as_alone(choice: dict[str, Any], other: str) -> None:
+    data = divided()
+    splits = {
+        "given": data.split(),
+        "drawn": data.split(fraction=0.2, seed=0),
+        "another seed": data.split(fraction=0.5, seed=7),
+    }
+    how = {name: dict(split.how) for name, split in splits.items()}
+    digest = "blake3:0" if other == "other data" else data.digest
+    trained = Data(name="three", digest=digest, split=how.get(other, {}))
+    own = Data(name="three", digest=data.digest, split=how["given"])
+    interface = Interface(labels=data.classes, preprocessing=GREY)
+    samples = open_samples(data, interface, own if choice.get("held_out") else None, **choice)
+    assert samples.held_out is choice.get("held_out", False)
+
+    expected = other != "other data"
+    if other in splits:
+        chosen = samples.places if samples.places is not None else range(len(data))
+        expected = any(place in splits[other].train for place in chosen)
+    told = is_told(lambda: as_taken_by(samples, interface, trained, name="th"))
+    assert told is expected
+    if not samples.held_out:
+        assert is_told(lambda: open_samples(data, interface, trained, **choice)) is told

@@ -6,7 +6,6 @@ becomes an input, and the place of a class among the scores, are the other model
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ import numpy as np
 
 from persistlib import preprocessing
 from persistlib.errors import Code, Finding, error_of, finding, warn
+from persistlib.evaluation.seen import tell_seen
 from persistlib.training.tasks import IGNORED, MULTILABEL, REGRESSION, SEGMENTATION
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def _class_faults(
 
 
 def as_taken_by(
-    samples: Samples, interface: Interface, trained: Data | None, *, name: str, own: Data | None
+    samples: Samples, interface: Interface, trained: Data | None, *, name: str
 ) -> Samples:
     """Return the samples as another model takes them.
 
@@ -73,13 +73,12 @@ def as_taken_by(
         interface: the other's classes and preprocessing; what it does not say is the first's.
         trained: what the other was trained on.
         name: what the other is called.
-        own: what the first was trained on, which says what was held out.
 
     Raises:
         TrainingError: the classes of the two differ.
         SessionError: the other's preprocessing is of no kind that is known.
     """
-    _tell_seen(samples, trained, own, name)
+    tell_seen(samples, trained, name=name)
     classes, targets = samples.classes, samples.targets
     if interface.labels is None and classes:
         reason = "names no classes; those of the first are taken, in their order"
@@ -114,13 +113,3 @@ def _moved(samples: Samples, places: list[int]) -> dict[str, NDArray[Any]]:
         return {head.name: table[targets]}
     is_known = targets < len(table)
     return {head.name: np.where(is_known, table[np.where(is_known, targets, 0)], IGNORED)}
-
-
-def _tell_seen(samples: Samples, trained: Data | None, own: Data | None, name: str) -> None:
-    """Warn where the other model was trained on some of the samples."""
-    if trained is None or trained.digest != samples.digest:
-        return
-    if samples.held_out and own is not None and trained.split == own.split:
-        return
-    reason = f"{os.fspath(name)} was trained on a part of these very samples"
-    warn(Code.DATA_SEEN, trained.name, reason, "compare on what neither was trained on")

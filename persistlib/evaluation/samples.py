@@ -19,6 +19,7 @@ from persistlib import preparing, preprocessing
 from persistlib.digests import PREFIX
 from persistlib.errors import Code, Finding, PersistlibError, error, error_of, finding, warn
 from persistlib.evaluation.inputs import cut
+from persistlib.evaluation.seen import tell_seen
 from persistlib.training.arrays import ArrayData, is_archive, label_samples, read_samples
 from persistlib.training.data_sources import open_data
 from persistlib.training.labelled import ImageData, unknown_classes
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from persistlib.evaluation.inputs import Inputs
     from persistlib.manifest.schema import Data, Interface
     from persistlib.preparing import Preparation
+    from persistlib.training.splits import Divisible
     from persistlib.training.tasks import Head
 
 _SHOWN = 8
@@ -57,6 +59,9 @@ class Samples:
         part: the only part that these are, of data that come divided.
         heads: what the model's outputs are for.
         digests: of each sample, by which copies are known.
+        source: the data that they are of, which a manifest may say the division of; None for
+            arrays, which nobody divides.
+        places: their places in the source; None for all of it.
     """
 
     name: str
@@ -69,6 +74,8 @@ class Samples:
     part: str | None = None
     heads: tuple[Head, ...] = CLASSIFIER
     digests: tuple[bytes, ...] = ()
+    source: Divisible | None = None
+    places: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -121,8 +128,6 @@ def open_samples(
     read = _read(data, known, split)
     digest = read.digest if isinstance(read, ImageData) else _digest(read)
     chosen = None if part is None else _part(read, part)
-    if not held_out and _may_be_seen(read, trained, chosen):
-        tell_seen(trained, digest)
     is_prepared = isinstance(read, ArrayData) and read.is_prepared
     if not is_prepared and interface.preprocessing is None:
         raise unprepared()
@@ -135,20 +140,15 @@ def open_samples(
         classes=tuple(known or ()),
         preprocessing=None if is_prepared else preprocessing.parse(interface.preprocessing or {}),
         digests=read.digests if isinstance(read, ImageData) else read.digests(),
+        source=read if isinstance(read, ImageData) else None,
     )
     if held_out:
         return _held_out(samples, read, trained)
     if chosen is not None:
         samples = replace(_chosen(samples, chosen), part=part)
+    tell_seen(samples, trained)
     tell_absent(samples)
     return samples
-
-
-def tell_seen(trained: Data | None, digest: str) -> None:
-    """Warn where a model was trained on a part of the very samples that it is judged on."""
-    if trained is not None and trained.digest == digest:
-        reason = "the model was trained on a part of these very samples"
-        warn(Code.DATA_SEEN, trained.name, reason, "judge it on what was held out (--held-out)")
 
 
 def unprepared() -> PersistlibError:
@@ -274,20 +274,11 @@ def _part(read: ImageData | ArrayData, part: str) -> tuple[int, ...]:
     raise error(Code.DATA_INVALID, _GIVEN, "arrays come undivided", "leave the part out")
 
 
-def _may_be_seen(
-    read: ImageData | ArrayData, trained: Data | None, chosen: Sequence[int] | None
-) -> bool:
-    """Return whether a model may have been trained on some of the samples of its own data."""
-    if trained is None or chosen is None or not isinstance(read, ImageData):
-        return True
-    split = again(read, trained.split) if read.digest == trained.digest else None
-    return split is None or not {*chosen}.isdisjoint(split.train)
-
-
 def _chosen(samples: Samples, chosen: Sequence[int]) -> Samples:
     """Return some of the samples of a classifier."""
     assert not isinstance(samples.items, Mapping)
     items = [samples.items[index] for index in chosen]
     digests = tuple(samples.digests[index] for index in chosen)
     targets = {"": samples.labels[[*chosen]]}
-    return replace(samples, items=items, targets=targets, digests=digests)
+    places = tuple(chosen)
+    return replace(samples, items=items, targets=targets, digests=digests, places=places)

@@ -10,7 +10,8 @@ import numpy as np
 
 from persistlib import preparing
 from persistlib.errors import Code, error
-from persistlib.evaluation.samples import Samples, tell_absent, tell_seen, unprepared
+from persistlib.evaluation.samples import Samples, tell_absent, unprepared
+from persistlib.evaluation.seen import tell_seen
 from persistlib.table_rows import TablePreprocessing
 from persistlib.training import array_rows, tables
 from persistlib.training.arrays import is_archive, read_arrays
@@ -75,10 +76,11 @@ def open_table_samples(
         classes=tuple(interface.labels or ()),
         preprocessing=record,
         heads=heads,
+        source=table,
     )
     if choice.get("held_out"):
         return _held_out(samples, table, trained)
-    tell_seen(trained, samples.digest)
+    tell_seen(samples, trained)
     if table.classes:
         tell_absent(samples)
     return samples
@@ -129,4 +131,10 @@ def _held_out(samples: Samples, table: TableData, trained: Data | None) -> Sampl
         raise error(Code.DATA_INVALID, samples.name, reason, remedy)
     chosen = [*split.valid]
     targets = {name: rows[chosen] for name, rows in samples.targets.items()}
-    return replace(samples, items=[*_items(table)[chosen]], targets=targets, held_out=True)
+    return replace(
+        samples,
+        items=[*_items(table)[chosen]],
+        targets=targets,
+        held_out=True,
+        places=split.valid,
+    )

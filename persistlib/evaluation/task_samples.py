@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from persistlib import preprocessing
 from persistlib.errors import Code, error
-from persistlib.evaluation.samples import Samples, named, tell_seen, unprepared
+from persistlib.evaluation.samples import Samples, named, unprepared
+from persistlib.evaluation.seen import tell_seen
 from persistlib.evaluation.targets import read_targets
 from persistlib.training.sample_digests import digest_of
 
@@ -45,10 +46,9 @@ def open_task_samples(
         raise unprepared()
     # As `finetune` digests the same arrays.
     digest = digest_of((given.inputs, given.targets.get("", given.targets)))
-    tell_seen(trained, digest)
     record = None if given.is_prepared else preprocessing.parse(interface.preprocessing or {})
     inputs = given.inputs
-    return Samples(
+    samples = Samples(
         name=name,
         digest=digest,
         items=inputs if isinstance(inputs, Mapping) else list(inputs),
@@ -57,3 +57,5 @@ def open_task_samples(
         preprocessing=record,
         heads=heads,
     )
+    tell_seen(samples, trained)
+    return samples

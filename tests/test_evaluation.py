@@ -260,6 +260,7 @@ def test_folders_files_and_arrays_of_the_same_samples_give_the_same_result(
         {"images": pixels, "labels": numbers},
         {"images": pixels, "labels": reversed_numbers, "classes": np.array(order)},
         {"images": pixels, "labels": names, "classes": np.array(order)},
+        {"images": pixels.astype(np.int64), "labels": names},
         {"inputs": inputs, "labels": numbers},
     )
     others = [
@@ -278,7 +279,8 @@ def test_folders_files_and_arrays_of_the_same_samples_give_the_same_result(
         assert [(r.images, r.precision, r.recall) for r in other.metrics.classes] == rows
         assert np.array_equal(other.metrics.confusion, first.metrics.confusion)
     assert others[0].samples.digest == others[1].samples.digest
-    assert others[4].preparation is None
+    assert others[0].samples.digest == others[4].samples.digest
+    assert others[5].preparation is None
 
 
 def test_a_graph_alone_says_its_classes_and_how_images_are_prepared(
@@ -441,6 +443,8 @@ BAD_ARRAYS: dict[str, tuple[dict[str, Any], set[str]]] = {
         {"PL802"},
     ),
     "not finite": ({"inputs": np.full((4, 3), np.nan), "labels": [0] * 4}, {"PL802"}),
+    "images that were scaled": ({"images": PIXELS / 255, "labels": [0] * 4}, {"PL802"}),
+    "images beyond bytes": ({"images": PIXELS.astype(np.int16) - 1, "labels": [0] * 4}, {"PL802"}),
     "texts as inputs": ({"inputs": ["a"] * 4, "labels": [0] * 4}, {"PL802"}),
     "several at once": (
         {"images": np.full((4, 5), np.inf), "labels": [0, 9, 0]},

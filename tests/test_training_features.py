@@ -19,9 +19,12 @@ from torch.utils.data import DataLoader, TensorDataset
 from persistlib.errors import Code, PersistlibError, PersistlibWarning, error
 from persistlib.training.events import RunsOnce
 from persistlib.training.features import features
+from persistlib.training.fusion import fit_classifier
 from persistlib.training.loop import Folder, finetune
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from persistlib.training.events import Event
 
 
@@ -299,3 +302,61 @@ def test_features_in_blocks_of_any_size_are_the_features(
         found = features(model, data, batch_size=batch_size, cache=cache)
         assert found.values.equal(inputs)
         assert features(model, data, batch_size=batch_size, cache=cache).reused
+
+
+# -- inputs that are not finite ------------------------------------------------------------------
+
+
+def rows_with(*bad: tuple[int, int, float]) -> tuple[torch.Tensor, torch.Tensor]:
+    inputs = torch.randn(3000, 4, generator=torch.Generator().manual_seed(0))
+    for row, column, value in bad:
+        inputs[row, column] = value
+    return inputs, torch.arange(3000) % 2
+
+
+def perceptron() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+
+
+class Patient(nn.Module):
+    """Takes what is not finite for a value that is missing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = perceptron()
+
+    def forward(self, inputs: torch.Tensor) -> Any:
+        return self.layers(inputs.nan_to_num(0.0, 0.0, 0.0))
+
+
+WHO_LOOKS: dict[str, Callable[[nn.Module, Any], object]] = {
+    "features": features,
+    "fit_classifier": fit_classifier,
+    "finetune": lambda model, samples: finetune(model, samples, epochs=1, lr=0.1),
+    "held out": lambda model, samples: finetune(model, rows_with(), samples, epochs=1, lr=0.1),
+}
+
+
+@pytest.mark.parametrize("act", WHO_LOOKS.values(), ids=WHO_LOOKS)
+def test_inputs_that_are_not_finite_are_counted_before_anything_is_run(
+    act: Callable[[nn.Module, Any], object],
+) -> None:
+    bad = rows_with((2100, 3, float("nan")), (2100, 1, float("inf")), (2999, 0, float("-inf")))
+    with pytest.raises(PersistlibError) as caught:
+        act(perceptron(), bad)
+    (found,) = caught.value.findings
+    assert found.code == "PL802"
+    assert found.location.endswith(": inputs")
+    assert found.message == "3 of 12,000 numbers are not finite, the first at [2100, 1]"
+    act(Patient(), bad)
+    act(perceptron(), rows_with())
+
+
+def test_bad_inputs_and_targets_are_told_together() -> None:
+    inputs, _ = rows_with((7, 0, float("nan")))
+    targets = torch.zeros(3000, 2)
+    targets[9, 1] = float("inf")
+    with pytest.raises(PersistlibError) as caught:
+        finetune(perceptron(), (inputs, targets), epochs=1, lr=0.1, task="regression")
+    places = {item.location for item in caught.value.findings}
+    assert places == {"train: inputs", "train: targets"}

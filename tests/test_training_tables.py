@@ -193,7 +193,9 @@ def test_every_bad_cell_is_reported_with_line_and_column(tmp_path: Path) -> None
 
 HEADERS: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "0 columns"),
-    "one column": (b"x\n1\n", "1 columns"),
+    "one column": (b"x\n1\n", "one column; a target"),
+    "semicolons": (b"x;y\n1,5;2\n", "looks parted by semicolons"),
+    "tabs": (b"x\ty\n1\t2\n", "looks parted by tabs"),
     "no header": (b"1,2\n3,4\n", "no header"),
     "a name twice": (b"x,x,y\n1,2,3\n", "columns of one name: 'x'"),
     "no name": (b"x,,y\n1,2,3\n", "without a printable name"),
@@ -232,6 +234,21 @@ def test_very_many_faults_are_counted(tmp_path: Path) -> None:
     fault = refused(path)
     assert len(fault.findings) == 51
     assert any("450 more such faults" in item.message for item in fault.findings)
+    lines = [int(item.location.split(":")[1]) for item in fault.findings]
+    assert lines == [*range(2, 53)]
+    assert "450 more such faults from here on" in fault.findings[-1].message
+
+
+def test_faults_of_several_columns_are_told_by_line(tmp_path: Path) -> None:
+    rows = [["1,5", "2,5", index] for index in range(200)]
+    text = "\n".join(f'"{a}","{b}",{c}' for a, b, c in rows)
+    path = tmp_path / "comma.csv"
+    path.write_text(f"x,y,z\n{text}\n")
+    *first, last = refused(path).findings
+    lines = [int(item.location.split(":")[1]) for item in (*first, last)]
+    assert lines == sorted(lines)
+    assert max(lines) == 27
+    assert last.message.startswith("350 more such faults from here on, 400 in all")
 
 
 # -- rows as a model takes them ------------------------------------------------------------------
@@ -559,3 +576,14 @@ def test_what_is_held_out_has_no_part_in_the_standardization(diabetes: Path) -> 
     assert np.array_equal(made.preprocessing.mean, trained.mean(axis=0))
     assert np.array_equal(made.preprocessing.std, trained.std(axis=0))
     assert not np.allclose(made.preprocessing.mean, rows.mean(axis=0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("values", [ROWS, np.arange(9.0) % 2], ids=["numbers", "one number"])
+def test_a_model_for_images_refuses_rows_before_it_trains(
+    tmp_path: Path, values: np.ndarray[Any, Any]
+) -> None:
+    rows = np.column_stack([ROWS, values])
+    path = write_csv(tmp_path / "t.csv", [f"c{i}" for i in range(rows.shape[1])], rows + 0.5)
+    with pytest.raises(PersistlibError, match="the model refuses rows") as caught:
+        plan("squeezenet1_1", data=path, settings=Settings(epochs=1, lr=0.1), task="regression")
+    assert caught.value.code == "PL901"

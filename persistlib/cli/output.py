@@ -108,7 +108,7 @@ class Output:
         for found in findings[:SHOWN]:
             self._say_finding(found)
         if len(findings) > SHOWN:
-            self._say(f"and {len(findings) - SHOWN} more: --json lists them all")
+            self._say(f"and {len(findings) - SHOWN} more: --json shows them")
         return exit_code
 
     def text(self, text: str) -> int:

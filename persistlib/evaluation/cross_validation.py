@@ -152,7 +152,7 @@ def in_folds(problem: Problem, count: int, *, seed: int) -> CrossValidation:
     places = dividing.divide(problem.digests, labels, count, seed)
     groups = dividing.copies(problem.digests)
     if labels is not None:
-        dividing.tell_rare(labels, groups, problem.names)
+        dividing.require_members(labels, groups, problem.names, count)
     answers = np.empty_like(problem.truth)
     rows: list[Fold] = []
     for number, tested in enumerate(_each(problem, places)):

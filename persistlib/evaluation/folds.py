@@ -7,6 +7,7 @@ samples as each other, give or take one.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +16,7 @@ from persistlib.errors import Code, error, warn
 from persistlib.training.splits import draw
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -62,11 +63,53 @@ def divide(
 
 def tell_rare(labels: Sequence[int], groups: NDArray[np.int64], names: Sequence[str]) -> None:
     """Warn of classes with one distinct sample, which is never told by what it was fitted on."""
-    members: dict[int, set[int]] = {}
-    for label, group in zip(labels, groups, strict=True):
-        members.setdefault(int(label), set()).add(int(group))
-    rare = [names[label] for label, own in sorted(members.items()) if len(own) == 1]
-    if rare:
-        shown = ", ".join(rare[:_SHOWN]) + (", ..." if len(rare) > _SHOWN else "")
-        reason = f"one distinct sample of {shown}: it is always answered wrong"
+    _tell_rare(_members(labels, groups), names)
+
+
+def require_members(
+    labels: Sequence[int], groups: NDArray[np.int64], names: Sequence[str], count: int
+) -> None:
+    """Refuse more folds than any class has distinct samples; warn where a class has fewer.
+
+    `StratifiedKFold` refuses and warns in these cases too.
+
+    Args:
+        labels: the class of each sample.
+        groups: as `copies`.
+        names: of the classes.
+        count: of folds.
+
+    Raises:
+        TrainingError: no class has a sample for every fold.
+    """
+    members = _members(labels, groups)
+    if (most := max(members.values())) < count:
+        reason = f"{count} folds, where no class has more than {most} distinct samples"
+        remedy = f"take at most {most} folds, or leave_one_out" if most > 1 else "add samples"
+        raise error(Code.FOLDS, "folds", reason, remedy)
+    _tell_rare(members, names)
+    few = [f"{names[label]} ({own})" for label, own in members.items() if 1 < own < count]
+    if few:
+        reason = f"some of the {count} folds have no sample of {_listed(few)}"
+        warn(
+            Code.FOLDS,
+            "data",
+            reason,
+            f"take at most {min(own for own in members.values() if own > 1)} folds",
+        )
+
+
+def _members(labels: Sequence[int], groups: NDArray[np.int64]) -> dict[int, int]:
+    """Return how many distinct samples each class has."""
+    pairs = {(int(label), int(group)) for label, group in zip(labels, groups, strict=True)}
+    return dict(sorted(Counter(label for label, _ in pairs).items()))
+
+
+def _tell_rare(members: Mapping[int, int], names: Sequence[str]) -> None:
+    if rare := [names[label] for label, own in members.items() if own == 1]:
+        reason = f"one distinct sample of {_listed(rare)}: it is always answered wrong"
         warn(Code.FOLDS, "data", reason, "add samples, or leave the class out")
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")

@@ -16,7 +16,7 @@ import numpy as np
 
 from persistlib.errors import Code, Finding, error, error_of, finding
 from persistlib.evaluation.inputs import count
-from persistlib.training.arrays import has_named_inputs, is_archive, read_arrays
+from persistlib.training.arrays import has_named_inputs, is_archive, pixel_findings, read_arrays
 from persistlib.training.tasks import CLASSIFICATION, IGNORED, MULTILABEL, REGRESSION, SEGMENTATION
 
 if TYPE_CHECKING:
@@ -88,7 +88,11 @@ def _from_file(path: str, heads: Sequence[Head]) -> Given:
     if len(sources) != 1 or len(wanted) != 1:
         reason = f"holds {', '.join(arrays) or 'no array that is known'}"
         raise error(Code.DATA_INVALID, path, reason, _FORMS)
-    return Given(sources[0], _by_head(wanted[0], heads, path), "images" not in arrays)
+    if (images := arrays.get("images")) is None:
+        return Given(sources[0], _by_head(wanted[0], heads, path))
+    if faults := [*pixel_findings(images, f"{path}: images")]:
+        raise error_of(faults)
+    return Given(images.astype(np.uint8, copy=False), _by_head(wanted[0], heads, path), False)
 
 
 def _found(arrays: Mapping[str, NDArray[Any]], kind: str) -> Iterator[Inputs]:

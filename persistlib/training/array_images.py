@@ -34,8 +34,16 @@ def image_data(
     classes: Sequence[str],
     division: Division | None = None,
 ) -> ImageData:
-    """Return images of one size that stand in an array, along its first axis."""
-    images = tuple(pixels)
+    """Return images of one size that stand in an array, along its first axis.
+
+    Args:
+        name: as `ImageData`, as are labels, classes and division.
+        pixels: whole numbers from 0 to 255, of any dtype.
+        labels: the class of each.
+        classes: names.
+        division: the parts that they come divided into.
+    """
+    images = tuple(pixels.astype(np.uint8, copy=False))
     return ImageData(
         name=name,
         images=images,

@@ -170,12 +170,36 @@ def _sample_faults(
     if labels.ndim != 1 or len(labels) != (len(samples) if samples.ndim else 0) or not len(labels):
         reason = f"labels of shape {labels.shape} for {what} of shape {samples.shape}"
         yield _fault(location, reason, "give one label for each, at least one")
-    if samples.dtype.kind not in "uif" or not np.isfinite(samples).all():
+    if is_prepared and (samples.dtype.kind not in "uif" or not np.isfinite(samples).all()):
         reason = f"{what} of {samples.dtype} that are no finite numbers"
         yield _fault(location, reason, "look at how they were made")
-    if not is_prepared and (samples.ndim not in {3, 4} or samples.shape[3:] not in _CHANNELS):
+    if is_prepared:
+        return
+    yield from pixel_findings(samples, location)
+    if samples.ndim not in {3, 4} or samples.shape[3:] not in _CHANNELS:
         reason = f"images of shape {samples.shape}"
         yield _fault(location, reason, "give (images, height, width[, 1, 3 or 4])")
+
+
+def pixel_findings(images: NDArray[Any], location: str) -> Iterator[Finding]:
+    """Yield why an array holds no 8-bit pixels: whatever its dtype, whole numbers from 0 to 255.
+
+    What was scaled already would be scaled again.
+    """
+    if images.dtype.kind in "ui" and (not images.size or _within_bytes(images)):
+        return
+    reason = f"images of {images.dtype}"
+    if images.size and images.dtype.kind in "uif" and np.isfinite(images).all():
+        reason += f", from {images.min():g} to {images.max():g}"
+    remedy = "give whole numbers from 0 to 255; or, ready for the model, as `inputs`"
+    yield _fault(location, reason, remedy)
+
+
+def _within_bytes(images: NDArray[Any]) -> bool:
+    return bool(images.min() >= 0 and images.max() <= _WHITE)
+
+
+_WHITE = 255
 
 
 _CHANNELS = {(), (1,), (3,), (4,)}

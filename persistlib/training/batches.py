@@ -162,6 +162,10 @@ class Batches:
         """Return the targets of all samples where they are at hand; None where they are not."""
         return None if self._pair is None else self._pair.targets
 
+    def known_inputs(self) -> Any:
+        """Return the inputs of all samples where they are at hand; None where they are not."""
+        return None if self._pair is None else self._pair.inputs
+
     def targets(self) -> Any:
         """Return the targets of all samples, which are gone through where need be."""
         if self._pair is not None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from persistlib.errors import Code, Finding, finding
+from persistlib.training.labelled import place_of
 from persistlib.training.raw_files import invalid, text_of
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ _MOST = 256 << 20
 _MOST_COLUMNS = 1 << 16
 _SHOWN = 50  # faults; the rest are counted
 _TEXT = 60  # characters of a cell in a message
+_NAMED = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _MISSING = {"", "na", "n/a", "nan", "null", "none", "?"}
 
 
@@ -88,7 +90,7 @@ def read_table(path: str, least: int = 2) -> tuple[Table, list[Finding]]:
     faults: list[Finding] = []
     try:
         columns = tuple(name.strip() for name in next(reader, []))
-        _require_header(columns, path, least)
+        _require_header(columns, path, least, text=text, delimiter=delimiter)
         for row in reader:
             if not row:
                 continue
@@ -108,21 +110,36 @@ def read_table(path: str, least: int = 2) -> tuple[Table, list[Finding]]:
     return Table(path, columns, rows, lines), faults
 
 
-def _require_header(columns: tuple[str, ...], path: str, least: int) -> None:
+def _require_header(
+    columns: tuple[str, ...], path: str, least: int, *, text: str, delimiter: str
+) -> None:
     """Refuse a file whose columns cannot be told apart by name.
 
     Raises:
         TrainingError: so it is.
     """
     remedy = "give each column a name of its own, in the first line"
+    if 0 < len(columns) < least and (other := _parted_by(text, delimiter)):
+        reason = f"one column, parted by {_NAMED[delimiter]}; its first line looks parted by "
+        remedy = "write it with commas and decimal points, or as .tsv with tabs"
+        raise invalid(path, f"{reason}{_NAMED[other]}", remedy)
     if len(columns) < least or len(columns) > _MOST_COLUMNS:
-        raise invalid(path, f"{len(columns)} columns; a target and what it is told by", remedy)
+        count = "one column" if len(columns) == 1 else f"{len(columns)} columns"
+        raise invalid(path, f"{count}; a target and what it is told by are needed", remedy)
     if twice := sorted(name for name, count in Counter(columns).items() if count > 1)[:_SHOWN]:
         raise invalid(path, f"columns of one name: {', '.join(map(repr, twice))}", remedy)
     if "" in columns or not all(name.isprintable() for name in columns):
         raise invalid(path, "a column without a printable name", remedy)
     if all(number_of(name) is not None for name in columns):
         raise invalid(path, "no header: the first line is numbers", remedy)
+
+
+def _parted_by(text: str, delimiter: str) -> str:
+    """Return what else parts the first line, most often; empty for nothing."""
+    line = text.partition("\n")[0]
+    counts = {other: line.count(other) for other in _NAMED if other != delimiter}
+    most = max(counts, key=lambda other: counts[other])
+    return most if counts[most] else ""
 
 
 def number_of(cell: str) -> float | None:
@@ -135,11 +152,13 @@ def number_of(cell: str) -> float | None:
     return value if math.isfinite(value) and "_" not in cell else None
 
 
-def folded(faults: Sequence[Finding], path: str) -> Iterator[Finding]:
-    """Yield faults of a table, of very many the first ones and how many more there are."""
-    yield from faults[:_SHOWN]
-    if (more := len(faults) - _SHOWN) > 0:
-        yield finding(Code.DATA_INVALID, path, f"{more:,} more such faults", "correct them")
+def folded(faults: Sequence[Finding]) -> Iterator[Finding]:
+    """Yield faults of a table by line, of very many the first ones and where the others begin."""
+    ordered = sorted(faults, key=place_of)
+    yield from ordered[:_SHOWN]
+    if more := ordered[_SHOWN:]:
+        reason = f"{len(more):,} more such faults from here on, {len(faults):,} in all"
+        yield finding(Code.DATA_INVALID, more[0].location, reason, "correct them")
 
 
 def is_missing(cell: str) -> bool:

@@ -24,6 +24,7 @@ import torch
 from persistlib.errors import Code, TargetError, error, warn
 from persistlib.training import feature_files, fronts, nests
 from persistlib.training.batches import Batches
+from persistlib.training.finite import require_finite
 from persistlib.training.head import entered_last
 from persistlib.training.sharing import go_on, in_turn
 
@@ -119,7 +120,8 @@ def features(
         between: called after each batch; what it raises ends the work.
 
     Raises:
-        TrainingError: no part ends the model, or that at `at` does not; or the samples do not fit.
+        TrainingError: no part ends the model, or that at `at` does not; or the samples do not fit,
+            or are not finite.
         PersistlibError: they are more than memory may hold, or the folder cannot be written.
     """
     place = torch.device(device) if device is not None else _device(model)
@@ -127,6 +129,7 @@ def features(
     modes = [(module, module.training) for module in model.modules()]
     model.to(place)
     try:
+        require_finite(model, batches)
         path, like = _judged_part(model, batches, at)
         if cache is None and (size := _bytes(like, batches.size)) > memory:
             reason = f"{size:,} bytes of features; {memory:,} may be kept in memory"

@@ -15,6 +15,7 @@ from persistlib.architecture.behaviour import untouched
 from persistlib.errors import Code, error_of, finding
 from persistlib.training.answers import of_heads, targets_of
 from persistlib.training.batches import call
+from persistlib.training.finite import input_findings
 from persistlib.training.memory import is_out_of_memory
 from persistlib.training.tasks import (
     CLASSIFICATION,
@@ -74,7 +75,7 @@ def require(task: str, answer: torch.Tensor, targets: torch.Tensor) -> None:
 def examine(model: torch.nn.Module, samples: Sequence[Batches], heads: Sequence[Head]) -> None:
     """Compare targets with what a model makes of each first batch; the model is left as it was.
 
-    Where targets were given as arrays all of them are looked at.
+    Where samples were given as arrays all of them are looked at.
 
     Raises:
         TrainingError: they do not fit; every fault is reported.
@@ -82,7 +83,9 @@ def examine(model: torch.nn.Module, samples: Sequence[Batches], heads: Sequence[
     """
     if all(head.task == CUSTOM for head in heads):
         return
-    if faults := [fault for some in samples for fault in _faults(model, some, heads)]:
+    faults = [fault for some in samples for fault in input_findings(model, some)]
+    faults += [fault for some in samples for fault in _faults(model, some, heads)]
+    if faults:
         raise error_of(faults)
 
 

@@ -73,6 +73,26 @@ def entered_last(model: nn.Module, inputs: Any) -> Iterator[str]:
         path = path.rpartition(".")[0]
 
 
+@torch.no_grad()
+def require_taken(model: nn.Module, example: torch.Tensor) -> torch.Tensor:
+    """Return what a model answers to an example.
+
+    Args:
+        model: run, and left in evaluation.
+        example: a batch of inputs.
+
+    Raises:
+        UsageError: the model refuses it.
+    """
+    model.eval()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return primary(model(example))
+    except Exception as fault:
+        text = (str(fault).strip().splitlines() or [type(fault).__name__])[0]
+        raise _refused(example, text) from fault
+
+
 @contextlib.contextmanager
 def _watching(model: nn.Module) -> Generator[list[tuple[str, nn.Module]]]:
     """Yield a list to which each layer with parameters is added as it is entered."""
@@ -134,16 +154,9 @@ def drop_auxiliary_heads(model: nn.Module) -> tuple[str, ...]:
     return paths
 
 
-@torch.no_grad()
 def _width(model: nn.Module, example: torch.Tensor) -> int:
     """Return how many scores the model gives a sample."""
-    model.eval()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            scores = primary(model(example))
-    except Exception as fault:
-        text = (str(fault).strip().splitlines() or [type(fault).__name__])[0]
-        raise _refused(example, text) from fault
+    scores = require_taken(model, example)
     if scores.ndim != 2:
         raise _unknown("model", f"outputs of shape {tuple(scores.shape)} are no scores of classes")
     return scores.shape[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 # To train and to hold out.
 LEAST = 2
+_NUMBERED = re.compile(r"([^0-9]*)([0-9]*)")
 _SHOWN = 8  # names of classes in a message
 
 
@@ -109,6 +111,11 @@ class Asked(NamedTuple):
         return self.least > 1
 
 
+def place_of(found: Finding) -> list[tuple[str, int]]:
+    """Return what findings are sorted by: their location, numbers in it by their size."""
+    return [(text, int(digits or -1)) for text, digits in _NUMBERED.findall(found.location)]
+
+
 class Survey(NamedTuple):
     """Data as far as they can be read, and all that is wrong with them."""
 
@@ -119,7 +126,7 @@ class Survey(NamedTuple):
     def faults(self) -> tuple[Finding, ...]:
         """What stops the work, by location."""
         faults = (item for item in self.findings if item.severity == "error")
-        return tuple(sorted(faults, key=lambda item: item.location))
+        return tuple(sorted(faults, key=place_of))
 
     def require(self) -> ImageData | TableData:
         """Return the data; warnings are told.

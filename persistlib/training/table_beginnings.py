@@ -12,7 +12,7 @@ from persistlib.errors import Code, TrainingError, error
 from persistlib.table_rows import TablePreprocessing
 from persistlib.training import randomness
 from persistlib.training.beginnings import Saved, named_builder
-from persistlib.training.head import find_head
+from persistlib.training.head import find_head, require_taken
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -108,7 +108,14 @@ def columns_of(builder: str | Saved) -> tuple[str, ...] | None:
 
 
 def _head(model: nn.Module, data: TableData) -> Head | None:
-    """Return the last layer of a classifier; None where targets are numbers."""
+    """Return the last layer of a classifier; None where targets are numbers.
+
+    Raises:
+        TrainingError: it cannot be told.
+        UsageError: the model refuses rows of that width.
+    """
+    row = torch.zeros(1, len(data.columns))
     if not data.classes:
+        require_taken(model, row)
         return None
-    return find_head(model, torch.zeros(1, len(data.columns)))
+    return find_head(model, row)

@@ -128,7 +128,7 @@ def survey(path: str, asked: Asked) -> Survey:
         labels, classes, more = _labels(table, targets[0], asked.known)
     else:
         numbers, more = _numbers(table, targets, task)
-    findings += folded([*faults, *more], path)
+    findings += folded([*faults, *more])
     data = TableData(
         name=os.path.basename(path),
         columns=tuple(features),

@@ -49,7 +49,7 @@ def read_rows(path: str, record: TablePreprocessing) -> Rows:
     ]
     values, bad = table.numbers([name for name in record.columns if name not in missing])
     if faults := [*faults, *bad]:
-        raise error_of(folded(faults, path))
+        raise error_of(folded(faults))
     return Rows(
         names=tuple(f"{path}:{line}" for line in table.lines),
         values=values,

@@ -6,10 +6,9 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 import persistlib
-from persistlib.cli import fitting, progress
+from persistlib.cli import begun, fitting, progress
 from persistlib.cli.answer import Answer, Exit, Fields, verdict
 from persistlib.cli.command import (
     Spread,
@@ -33,17 +32,6 @@ if TYPE_CHECKING:
 
 _NEEDED = ("torch", "torchvision")
 _VERB = ("persistlib", "finetune")
-_RUN = ".run"
-_NUMBERS = (
-    *("epochs", "lr", "seed", "batch_size", "optimizer", "weight_decay", "schedule"),
-    *("label_smoothing", "patience", "accumulate", "clip", "precision", "workers"),
-    *("checkpoint_every", "keep", "augment"),
-)
-# What a run is begun with, and goes on with.
-_NOTED = (
-    *("builder", "data", "split", "fraction", "target", "task", "weights", "freeze"),
-    *("strategy", "rate_decay", "balanced", "resize", "name", "onnx", *_NUMBERS),
-)
 _TRIED = (
     *("freeze", "strategy", "seed", "batch_size", "optimizer", "weight_decay"),
     *("label_smoothing", "clip", "precision", "workers", "augment", "task"),
@@ -187,7 +175,7 @@ def command(context: click.Context, /, **options: Any) -> Answer:
     output: Output = context.obj
     fitting.require_meant(context, options)
     _require_packages(onnx=options["onnx"])
-    asked = _as_begun(context, options) if options["resume"] else options
+    asked = begun.options(context, options) if options["resume"] else options
     _require_given(context, asked)
     if not asked["find_lr"]:
         _require_place(asked)
@@ -198,28 +186,6 @@ def command(context: click.Context, /, **options: Any) -> Answer:
     if asked["find_lr"]:
         return _rates(plan, asked["builder"], asked["find_lr"])
     return _train(output, plan, asked)
-
-
-def _as_begun(context: click.Context, options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options that a run was begun with, but for those that are given again.
-
-    Where it writes and what it may import are never taken from a file: the bundle's place follows
-    from the run folder's, and packages are trusted anew.
-    """
-    from persistlib.training import run_folder
-
-    path = options["resume"]
-    begun = run_folder.command(path)
-    asked = dict(options)
-    for parameter in context.command.params:
-        name = str(parameter.name)
-        given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-        if name in _NOTED and name in begun and not given:
-            asked[name] = parameter.type_cast_value(context, begun[name])
-    stem = os.fspath(path).rstrip(os.sep)
-    if asked["out"] is None and stem.endswith(_RUN):
-        asked["out"] = stem.removesuffix(_RUN)
-    return {**asked, "run": path}
 
 
 def _require_given(context: click.Context, asked: dict[str, Any]) -> None:
@@ -259,12 +225,12 @@ def _train(output: Output, plan: Plan, asked: dict[str, Any]) -> Answer:
     from persistlib.training.loop import Folder
 
     out = asked["out"]
-    run = asked["run"] or os.fspath(out).rstrip(os.sep) + _RUN
+    run = asked["run"] or os.fspath(out).rstrip(os.sep) + begun.RUN
     folder = Folder(
         path=run,
         resume=bool(asked["resume"]),
         overwrite=asked["overwrite"],
-        command={name: _plain(asked[name]) for name in _NOTED},
+        command=begun.note(asked),
     )
     try:
         with progress.shown(output) as tell:
@@ -308,10 +274,6 @@ def _rates(plan: Plan, builder: str, path: str) -> Answer:
     )
 
 
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
 def _require_packages(*, onnx: bool) -> None:
     for package in (*_NEEDED, *(["onnxscript"] if onnx else [])):
         if package_version(package) is None:
@@ -336,7 +298,7 @@ def _plan(options: dict[str, Any]) -> Plan:
         resize=options["resize"],
         fraction=options["fraction"],
         **{name: options[name] for name in ("split", "target", "task")},
-        settings=Settings(class_weights=weights, **{name: options[name] for name in _NUMBERS}),
+        settings=Settings(class_weights=weights, **{name: options[name] for name in begun.NUMBERS}),
         trust=options["trust"],
     )
 

@@ -120,6 +120,15 @@ def is_table(spec: str) -> bool:
     return spec.lower().endswith((".csv", ".tsv")) and not os.path.isdir(spec)
 
 
+def placed(spec: str) -> tuple[str, str]:
+    """Return what stands before the path in a text, and the path; empty where it names none.
+
+    Law: the two together are the text.
+    """
+    path = _source(spec)[1]
+    return spec[: len(spec) - len(path)], path
+
+
 def _source(spec: str) -> tuple[Source, str]:
     """Return what reads a text, and what it is called with."""
     for source in NAMED:

@@ -122,9 +122,12 @@ class Folder:
             return
         how = {"resume": self.resume, "overwrite": self.overwrite}
         with run_folder.opened(self.path, **how) as folder, deferred() as asked:
-            if self.command is not None or not folder.is_noted:
-                folder.note(self.command or {})
             yield folder, asked
+
+    def note(self, folder: RunFolder) -> None:
+        """Write what the run is started with, once nothing refuses to begin or to go on."""
+        if self.command is not None or not folder.is_noted:
+            folder.note(self.command or {})
 
 
 def finetune(
@@ -287,6 +290,8 @@ def _run(
             trainer.keep_version = partial(told.write_version, where, folder, trainer)
         if where.path and where.resume:
             resumed = resuming.resume(trainer, folder)
+        if folder:
+            where.note(folder)
         if resumed is not None:
             size = job.train.count
             progress(WentOn(trainer.done, job.settings.epochs, trainer.batch, size, resumed))

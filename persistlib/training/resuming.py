@@ -38,6 +38,10 @@ _WIDE = 120  # characters of a setting in a message
 _FAULTS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 # Settings on which the place within an epoch depends.
 _PLACE = ("seed", "batch_size", "accumulate")
+_OTHER_DATA = (
+    "give the data as they were (--resume without --data takes those of the run),"
+    " or begin a new run from the saved weights"
+)
 # What makes no difference to the weights.
 _FREE = ("workers", "checkpoint_every")
 
@@ -175,7 +179,7 @@ def _require_same_data(before: Mapping[str, str], now: Mapping[str, str]) -> Non
             Code.DATA_CHANGED,
             name,
             f"their digest is {now[name]}, and was {known} when the run began",
-            "give the data as they were, or begin a new run from the saved weights",
+            _OTHER_DATA,
         )
         for name, known in before.items()
         if known and now.get(name) and known != now[name]

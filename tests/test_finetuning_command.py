@@ -1,0 +1,82 @@
+"""What a new user meets on `finetune`'s command line: refusals in time, and words that work."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+import persistlib
+from test_cli_verbs import told
+from test_training_tables import write_csv
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytest.importorskip("torchvision")
+COLUMNS = ("alpha", "beta", "gämma", "delta")
+OWN = "table_models:Rows"
+
+
+@pytest.fixture
+def numbers(tmp_path: Path) -> Path:
+    """A table whose last column is a sum of the others."""
+    rows = np.random.default_rng(0).standard_normal((60, 4)).round(3)
+    prices = rows.sum(1, keepdims=True).round(4)
+    return write_csv(
+        tmp_path / "numbers.csv", [*COLUMNS, "price"], np.hstack([rows, prices]).tolist()
+    )
+
+
+def begun(data: object, out: Path, *more: object) -> tuple[object, ...]:
+    how = ("--trust", "table_models", "--epochs", 1, "--out", out)
+    return ("finetune", OWN, "--data", data, *how, *more)
+
+
+# -- what a run is gone on with --------------------------------------------------------------------
+
+
+def test_a_refused_resume_leaves_the_run_as_it_was(numbers: Path, tmp_path: Path) -> None:
+    _, code = told(*begun(numbers, tmp_path / "out"))
+    assert code == 0
+    note = tmp_path / "out.run" / "run.json"
+    before = note.read_bytes()
+    other = tmp_path / "other.csv"
+    other.write_text(numbers.read_text().replace("0.", "1."))
+    resume = ("finetune", "--resume", tmp_path / "out.run", "--trust", "table_models")
+    longer = ("--epochs", 2, "--overwrite")
+    refused, code = told(*resume, *longer, "--data", other)
+    assert (refused["findings"][0]["code"], code) == ("PL812", 1)
+    assert "without --data" in refused["findings"][0]["remedy"]
+    assert note.read_bytes() == before
+    done, code = told(*resume, *longer)
+    assert (code, len(done["data"]["history"])) == (0, 2)
+    assert note.read_bytes() != before
+
+
+def test_a_run_goes_on_from_any_folder_to_the_same_bundle(
+    numbers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    relative = numbers.relative_to(tmp_path)
+    _, code = told(*begun(relative, tmp_path / "out"))
+    assert code == 0
+    first = persistlib.inspect(tmp_path / "out")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    shutil.rmtree(tmp_path / "out")
+    resume = ("finetune", "--resume", "../out.run", "--trust", "table_models")
+    again, code = told(*resume)
+    assert (code, again["data"]["bundle_id"]) == (0, first.manifest.bundle_id)
+    for file in (tmp_path / "out").iterdir():
+        assert str(tmp_path).encode() not in file.read_bytes()
+    moved = numbers.rename(tmp_path / "moved.csv")
+    refused, code = told(*resume, "--overwrite")
+    found = refused["findings"][0]
+    assert (found["code"], found["location"], code) == ("PL412", str(numbers), 1)
+    assert "run.json" in found["message"]
+    assert "give --data again" in found["remedy"]
+    _, code = told(*resume, "--data", moved, "--overwrite")
+    assert code == 0

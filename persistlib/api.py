@@ -663,7 +663,8 @@ def finetune(
         run: the folder that keeps the run's checkpoints, history and plots; None for none.
         resume: whether a run that stands there is gone on with; or the folder of that run. Where
             none stands yet, it begins.
-        out: the bundle to save.
+        out: the bundle to save; what would refuse it is found before the first epoch, and that of a
+            run which is complete and gone on with stays as it is.
         name: as `save`.
         license: as `save`.
         onnx: as `save`; where no graph can be made or proved the bundle is saved without, and a
@@ -682,9 +683,8 @@ def finetune(
         PersistlibError: saving failed, as `save`.
     """
     require_torch("fine-tuning")
-    from persistlib import run_versions
+    from persistlib import run_versions, trained_bundles
     from persistlib.keras_models import as_module
-    from persistlib.processes import by_first
     from persistlib.training import loop
 
     model = as_module(model)
@@ -700,14 +700,23 @@ def finetune(
         settings.get("folder") or own, known, lineage, name=name, license=license
     )
     settings = {**settings, "folder": folder, "interface": known}
+    how = {"overwrite": overwrite, "alone": settings.get("alone", False)}
+    if out is not None:
+        trained_bundles.require(model, out, folder, epochs=epochs, **how)
     result = loop.finetune(
         model, train, valid, freeze=freeze, epochs=epochs, lr=lr, seed=seed, **settings
     )
     if out is not None:
-        saving = partial(save, lineage=lineage, name=name, license=license, overwrite=overwrite)
-        saving = partial(saving, together=False)
+        saving = partial(
+            save,
+            lineage=lineage,
+            name=name,
+            license=license,
+            overwrite=overwrite,
+            together=False,
+        )
         work = partial(save_trained, saving, result, out, onnx=onnx)
-        by_first(work, alone=settings.get("alone", False))
+        trained_bundles.keep_or(work, result, out, **how)
     return result
 
 

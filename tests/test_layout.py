@@ -56,6 +56,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
             "preparing",
             "preprocessing",
             "processes",
+            "rehearsal",
             "selection",
             "sources",
             "standing",
@@ -77,8 +78,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
             "graphs",
         ),
         *("keras_conversion", "loading", "measurement", "pairwise", "run_versions", "saving"),
-        "saving_together",
-        "whole_models",
+        *("saving_together", "trained_bundles", "whole_models"),
     ),
     ("api", "probing"),
     ("",),
@@ -111,6 +111,7 @@ NEED_TORCH = (
     "run_versions",
     "runtime.torch_predictions",
     "saving",
+    "trained_bundles",
     "training",
 )
 EXTRAS = {"torch", "torchvision", "onnxscript", "accelerate", "sklearn", "tensorboard", "keras"}

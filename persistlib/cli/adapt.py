@@ -10,11 +10,11 @@ import click
 import persistlib
 from persistlib.cli.answer import Answer, Exit, Fields, verdict
 from persistlib.cli.command import Spread, Verb, trust_option
-from persistlib.cli.rehearsal import rehearse
 from persistlib.cli.text import command as words
 from persistlib.cli.text import size
 from persistlib.errors import Code, error
 from persistlib.formats import by_content
+from persistlib.rehearsal import rehearse
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

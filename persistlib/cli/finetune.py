@@ -17,11 +17,11 @@ from persistlib.cli.command import (
     trust_option,
     withdrawn_option,
 )
-from persistlib.cli.rehearsal import rehearse
 from persistlib.cli.text import command as words
 from persistlib.cli.text import size
 from persistlib.errors import Code, TargetError, error, missing_extra
 from persistlib.installed import package_version
+from persistlib.rehearsal import rehearse
 
 if TYPE_CHECKING:
     from persistlib.cli.output import Output

@@ -131,3 +131,37 @@ def test_layers_that_the_first_batch_shapes_are_not_judged_too_early(tmp_path: P
     lazy = nn.Sequential(nn.LazyLinear(8), nn.ReLU(), nn.Linear(8, 2))
     trained_bundles.require(lazy, tmp_path / "out", Folder(), epochs=1, overwrite=False)
     assert isinstance(lazy[0], nn.LazyLinear)
+
+
+def test_an_argument_that_is_not_known_is_refused_with_the_one_that_was_meant() -> None:
+    with pytest.raises(PersistlibError) as caught:
+        train(fresh(), optimiser="sgd", zzz=1)
+    found = {item.location: item for item in caught.value.findings}
+    assert {item.code for item in found.values()} == {"PL901"}
+    assert found["optimiser"].remedy == "did you mean optimizer?"
+    assert "label_smoothing" in found["zzz"].remedy
+
+
+class Heads(nn.Module):
+    """Tells a kind and a size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kind, self.size = nn.Linear(4, 2), nn.Linear(4, 1)
+
+    def forward(self, rows: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"kind": self.kind(rows), "size": self.size(rows)}
+
+
+def test_an_output_with_targets_and_no_task_is_refused() -> None:
+    rows, kinds = samples()
+    given = (rows, {"kind": kinds, "size": rows[:, :1]})
+    how: dict[str, Any] = {"epochs": 1, "lr": 0.05}
+    with pytest.raises(PersistlibError) as caught:
+        persistlib.finetune(Heads(), given, given, task={"kind": "classification"}, **how)
+    assert [item.location for item in caught.value.findings] == ["task.size"]
+    persistlib.finetune(
+        Heads(), (rows, {"kind": kinds}), task={"kind": "classification"}, **how
+    )  # without its targets an output may stay as it is
+    both = {"kind": "classification", "size": "regression"}
+    persistlib.finetune(Heads(), given, given, task=both, **how)

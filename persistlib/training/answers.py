@@ -60,13 +60,32 @@ def targets_of(targets: Any, heads: Sequence[Head]) -> list[torch.Tensor]:
     return [targets]
 
 
+def left_out(outputs: Any, targets: Any, heads: Sequence[Head]) -> list[str]:
+    """Return the outputs that have targets, by name or by place, and no head: they do not train."""
+    if not heads[0].name:
+        return []
+    given, wanted = _named(outputs), _named(targets)
+    if isinstance(given, Mapping) and isinstance(wanted, Mapping):
+        names = {head.name for head in heads}
+        return [str(name) for name in given if name in wanted and name not in names]
+    if isinstance(given, (list, tuple)) and isinstance(wanted, (list, tuple)):
+        return [f"[{place}]" for place in range(len(heads), min(len(given), len(wanted)))]
+    return []
+
+
+def _named(nest: Any) -> Any:
+    """Return a nest whose parts have names as a mapping, and any other as it is."""
+    if hasattr(nest, "_fields"):
+        return nest._asdict()
+    if dataclasses.is_dataclass(nest) and not isinstance(nest, type):
+        return {field.name: getattr(nest, field.name) for field in dataclasses.fields(nest)}
+    return nest
+
+
 def _parts(nest: Any, heads: Sequence[Head], what: str) -> list[torch.Tensor]:
     """Return the tensor of each head in a nest of one level."""
     names = [head.name for head in heads]
-    if hasattr(nest, "_fields"):
-        nest = nest._asdict()
-    elif dataclasses.is_dataclass(nest) and not isinstance(nest, type):
-        nest = {field.name: getattr(nest, field.name) for field in dataclasses.fields(nest)}
+    nest = _named(nest)
     if isinstance(nest, Mapping):
         if absent := [name for name in names if name not in nest]:
             raise TypeError(f"{what} {', '.join(map(str, nest))}, and no {absent[0]!r}")

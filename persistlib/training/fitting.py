@@ -13,7 +13,7 @@ import torch
 
 from persistlib.architecture.behaviour import untouched
 from persistlib.errors import Code, error_of, finding
-from persistlib.training.answers import of_heads, targets_of
+from persistlib.training.answers import left_out, of_heads, targets_of
 from persistlib.training.batches import call
 from persistlib.training.finite import input_findings
 from persistlib.training.memory import is_out_of_memory
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 # What a model, or a loss, leads to when it is given what does not fit.
 FAULTS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+
+_UNTOLD = "say its task in task=, or leave its targets out"
 
 
 class MisfitError(ValueError):
@@ -86,7 +88,7 @@ def examine(model: torch.nn.Module, samples: Sequence[Batches], heads: Sequence[
     faults = [fault for some in samples for fault in input_findings(model, some)]
     faults += [fault for some in samples for fault in _faults(model, some, heads)]
     if faults:
-        raise error_of(faults)
+        raise error_of([*dict.fromkeys(faults)])
 
 
 def _faults(model: torch.nn.Module, samples: Batches, heads: Sequence[Head]) -> Iterator[Finding]:
@@ -96,13 +98,17 @@ def _faults(model: torch.nn.Module, samples: Batches, heads: Sequence[Head]) -> 
     try:
         with untouched(model), torch.no_grad():
             model.eval()
-            answers = of_heads(call(model, batch.inputs), heads)
+            outputs = call(model, batch.inputs)
+        answers = of_heads(outputs, heads)
         targets = targets_of(batch.targets if known is None else known, heads)
     except FAULTS as fault:
         if is_out_of_memory(fault):
             raise
         yield finding(Code.DATA_INVALID, samples.name, *told(fault))
         return
+    for name in left_out(outputs, batch.targets, heads):
+        reason = "the model gives it and there are targets for it, but no task"
+        yield finding(Code.DATA_INVALID, f"task.{name}", reason, _UNTOLD)
     for head, answer, wanted in zip(heads, answers, targets, strict=True):
         place = f"{where}.{head.name}" if head.name else where
         for misfit in _RULES[head.task](answer, wanted):

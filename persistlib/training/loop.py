@@ -31,7 +31,7 @@ from persistlib.training.job import Job
 from persistlib.training.losses import objective
 from persistlib.training.memory import naming_memory
 from persistlib.training.precision import Precision
-from persistlib.training.settings import ALL, Numbers, Settings
+from persistlib.training.settings import ALL, Numbers, Settings, require_known
 from persistlib.training.trainer import StoppedError, Trainer
 from persistlib.training.watching import Watch, together
 from persistlib.training.weighing import weighings
@@ -55,6 +55,11 @@ if TYPE_CHECKING:
     from persistlib.training.tasks import TaskLike
 
 EXAMPLES = 2
+# What is asked for besides the settings.
+_OWN = (
+    *("freeze", "strategy", "folder", "task", "loss", "metrics", "device", "interface"),
+    *("data", "progress", "cache", "alone"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +197,7 @@ def finetune(
         TargetError: the folder cannot be used.
         KeyboardInterrupt: the process was asked to stop; with a folder a checkpoint was written.
     """
+    require_known(numbers, _OWN)
     settings, what = Settings(epochs=epochs, lr=lr, **numbers), objective(task, loss)
     where = folder or Folder()
     _require_values(model, settings, valid)

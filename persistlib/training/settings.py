@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from persistlib.errors import Code, Finding, UsageError, error_of, finding
@@ -13,7 +14,7 @@ from persistlib.training.precision import PRECISIONS
 from persistlib.training.schedules import SCHEDULES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from pydantic import JsonValue
 
@@ -168,6 +169,27 @@ class Settings:
         record |= {name: given[name] for name, usual in _USUAL.items() if given[name] != usual}
         record["name"] = self.optimizer
         return record
+
+
+def require_known(names: Iterable[str], others: Iterable[str]) -> None:
+    """Refuse what is no setting of a run, with the one that was likely meant.
+
+    Args:
+        names: what was given.
+        others: what may be given besides the settings.
+
+    Raises:
+        UsageError: a name is not known; each is reported.
+    """
+    known = sorted({item.name for item in fields(Settings)} | set(others))
+    faults: list[Finding] = []
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            remedy = f"did you mean {near[0]}?" if near else f"it takes {', '.join(known)}"
+            faults.append(finding(Code.USAGE, name, "fine-tuning takes no such argument", remedy))
+    if faults:
+        raise error_of(faults)
 
 
 _ALWAYS = ("lr", "weight_decay", "schedule", "batch_size", "label_smoothing")

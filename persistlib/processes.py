@@ -302,6 +302,11 @@ def stands() -> bool:
     return there and distributed.get_world_size() > 1
 
 
+def is_first() -> bool:
+    """Return whether this process is the first of those that were launched, or the only one."""
+    return not _is_launched() or os.environ["RANK"] == "0"
+
+
 def _is_launched() -> bool:
     """Return whether a launcher says that this process is one of several."""
     given = os.environ

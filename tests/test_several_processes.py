@@ -308,3 +308,20 @@ def test_a_process_that_dies_anywhere_in_a_save_leaves_a_whole_version(tmp_path:
     for number in range(20):
         rank = number % 2
         cut_at(tmp_path / f"{number}", rank, draw.randint(1, free[rank]["result"]))
+
+
+@pytest.mark.slow
+def test_of_one_command_in_two_processes_one_speaks(tmp_path: Path) -> None:
+    command = "finetune squeezenet1_1 --data sklearn:digits --resize 32 --epochs 1 --out m --json"
+    done = subprocess.run(
+        [*TORCHRUN, "-m", "persistlib", *command.split()],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["ok"] is True  # one envelope, and nothing else
+    assert persistlib.verify(tmp_path / "m").ok

@@ -175,6 +175,7 @@ def command(context: click.Context, /, **options: Any) -> Answer:
     output: Output = context.obj
     fitting.require_meant(context, options)
     _require_packages(onnx=options["onnx"])
+    _let_one_speak(output)
     asked = begun.options(context, options) if options["resume"] else options
     _require_given(context, asked)
     if not asked["find_lr"]:
@@ -186,6 +187,14 @@ def command(context: click.Context, /, **options: Any) -> Answer:
     if asked["find_lr"]:
         return _rates(plan, asked["builder"], asked["find_lr"])
     return _train(output, plan, asked)
+
+
+def _let_one_speak(output: Output) -> None:
+    """Be silent where torchrun, or another launcher, started several processes for this command."""
+    from persistlib import processes
+
+    if not processes.is_first():
+        output.leave_to_others()
 
 
 def _require_given(context: click.Context, asked: dict[str, Any]) -> None:

@@ -67,6 +67,10 @@ class Output:
         self.colour = _is_terminal(stdout) and not plain
         self._colour_errors = _is_terminal(stderr) and not plain
 
+    def leave_to_others(self) -> None:
+        """Say nothing more but faults: another process of the same work speaks for all."""
+        self.mode, self.live, self._stdout = Mode.QUIET, False, None
+
     def note(self, text: str) -> None:
         """Say on stderr what is going on, one line."""
         if self.mode is not Mode.QUIET:

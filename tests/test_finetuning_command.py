@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+import torch
 
 import persistlib
-from test_cli_verbs import told
+from test_cli_verbs import invoke, told
 from test_training_tables import write_csv
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 pytest.importorskip("torchvision")
 COLUMNS = ("alpha", "beta", "gämma", "delta")
 OWN = "table_models:Rows"
+BARE = {"inputs": [{"name": "input", "dtype": "F32", "shape": ["n", 4]}]}
 
 
 @pytest.fixture
@@ -80,3 +83,36 @@ def test_a_run_goes_on_from_any_folder_to_the_same_bundle(
     assert "give --data again" in found["remedy"]
     _, code = told(*resume, "--data", moved, "--overwrite")
     assert code == 0
+
+
+# -- the next steps --------------------------------------------------------------------------------
+
+
+def test_every_next_step_works_as_it_is_told(numbers: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = invoke(*begun(numbers, out, "--keep", "all"))
+    assert result.exit_code == 0, result.output
+    steps = [line.strip() for line in result.output.splitlines() if " persistlib " in f" {line}"]
+    commands = [shlex.split(line[line.index("persistlib ") :])[1:] for line in steps]
+    assert {words[0] for words in commands} >= {"inspect", "verify", "evaluate"}
+    for words in commands:
+        done = invoke(*words)
+        assert done.exit_code == 0, (words, done.output)
+
+
+def test_behaviour_is_proposed_where_examples_stand_and_missed_where_not(
+    numbers: Path, tmp_path: Path
+) -> None:
+    told(*begun(numbers, tmp_path / "out"))
+    assert "--behaviour --trust" not in invoke("verify", tmp_path / "out").output
+    trusting = invoke("verify", tmp_path / "out", "--trust", "table_models")
+    assert "--behaviour --trust table_models" in trusting.output
+    persistlib.save(torch.nn.Linear(4, 1), tmp_path / "bare", interface=BARE)
+    plain = invoke("verify", tmp_path / "bare")
+    assert (plain.exit_code, "--behaviour" in plain.output) == (0, False)
+    missed, code = told("verify", tmp_path / "bare", "--behaviour")
+    assert (missed["findings"][0]["code"], missed["data"]["verdict"], code) == (
+        "PL118",
+        "intact",
+        3,
+    )

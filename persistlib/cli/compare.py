@@ -106,7 +106,7 @@ def command(output: Output, /, candidates: tuple[str, ...], **options: Any) -> A
         report=tuple(_report(found, outcome, options["out"])),
         brief=tuple(place.candidate.name for place in found.places),
         findings=tuple(item for absent in found.absent for item in absent.findings),
-        hints=_hints(found, options["data"]),
+        hints=_hints(found, options["data"], options["resize"]),
         exit=outcome,
     )
 
@@ -118,7 +118,7 @@ def _write(path: str, data: Any, *, overwrite: bool) -> None:
         out.write(json.dumps(data, indent=1, allow_nan=False).encode() + b"\n")
 
 
-def _hints(found: Ranking, data: str) -> tuple[str, ...]:
+def _hints(found: Ranking, data: str, resize: int | None) -> tuple[str, ...]:
     if (taken := found.recommended) is None:
         return ()
     builder, _, weights = taken.name.partition("=")
@@ -126,7 +126,8 @@ def _hints(found: Ranking, data: str) -> tuple[str, ...]:
     if taken.bundle_id is None:
         wanted = weights or ("DEFAULT" if taken.weights else "fresh")
         chosen = [builder, *(["--weights", wanted] if wanted != "fresh" else [])]
-    return (words("persistlib", "finetune", *chosen, "--data", data, "--out", "DIR"),)
+    sized = [] if resize is None else ["--resize", str(resize)]
+    return (words("persistlib", "finetune", *chosen, "--data", data, *sized, "--out", "DIR"),)
 
 
 def _report(found: Ranking, outcome: Exit, out: str | None) -> Iterator[Block]:

@@ -19,7 +19,7 @@ from persistlib.cli.command import (
     trust_option,
     withdrawn_option,
 )
-from persistlib.cli.text import bounded, counted, number, percent
+from persistlib.cli.text import bounded, counted, number, percent, trusting
 from persistlib.cli.text import command as words
 from persistlib.evaluation.intervals import DRAWS
 from persistlib.training.data_sources import is_table
@@ -170,7 +170,9 @@ def _hints(model: str, data: str, options: dict[str, Any]) -> tuple[str, ...]:
     chosen = ["--held-out"] if options["held_out"] else []
     for name in ("task", "part", "split", "against", "runtime", "graph"):
         chosen += [f"--{name}", options[name]] if options[name] else []
-    to_run = (words("persistlib", "run", model, data),) if is_table(data) else ()
+    trusted = trusting(options["trust"])
+    chosen += trusted
+    to_run = (words("persistlib", "run", model, data, *trusted),) if is_table(data) else ()
     return (words("persistlib", "evaluate", model, "--data", data, *chosen, "--json"), *to_run)
 
 

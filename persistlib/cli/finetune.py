@@ -18,7 +18,7 @@ from persistlib.cli.command import (
     withdrawn_option,
 )
 from persistlib.cli.text import command as words
-from persistlib.cli.text import size
+from persistlib.cli.text import size, trusting
 from persistlib.errors import Code, TargetError, error, missing_extra
 from persistlib.installed import package_version
 from persistlib.rehearsal import rehearse
@@ -339,6 +339,7 @@ def _answer(
     versions = ", versions" if result.training.strategy["keep"] == "all" else ""
     graphs = [entry.path for graph in summary.manifest.graphs for entry in graph.files]
     divided = ["--split", asked["split"]] if asked["split"] else []
+    trusted = trusting(asked["trust"])
     is_short = asked["onnx"] and not graphs
     outcome = Exit.DEGRADED if is_short else Exit.OK
     shown = ["none: the warning says why"] if is_short else graphs
@@ -367,8 +368,17 @@ def _answer(
         hints=(
             words("persistlib", "inspect", path),
             words("persistlib", "verify", path),
-            words("persistlib", "evaluate", path, "--data", asked["data"], *divided, "--held-out"),
-            *fitting.to_run(path, plan, asked["data"]),
+            words(
+                "persistlib",
+                "evaluate",
+                path,
+                "--data",
+                asked["data"],
+                *divided,
+                *trusted,
+                "--held-out",
+            ),
+            *fitting.to_run(path, plan, asked["data"], trusted),
             *([words("persistlib", "log", run)] if versions else []),
         ),
         exit=outcome,

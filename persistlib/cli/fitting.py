@@ -11,11 +11,13 @@ from click.core import ParameterSource
 import persistlib
 from persistlib.cli.answer import Answer, Exit, Fields, verdict
 from persistlib.cli.text import command as words
-from persistlib.cli.text import size
+from persistlib.cli.text import size, trusting
 from persistlib.errors import Code, error
 from persistlib.training.data_sources import is_table
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from persistlib.cli.output import Output
     from persistlib.training.loop import FinetuneResult
     from persistlib.training.plan import Plan
@@ -105,7 +107,8 @@ def _answer(plan: Plan, result: FinetuneResult, asked: dict[str, Any]) -> Answer
     divided = ["--split", asked["split"]] if asked["split"] else []
     fused = f"{made['layer']}, {made['dtype']}: every answer is scikit-learn's"
     proved = f"on {made['proved_on']:,} samples; within {made['difference']:.0e}"
-    data = ("--data", asked["data"])
+    data, trusted = ("--data", asked["data"]), trusting(asked["trust"])
+    folded = ("persistlib", "evaluate", path, *data, *trusted)
     return Answer(
         data={
             "path": path,
@@ -129,16 +132,16 @@ def _answer(plan: Plan, result: FinetuneResult, asked: dict[str, Any]) -> Answer
         hints=(
             words("persistlib", "inspect", path),
             words("persistlib", "verify", path),
-            words("persistlib", "evaluate", path, *data, *divided, "--held-out"),
-            words("persistlib", "evaluate", path, *data, "--folds", "5"),
-            *to_run(path, plan, asked["data"]),
+            words("persistlib", "evaluate", path, *data, *divided, *trusted, "--held-out"),
+            *([words(*folded, "--folds", "5")] if plan.is_of_images else []),
+            *to_run(path, plan, asked["data"], trusted),
         ),
         exit=outcome,
     )
 
 
-def to_run(path: str, plan: Plan, data: str) -> tuple[str, ...]:
+def to_run(path: str, plan: Plan, data: str, trusted: Sequence[str]) -> tuple[str, ...]:
     """Return the commands that run a new bundle: on an image, or on the table it was made from."""
     if plan.is_of_images:
-        return (f"{words('persistlib', 'run', path)} IMAGE",)
-    return (words("persistlib", "run", path, data),) if is_table(data) else ()
+        return (f"{words('persistlib', 'run', path, *trusted)} IMAGE",)
+    return (words("persistlib", "run", path, *trusted, data),) if is_table(data) else ()

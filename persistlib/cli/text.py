@@ -8,8 +8,12 @@ from __future__ import annotations
 import math
 import shlex
 import unicodedata
+from typing import TYPE_CHECKING
 
 from persistlib.errors import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
 _THOUSAND = 1000
@@ -166,3 +170,8 @@ def _take(text: str, columns: int) -> str:
         if used > columns:
             return text[:index]
     return text
+
+
+def trusting(packages: Iterable[str]) -> list[str]:
+    """Return the words of a command that trust packages."""
+    return [word for package in packages for word in ("--trust", package)]

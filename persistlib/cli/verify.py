@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 import click
 
 import persistlib
+from persistlib.bundle import EXAMPLES
 from persistlib.cli.answer import Answer, Exit, Findings, Span, Style, Table, verdict
 from persistlib.cli.command import Verb, trust_option
 from persistlib.cli.text import command as words
-from persistlib.cli.text import counted, number, size
-from persistlib.errors import Severity
+from persistlib.cli.text import counted, number, size, trusting
+from persistlib.errors import Code, Severity
 
 if TYPE_CHECKING:
     from persistlib.cli.answer import Block
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 def command(bundle: str, *, behaviour: bool, base: str | None, trust: tuple[str, ...]) -> Answer:
     """Compare every byte of BUNDLE with what was saved, and of what it stands on.
 
-    Exits with 0 when all is intact, with 1 when anything differs.
+    Exits with 0 when all is intact, with 1 when anything differs, with 3 when --behaviour finds
+    nothing to compute again.
     """
     report = persistlib.verify(bundle, behaviour=behaviour, trust=trust, base=base)
     files = tuple(report.files)
@@ -35,6 +37,8 @@ def command(bundle: str, *, behaviour: bool, base: str | None, trust: tuple[str,
     findings = tuple(report.findings)
     compared = "; the stored outputs were computed again" if behaviour and not findings else ""
     outcome = Exit.OK if report.ok else Exit.FAILED
+    if report.ok and any(found.code == Code.BEHAVIOUR.identifier for found in findings):
+        outcome = Exit.DEGRADED  # of what was asked for, something could not be computed again
     blocks: list[Block] = [
         verdict(f"{text}: {_count(files, findings)}{compared}", outcome),
         _files(files),
@@ -50,7 +54,7 @@ def command(bundle: str, *, behaviour: bool, base: str | None, trust: tuple[str,
         },
         report=tuple(blocks),
         findings=findings,
-        hints=_hints(bundle, ok=report.ok, behaviour=behaviour),
+        hints=_hints(bundle, trust, files, ok=report.ok, behaviour=behaviour),
         exit=outcome,
     )
 
@@ -73,9 +77,16 @@ def _files(files: tuple[FileState, ...]) -> Table:
     return Table(("", "", ""), rows, frozenset({2}))
 
 
-def _hints(bundle: str, *, ok: bool, behaviour: bool) -> tuple[str, ...]:
+def _hints(
+    bundle: str,
+    trust: tuple[str, ...],
+    files: tuple[FileState, ...],
+    *,
+    ok: bool,
+    behaviour: bool,
+) -> tuple[str, ...]:
     if not ok:
         return ()  # each finding says what to do
-    if behaviour:
+    if behaviour or not any(f.name == EXAMPLES or f.name.endswith(".onnx") for f in files):
         return (words("persistlib", "check", bundle),)
-    return (words("persistlib", "verify", bundle, "--behaviour"),)
+    return (words("persistlib", "verify", bundle, "--behaviour", *trusting(trust)),)

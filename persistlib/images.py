@@ -19,6 +19,12 @@ Pixels: TypeAlias = NDArray[Any]
 # Formats that Pillow decodes in its own process and without a helper program: EPS would start
 # Ghostscript, WMF asks the system, and containers of other files have no place here.
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
+ENDINGS = frozenset(
+    {
+        *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".gif", ".bmp", ".dib", ".tif"),
+        *(".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
+    }
+)
 # Pillow warns of a decompression bomb just above this.
 MAX_PIXELS = 89_000_000
 MAX_FILE = 512 << 20
@@ -43,8 +49,22 @@ def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
         raise
     except Exception as fault:
         # Decoders raise whatever their bytes lead them to: struct.error, SyntaxError, EOFError.
-        reason = getattr(fault, "strerror", None) or str(fault) or type(fault).__name__
-        raise unreadable(where, reason) from fault
+        raise unreadable(where, _told(fault)) from fault
+
+
+def _told(fault: Exception) -> str:
+    """Return why a file is no image; Pillow names its own stream where it knows none."""
+    from PIL import UnidentifiedImageError
+
+    if isinstance(fault, UnidentifiedImageError):
+        return "no image of a format that is read"
+    return getattr(fault, "strerror", None) or str(fault) or type(fault).__name__
+
+
+def has_image_ending(name: str) -> bool:
+    """Return whether a file's name ends as that of an image of `FORMATS` may; or has no ending."""
+    ending = os.path.splitext(name)[1].lower()
+    return not ending or ending in ENDINGS
 
 
 def pixels_of(image: Pixels | Image.Image | str | os.PathLike[str], where: str) -> Pixels:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from persistlib.errors import Code, error, error_of, finding
+from persistlib.errors import Code, PersistlibError, error, error_of, finding
 from persistlib.images import MAX_PIXELS, pixels_of, unreadable
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from pydantic import JsonValue
 
+    from persistlib.errors import Finding
     from persistlib.images import Pixels
 
 INTERPOLATIONS = ("nearest", "box", "bilinear", "bicubic", "lanczos")
@@ -207,22 +208,29 @@ def apply(
         preprocessing: a manifest's record, or one already parsed.
 
     Raises:
-        SessionError: the record is malformed, an image cannot be read, or images end with
-            different shapes.
+        SessionError: the record is malformed, images cannot be read, or end with different
+            shapes; every image that cannot be read is named.
     """
     if not isinstance(preprocessing, ImagePreprocessing):
         preprocessing = parse(preprocessing)
     size = preprocessing.size or Size(0, 0)
     batch: NDArray[np.float32] | None = None
+    faults: list[Finding] = []
     for index, image in enumerate(images):
         where = os.fspath(image) if isinstance(image, (str, os.PathLike)) else f"image {index}"
-        prepared = scaled(fitted(image, preprocessing, where), preprocessing)
+        try:
+            prepared = scaled(fitted(image, preprocessing, where), preprocessing)
+        except PersistlibError as fault:
+            faults += fault.findings
+            continue
         if batch is None:
             batch = np.empty((len(images), *prepared.shape), np.float32)
         if batch.shape[1:] != prepared.shape:
             reason = f"{_extents(prepared)} pixels, where the first has {_extents(batch[0])}"
             raise error(Code.PREPROCESSING, where, reason, "run it alone, or record a resize")
         batch[index] = prepared
+    if faults:
+        raise error_of(faults)
     if batch is None:
         return np.empty((0, preprocessing.channels, *size), np.float32)
     return batch

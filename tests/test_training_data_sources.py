@@ -27,6 +27,7 @@ from dataset_files import (
     write_cifar10_python,
     write_mnist,
 )
+from persistlib import preprocessing
 from persistlib.cli.main import cli
 from persistlib.errors import PersistlibError, PersistlibWarning
 from persistlib.training.array_images import image_data
@@ -504,3 +505,66 @@ def test_a_global_of_a_pickle_that_describes_no_array_is_named(tmp_path: Path) -
     (tmp_path / "data_batch_1").write_bytes(b"\x80\x02cos\nsystem\nU\x04echo\x85R.")
     with pytest.raises(PersistlibError, match="the global os system is never read"):
         open_data(f"cifar10:{tmp_path}")
+
+
+# -- what is no data -----------------------------------------------------------------------------
+
+
+def pet_folder(path: Path) -> Path:
+    for number in range(4):
+        folder = path / ("cat", "dog")[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (6, 6), (number * 40, 9, 9)).save(folder / f"{number}.png")
+    return path
+
+
+def test_files_that_no_image_would_be_called_are_passed_over_with_a_warning(tmp_path: Path) -> None:
+    pets = pet_folder(tmp_path / "pets")
+    (pets / "cat" / "notes.txt").write_text("not a cat")
+    (pets / "dog" / "Thumbs.db").write_bytes(b"\0")
+    (pets / "dog" / "3.png").rename(pets / "dog" / "3.0001")
+    with pytest.warns(PersistlibWarning, match=r"2 files .* passed over: .*notes.txt, .*Thumbs.db"):
+        assert len(open_data(pets)) == 4
+    (pets / "dog" / "broken.JPG").write_bytes(b"none")
+    (pets / "dog" / "nameless").write_bytes(b"none")
+    with pytest.raises(PersistlibError) as caught:
+        open_data(pets)
+    told = {item.location.rpartition("/")[2]: item.message for item in caught.value.findings}
+    assert told == dict.fromkeys(("broken.JPG", "nameless"), "no image of a format that is read")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "kind"),
+    [
+        ("manifest.json", '{"files":[],"manifest_version":"1.9"}', "a bundle"),
+        ("run.json", '{"schema":"persistlib.run/1"}', "the folder of a run"),
+    ],
+)
+def test_what_persistlib_wrote_is_not_taken_for_data(
+    tmp_path: Path, name: str, text: str, kind: str
+) -> None:
+    pets = pet_folder(tmp_path / "pets")
+    (pets / name).write_text("{}")
+    assert len(open_data(pets)) == 4
+    (pets / name).write_text(text)
+    with pytest.raises(PersistlibError, match=kind) as caught:
+        open_data(pets)
+    assert (caught.value.code, len(caught.value.findings)) == ("PL802", 1)
+
+
+def test_what_an_archive_lacks_is_said(tmp_path: Path) -> None:
+    np.savez(tmp_path / "n.npz", images=np.zeros((4, 5, 5), np.uint8), other=np.zeros(4))
+    with pytest.raises(PersistlibError, match="holds images; `labels` missing"):
+        open_data(tmp_path / "n.npz")
+
+
+def test_every_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    good = pet_folder(tmp_path) / "cat" / "0.png"
+    (tmp_path / "bad.png").write_bytes(b"none")
+    record = {"kind": "image", "channels": 1, "mean": [0.5], "std": [0.5], "resize": [8, 8]}
+    with pytest.raises(PersistlibError) as caught:
+        preprocessing.apply([tmp_path / "no.png", good, tmp_path / "bad.png"], record)
+    assert [item.location.rpartition("/")[2] for item in caught.value.findings] == [
+        "no.png",
+        "bad.png",
+    ]

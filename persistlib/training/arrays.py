@@ -93,7 +93,10 @@ def read_samples(path: str, known: Sequence[str] | None = None) -> ArrayData:
     arrays = _read(path)
     given = [name for name in _SAMPLES if name in arrays]
     if len(given) != 1 or "labels" not in arrays:
-        reason = f"holds {', '.join(arrays) or 'no array'} of {', '.join(_NAMES)}"
+        missing = [] if "labels" in arrays else ["`labels`"]
+        missing += [] if given else ["`images` or `inputs`"]
+        lack = f"; {' and '.join(missing)} missing" if missing else ": both `images` and `inputs`"
+        reason = f"holds {', '.join(arrays) or 'no array that is known'}{lack}"
         raise _invalid(path, reason, "store `labels`, and either `images` or `inputs`")
     samples = arrays[given[0]]
     return label_samples(

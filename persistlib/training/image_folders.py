@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from blake3 import blake3
 
-from persistlib.errors import Code, Finding, PersistlibError, error, finding
-from persistlib.images import read_image
-from persistlib.training import splits
+from persistlib.errors import Code, Finding, PersistlibError, Severity, error, finding
+from persistlib.images import has_image_ending, read_image
+from persistlib.manifest import consistency
+from persistlib.training import run_folder, splits
 from persistlib.training.labelled import ImageData, Survey, unknown_classes
 from persistlib.training.split_files import read_listing
 
@@ -24,6 +25,13 @@ if TYPE_CHECKING:
     from persistlib.training.splits import Division
 
 BY_FOLDERS = "its folders say"
+# What persistlib itself puts into a folder: a file, a mark in it, and what the folder is then.
+_OWN = (
+    (consistency.NAME, b'"manifest_version"', "a bundle"),
+    (run_folder.RUN, run_folder.SCHEMA.encode(), "the folder of a run"),
+)
+_MOST = 16 << 20
+_SHOWN = 5
 
 
 class _File(NamedTuple):
@@ -46,24 +54,29 @@ def survey(path: str, asked: Asked) -> Survey:
 
     The folder has one folder a class, whose names sort by code point; or a `train` folder and a
     `valid`, `val` or `test` folder, or both, with one folder a class each, and nothing else. Hidden
-    files are passed over.
+    files are passed over; with a warning those that are no images and whose ending no image has.
 
     Raises:
-        TrainingError: there is no such folder, or the split file cannot be read.
+        TrainingError: there is no such folder, it is a bundle or a run, or the split file cannot
+            be read.
     """
+    _require_images(path)
     parts = _parts(path)
     found = [(part, _folders(os.path.join(path, name))) for name, part in parts]
     classes = tuple(sorted({name for _, names in found for name in names}))
     findings: list[Finding] = [*_class_faults(path, classes, asked)]
     files: list[_File] = []
+    others: list[str] = []
     for (name, part), (_, own) in zip(parts, found, strict=True):
         for label in own:
             inner = os.path.join(name, label)
-            members = _names(os.path.join(path, inner))
+            members, passed = _images(os.path.join(path, inner))
+            others += passed
             least = 1 if part else asked.least
             findings += _member_faults(os.path.join(path, inner), len(members), least)
             place = classes.index(label)
             files += (_File(os.path.join(inner, member), place, part) for member in members)
+    findings += _passed_over(path, others)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         seen = list(pool.map(_look, (os.path.join(path, file.name) for file in files)))
     findings += (item for item in seen if isinstance(item, Finding))
@@ -82,6 +95,23 @@ def survey(path: str, asked: Asked) -> Survey:
     if asked.is_to_train:
         findings += splits.division_findings(data, path)
     return Survey(data, tuple(findings))
+
+
+def _require_images(path: str) -> None:
+    """Refuse a folder that persistlib wrote.
+
+    Raises:
+        TrainingError: it is a bundle, or that of a run.
+    """
+    for name, mark, kind in _OWN:
+        try:
+            with open(os.path.join(path, name), "rb") as file:
+                is_own = mark in file.read(_MOST)
+        except (OSError, ValueError):
+            continue
+        if is_own:
+            reason = f"{kind}, no folder of images"
+            raise error(Code.DATA_INVALID, path, reason, "give the data that the model is to see")
 
 
 def _parts(path: str) -> list[tuple[str, str]]:
@@ -108,6 +138,32 @@ def _class_faults(path: str, classes: Sequence[str], asked: Asked) -> Iterator[F
 def _member_faults(path: str, count: int, least: int) -> Iterator[Finding]:
     if count < least:
         yield _fault(path, splits.too_few(count, "image"), "add images, or remove it")
+
+
+def _images(path: str) -> tuple[list[str], list[str]]:
+    """Return what a class's folder holds, and files in it that are no images, nor called so."""
+    members: list[str] = []
+    others: list[str] = []
+    for name in _names(path):
+        where = os.path.join(path, name)
+        is_named = has_image_ending(name) or not os.path.isfile(where)
+        if is_named or not isinstance(_look(where), Finding):
+            members.append(name)
+        else:
+            others.append(where)
+    return members, others
+
+
+def _passed_over(path: str, others: Sequence[str]) -> Iterator[Finding]:
+    """Yield a warning of files that are no images by their names."""
+    if not others:
+        return
+    count = "one file" if len(others) == 1 else f"{len(others):,} files"
+    shown = ", ".join(os.path.relpath(name, path) for name in others[:_SHOWN])
+    more = ", ..." if len(others) > _SHOWN else ""
+    reason = f"{count} that no image would be called passed over: {shown}{more}"
+    remedy = "remove them, or give images their ending"
+    yield finding(Code.DATA_INVALID, path, reason, remedy, Severity.WARNING)
 
 
 def _division(

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from persistlib.training.checkpoints import Snapshot
 
 RUN = "run.json"
-_SCHEMA = "persistlib.run/1"
+SCHEMA = "persistlib.run/1"
 _CHECKPOINTS, _BEST, _VERSIONS = "checkpoints", "best", FOLDER
 _NAMES = {
     _CHECKPOINTS: re.compile(r"\d{6}-\d{9}"),
@@ -172,7 +172,7 @@ class RunFolder:
 
     def note(self, command: Mapping[str, Any]) -> None:
         """Write what the run is started with."""
-        data = checkpoints.seal({"schema": _SCHEMA, "command": plain.encode(dict(command))})
+        data = checkpoints.seal({"schema": SCHEMA, "command": plain.encode(dict(command))})
         with publish.file(os.path.join(self.path, RUN)) as out:
             out.write(data)
 
@@ -286,7 +286,7 @@ def command(path: StrPath) -> dict[str, Any]:
             reason = f"no run: it has no {RUN}"
             raise error(Code.SOURCE_MISSING, path, reason, "name the folder of a run") from fault
         raise read_fault(fault, location) from fault
-    found = checkpoints.unseal(data, location, _SCHEMA)["command"]
+    found = checkpoints.unseal(data, location, SCHEMA)["command"]
     try:
         return dict(plain.decode(found))
     except (TypeError, ValueError) as fault:

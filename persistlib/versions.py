@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from persistlib.manifest.schema import Manifest
     from persistlib.place import Place
 
+# What a run was started with, in its folder, and the mark that this file bears.
+RUN, RUN_SCHEMA = "run.json", "persistlib.run/1"
 FOLDER = "versions"
 _LEFT = re.compile(r"\.(.+)\.(?:gone-[0-9a-f]{16}|lock)")
 _NUMBER = re.compile(r"(\d+)")

@@ -916,3 +916,16 @@ def test_faults_exit_with_their_code(bundle: Path, tmp_path: Path) -> None:
     assert invoke("evaluate", bundle).exit_code == 2
     unknown = invoke("evaluate", bundle, "--data", "sklearn:digits", "--runtime", "tf")
     assert unknown.exit_code == 2
+
+
+def test_results_are_shown_in_a_line_of_figures(bundle: Path, images: Path) -> None:
+    found = persistlib.evaluate(bundle, "sklearn:digits", held_out=True, **QUICK)
+    crossed = persistlib.cross_validate(bundle, images, folds=2)
+    for thing in (found, found.results[0], found.results[0].heads[0], found.samples, crossed):
+        text = repr(thing)
+        assert text.startswith(f"{type(thing).__name__}(")
+        assert len(text) < 400
+        assert "\n" not in text
+    assert f"accuracy={found.accuracy:.4g}" in repr(found)
+    assert "held out" in repr(found.samples)
+    assert f"accuracy={crossed['accuracy'].mean:.4g}" in repr(crossed)

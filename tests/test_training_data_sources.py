@@ -561,7 +561,13 @@ def test_what_an_archive_lacks_is_said(tmp_path: Path) -> None:
 def test_every_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     good = pet_folder(tmp_path) / "cat" / "0.png"
     (tmp_path / "bad.png").write_bytes(b"none")
-    record = {"kind": "image", "channels": 1, "mean": [0.5], "std": [0.5], "resize": [8, 8]}
+    record: dict[str, Any] = {
+        "kind": "image",
+        "channels": 1,
+        "mean": [0.5],
+        "std": [0.5],
+        "resize": [8, 8],
+    }
     with pytest.raises(PersistlibError) as caught:
         preprocessing.apply([tmp_path / "no.png", good, tmp_path / "bad.png"], record)
     assert [item.location.rpartition("/")[2] for item in caught.value.findings] == [

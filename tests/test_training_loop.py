@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from persistlib.cli import progress
 from persistlib.errors import PersistlibError
 from persistlib.training.events import BatchDone, EpochDone, Event
 from persistlib.training.loop import finetune
@@ -195,12 +196,13 @@ def test_no_batch_is_a_lone_sample_that_batch_norm_refuses() -> None:
 def test_a_loss_that_is_not_finite_stops_with_epoch_and_batch_named() -> None:
     inputs, labels = samples(40)
     inputs[13] = math.nan
+    drawn = [*zip(inputs, labels, strict=True)]  # of a data set nothing is known beforehand
     with pytest.raises(PersistlibError) as caught:
-        finetune(net(), (inputs, labels), batch_size=10, **ARGS)
+        finetune(net(), drawn, batch_size=10, **ARGS)
     assert caught.value.code == "PL803"
     assert "epoch 1, batch " in caught.value.location
     with pytest.raises(PersistlibError) as caught:
-        finetune(net(), samples(), (inputs, labels), **ARGS)
+        finetune(net(), samples(), drawn, **ARGS)
     assert caught.value.code == "PL803"
     assert "held-out" in caught.value.location
     with pytest.raises(PersistlibError) as caught:
@@ -348,3 +350,9 @@ def test_the_record_holds_no_time_and_fits_the_manifest() -> None:
     assert result.training.optimizer["name"] == "adamw"
     assert result.training.history == result.history
     assert result.example_inputs.shape == (2, 1, 6, 6)
+
+
+def test_an_epochs_line_tells_a_loss_once() -> None:
+    row = {"epoch": 1, "train_loss": 0.25, "train_mse": 0.25, "valid_loss": 0.5, "valid_mse": 0.75}
+    told = progress.line(EpochDone(1, 2, row, 0.1))
+    assert "train loss 0.2500  valid loss 0.5000  valid mse 0.7500" in told

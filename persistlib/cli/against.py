@@ -91,7 +91,8 @@ def _parts(head: Comparison, *, show_all: bool) -> Table:
         )
         for part in parts
     )
-    columns = (title, "samples", "better", "worse", "difference", f"p, of {len(head.parts)} tests")
+    tests = sum(part.p_value is not None for part in head.parts)
+    columns = (title, "samples", "better", "worse", "difference", f"p, of {counted(tests, 'test')}")
     return Table(columns, rows, frozenset(range(1, len(columns))))
 
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from persistlib.cli.output import Output
     from persistlib.evaluation.judging import Evaluation, RuntimeResult
     from persistlib.evaluation.metrics import Metrics
+    from persistlib.evaluation.samples import Samples
     from persistlib.training.tasks import TaskLike
 
 # Above this many classes, rows and the matrix are folded to what matters most.
@@ -181,18 +182,31 @@ def _report(evaluation: Evaluation, *, show_all: bool) -> Iterator[Block]:
         yield from _tasks(evaluation, show_all=show_all)
         return
     first, samples = evaluation.results[0], evaluation.samples
-    images = counted(len(samples), "image")
+    images = counted(len(samples), _noun(evaluation))
     right = round(first.metrics.accuracy * len(samples))
     text = f"{percent(first.metrics.accuracy)} right: {number(right)} of {images}"
-    which = "held out" if samples.held_out else f"its part {samples.part}" if samples.part else ""
-    yield verdict(text, Exit.OK, ", ".join(word for word in (samples.name, which) if word))
+    yield verdict(text, Exit.OK, _which(samples))
     yield _side_by_side(evaluation)
     yield Line((Span(""),))
     yield Fields(tuple(_facts(evaluation)))
     if evaluation.against is not None:
         yield from against.report(evaluation.against, show_all=show_all)
-    yield from _classes(first, show_all=show_all)
+    yield from _classes(first, f"{_noun(evaluation)}s", show_all=show_all)
     yield from _taken_for(first.metrics, show_all=show_all)
+
+
+def _which(samples: Samples) -> str:
+    """Return what the samples are called, and which of them were judged."""
+    which = "held out" if samples.held_out else f"its part {samples.part}" if samples.part else ""
+    return ", ".join(word for word in (samples.name, which) if word)
+
+
+def _noun(evaluation: Evaluation) -> str:
+    """Return what a sample is called."""
+    from persistlib.table_rows import TablePreprocessing
+
+    is_row = isinstance(evaluation.samples.preprocessing, TablePreprocessing)
+    return "row" if is_row else "image"
 
 
 def _taken_for(metrics: Metrics, *, show_all: bool) -> Iterator[Block]:
@@ -205,7 +219,7 @@ def _taken_for(metrics: Metrics, *, show_all: bool) -> Iterator[Block]:
 
 def _tasks(evaluation: Evaluation, *, show_all: bool) -> Iterator[Block]:
     """Yield the report of what is no classifier."""
-    yield verdict(task_figures.told(evaluation), Exit.OK, evaluation.samples.name)
+    yield verdict(task_figures.told(evaluation), Exit.OK, _which(evaluation.samples))
     yield _columns(evaluation, task_figures.rows(evaluation))
     yield Line((Span(""),))
     yield Fields((*_computing(evaluation), _BRACKETS))
@@ -239,7 +253,9 @@ def _columns(evaluation: Evaluation, rows: list[tuple[str, list[str]]]) -> Table
         batch = f"batch {number(timings[0].batch)}"
         rows.append((f"{batch}: ms, median", [f"{t.median:.2f}" for t in timings]))
         rows.append((f"{batch}: ms, p95", [f"{t.p95:.2f}" for t in timings]))
-        rows.append((f"{batch}: images/s", [number(round(t.throughput)) for t in timings]))
+        rows.append(
+            (f"{batch}: {_noun(evaluation)}s/s", [number(round(t.throughput)) for t in timings])
+        )
     head = ("", *heads)
     cells = tuple((name, *values) for name, values in rows)
     return Table(head, cells, frozenset(range(1, len(head))))
@@ -266,7 +282,8 @@ def _computing(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
         yield "computed by", f"{', '.join(parts)}; {counted(evaluation.threads, 'thread')}"
     timed = evaluation.results[0].timings
     if evaluation.preparation is not None and timed:
-        text = f"{evaluation.preparation:.2f} ms an image; no part of the times above"
+        one = "a row" if _noun(evaluation) == "row" else "an image"
+        text = f"{evaluation.preparation:.2f} ms {one}; no part of the times above"
         yield "preparation", text
     if timed:
         turns = "runtimes in turns" if evaluation.against is None else "one model after the other"
@@ -284,7 +301,7 @@ def _facts(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
         yield "never answered", f"{shown}: precision is not defined, and counts as 0"
 
 
-def _classes(result: RuntimeResult, *, show_all: bool) -> Iterator[Block]:
+def _classes(result: RuntimeResult, nouns: str, *, show_all: bool) -> Iterator[Block]:
     rows = [row for row in result.metrics.classes if row.images or row.precision is not None]
     title = f"classes, {result.runtime}"
     if len(rows) > _WHOLE and not show_all:
@@ -292,7 +309,7 @@ def _classes(result: RuntimeResult, *, show_all: bool) -> Iterator[Block]:
         title = f"the {_WHOLE} worst of {len(result.metrics.classes)} {title}"
     yield Line((Span(""),))
     yield Table(
-        (title, "images", "precision, %", "recall, %", "F1, %"),
+        (title, nouns, "precision, %", "recall, %", "F1, %"),
         tuple(task_figures.class_row(row) for row in rows),
         frozenset({1, 2, 3, 4}),
     )

@@ -12,7 +12,7 @@ from persistlib.cli.text import size
 from persistlib.training.events import BatchDone, EpochDone, RunsOnce, WentOn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Mapping
 
     from rich.progress import Progress as Bar
     from rich.progress import TaskID
@@ -132,7 +132,14 @@ def line(event: EpochDone | WentOn | RunsOnce) -> str:
     facts = (
         f"{name.replace('_', ' ')} {value:.4f}"
         for name, value in event.row.items()
-        if name != "epoch"
+        if name != "epoch" and not _is_loss_again(name, event.row)
     )
     count = len(str(event.epochs))
     return f"epoch {event.epoch:{count}}/{event.epochs}  {'  '.join(facts)}  {event.seconds:.1f} s"
+
+
+def _is_loss_again(name: str, row: Mapping[str, float]) -> bool:
+    """Return whether a figure is the loss beside it, as the mean squared error may be."""
+    side, _, figure = name.rpartition("_")
+    loss = row.get(f"{side}_loss")
+    return figure == "mse" and loss is not None and f"{loss:.4f}" == f"{row[name]:.4f}"

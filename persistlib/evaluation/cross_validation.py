@@ -87,6 +87,12 @@ class CrossValidation:
     seed: int
     about: Mapping[str, JsonValue] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        how = f"{len(self.folds)} folds" if self.folds else "leave-one-out"
+        figures = (f"{figure.name}={figure.mean:.4g}" for figure in self.figures)
+        samples = f"{len(self.outcomes):,} samples"
+        return f"CrossValidation({', '.join((how, samples, *figures))})"
+
     def __getitem__(self, name: str) -> Figure:
         return next(figure for figure in self.figures if figure.name == name)
 

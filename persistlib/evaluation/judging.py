@@ -48,6 +48,10 @@ class HeadResult:
     metrics: Measured
     top5: float | None = None
 
+    def __repr__(self) -> str:
+        head = f"{self.outcomes.head!r}, " if self.outcomes.head else ""
+        return f"HeadResult({head}{_figures(self.metrics)})"
+
     @property
     def top5_interval(self) -> Interval | None:
         """The interval of `top5`."""
@@ -77,6 +81,9 @@ class RuntimeResult:
     facts: Mapping[str, JsonValue]
     heads: tuple[HeadResult, ...]
     timings: tuple[Timing, ...]
+
+    def __repr__(self) -> str:
+        return f"RuntimeResult({self.runtime!r}, {', '.join(map(repr, self.heads))})"
 
     @property
     def metrics(self) -> Any:
@@ -163,6 +170,11 @@ class Evaluation:
     threads: int
     against: Against | None = None
 
+    def __repr__(self) -> str:
+        shown = [repr(self.samples), *map(repr, self.results)]
+        shown += [] if self.against is None else [f"against={self.against.models[1]!r}"]
+        return f"Evaluation({', '.join(shown)})"
+
     def __getitem__(self, runtime: str) -> RuntimeResult:
         return next(result for result in self.results if result.runtime == runtime)
 
@@ -211,6 +223,12 @@ class Evaluation:
             "held_out": self.samples.held_out,
             **({"part": self.samples.part} if self.samples.part else {}),
         }
+
+
+def _figures(metrics: Measured) -> str:
+    """Return the figures over all samples in a line."""
+    found = {name: value for name, value in metrics.to_dict().items() if isinstance(value, float)}
+    return ", ".join(f"{name}={value:.4g}" for name, value in found.items())
 
 
 def judge(

@@ -80,6 +80,10 @@ class Samples:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __repr__(self) -> str:
+        which = ", held out" if self.held_out else f", part {self.part}" if self.part else ""
+        return f"Samples({self.name!r}, {len(self):,} samples{which})"
+
     @property
     def labels(self) -> NDArray[Any]:
         """The targets of the first head."""

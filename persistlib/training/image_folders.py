@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from blake3 import blake3
 
+from persistlib import versions
 from persistlib.errors import Code, Finding, PersistlibError, Severity, error, finding
 from persistlib.images import has_image_ending, read_image
 from persistlib.manifest import consistency
-from persistlib.training import run_folder, splits
+from persistlib.training import splits
 from persistlib.training.labelled import ImageData, Survey, unknown_classes
 from persistlib.training.split_files import read_listing
 
@@ -28,7 +29,7 @@ BY_FOLDERS = "its folders say"
 # What persistlib itself puts into a folder: a file, a mark in it, and what the folder is then.
 _OWN = (
     (consistency.NAME, b'"manifest_version"', "a bundle"),
-    (run_folder.RUN, run_folder.SCHEMA.encode(), "the folder of a run"),
+    (versions.RUN, versions.RUN_SCHEMA.encode(), "the folder of a run"),
 )
 _MOST = 16 << 20
 _SHOWN = 5

@@ -86,6 +86,11 @@ class FinetuneResult:
     frozen: Frozen
     resumed: str | None = None
 
+    def __repr__(self) -> str:
+        figures = (f"{name}={value:.4g}" for name, value in self.metrics.items())
+        parts = (type(self.model).__name__, f"{len(self.history)} epochs", *figures)
+        return f"FinetuneResult({', '.join(parts)})"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Folder:

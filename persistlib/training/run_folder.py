@@ -28,7 +28,7 @@ from persistlib.lock import locked
 from persistlib.place import FOLDER_FLAGS, make_parents
 from persistlib.publish import write_fault
 from persistlib.training import checkpoints, feature_files, plain
-from persistlib.versions import FOLDER
+from persistlib.versions import FOLDER, RUN, RUN_SCHEMA
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from persistlib.errors import Finding
     from persistlib.training.checkpoints import Snapshot
 
-RUN = "run.json"
-SCHEMA = "persistlib.run/1"
 _CHECKPOINTS, _BEST, _VERSIONS = "checkpoints", "best", FOLDER
 _NAMES = {
     _CHECKPOINTS: re.compile(r"\d{6}-\d{9}"),
@@ -172,7 +170,7 @@ class RunFolder:
 
     def note(self, command: Mapping[str, Any]) -> None:
         """Write what the run is started with."""
-        data = checkpoints.seal({"schema": SCHEMA, "command": plain.encode(dict(command))})
+        data = checkpoints.seal({"schema": RUN_SCHEMA, "command": plain.encode(dict(command))})
         with publish.file(os.path.join(self.path, RUN)) as out:
             out.write(data)
 
@@ -286,7 +284,7 @@ def command(path: StrPath) -> dict[str, Any]:
             reason = f"no run: it has no {RUN}"
             raise error(Code.SOURCE_MISSING, path, reason, "name the folder of a run") from fault
         raise read_fault(fault, location) from fault
-    found = checkpoints.unseal(data, location, SCHEMA)["command"]
+    found = checkpoints.unseal(data, location, RUN_SCHEMA)["command"]
     try:
         return dict(plain.decode(found))
     except (TypeError, ValueError) as fault:

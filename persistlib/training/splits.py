@@ -150,7 +150,8 @@ def division_findings(data: Divisible, path: str) -> Iterator[Finding]:
     split = _given(data, data.division)
     for name, chosen in ((TRAIN, split.train), (VALID, split.valid)):
         if not chosen:
-            remedy = "put samples into it, or let the split be drawn"
+            remedy = "put samples into it, or let the split be drawn; what a split file with parts "
+            remedy += "does not name is in no part"
             yield finding(Code.DATA_INVALID, path, f"its part {name} is empty", remedy)
     trained, held = ({data.labels[i] for i in side} for side in (split.train, split.valid))
     for label, name in enumerate(data.classes):

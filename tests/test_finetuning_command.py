@@ -116,3 +116,12 @@ def test_behaviour_is_proposed_where_examples_stand_and_missed_where_not(
         "intact",
         3,
     )
+
+
+def test_what_only_images_have_a_use_for_is_refused_of_a_table(
+    numbers: Path, tmp_path: Path
+) -> None:
+    asked = begun(numbers, tmp_path / "out", "--resize", 32, "--augment", "flip")
+    refused, code = told(*asked)
+    assert ([item["location"] for item in refused["findings"]], code) == (["resize", "augment"], 2)
+    assert "trained" not in invoke(*asked).output

@@ -304,6 +304,8 @@ def plan(
     """
     strategies.wish_of(strategy)  # before anything that takes long
     survey = survey_data(data, _asked(builder, split, target, task))
+    if isinstance(survey.data, TableData):
+        table_beginnings.require_meant(survey.data, resize=resize, augment=settings.augment)
     how: dict[str, Any] = {"seed": settings.seed, "trust": trust, "arguments": arguments or {}}
     begun = _begin(builder, survey, weights, resize, how)
     found = _whole(survey, begun)

@@ -8,7 +8,7 @@ import torch
 
 from persistlib import preparing
 from persistlib.architecture import freezing, pretrained, recipe
-from persistlib.errors import Code, TrainingError, error
+from persistlib.errors import Code, TrainingError, error, error_of, finding
 from persistlib.table_rows import TablePreprocessing
 from persistlib.training import randomness
 from persistlib.training.beginnings import Saved, named_builder
@@ -119,3 +119,19 @@ def _head(model: nn.Module, data: TableData) -> Head | None:
         require_taken(model, row)
         return None
     return find_head(model, row)
+
+
+def require_meant(data: TableData, **given: object) -> None:
+    """Refuse what is asked of images, where the data are rows.
+
+    Args:
+        data: the rows.
+        **given: arguments that only images have a use for; what is None or empty is not asked.
+
+    Raises:
+        UsageError: something is given; each is reported.
+    """
+    reason, remedy = f"{data.name} has rows, no images", "leave it out"
+    faults = [finding(Code.USAGE, name, reason, remedy) for name, value in given.items() if value]
+    if faults:
+        raise error_of(faults)

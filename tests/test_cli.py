@@ -250,7 +250,7 @@ def test_an_error_of_many_findings_is_cut_for_people_alone(
     assert len(shown.findings) == 25
     lines = invoke("verify", "x").stderr.splitlines()
     assert len(lines) == 11
-    assert lines[-1] == "and 15 more: --json lists them all"
+    assert lines[-1] == "and 15 more: --json shows them"
 
 
 def test_verify_gives_the_verdict_first_then_each_file(verifying: Callable[[Any], None]) -> None:

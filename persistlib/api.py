@@ -651,8 +651,9 @@ def finetune(
     Args:
         model: trained in place; ends in evaluation mode. Of a Keras model on its torch backend the
             result has a module that holds the same values (docs/keras.md).
-        train: (inputs, targets) as arrays or tensors, or mappings of them by name; a data set of
-            such pairs; or a DataLoader.
+        train: (inputs, targets) as arrays or tensors, or mappings of them by name: floats are cast
+            to the model's dtype (targets to float32 at least); a data set of such pairs; or a
+            DataLoader. Targets have the outputs' shape: (N, 1), not (N,), beside outputs (N, 1).
         valid: held-out samples in the same forms.
         epochs: how often all training samples are gone through.
         lr: learning rate at the start.
@@ -737,7 +738,7 @@ def evaluate(
         data: a folder with one folder of images a class; an `.npz` file with `labels` and `images`
             or `inputs`; "sklearn:digits"; or a pair (inputs, labels) of arrays. Of other tasks an
             `.npz` file with `inputs` and `targets`, or a pair of arrays, each one or several by
-            name.
+            name. Numbers of (N,) and (N, 1) are the same here, where no loss could broadcast.
         runtime: "torch", "onnxruntime", both in a sequence or with a comma between; the second is
             compared with the first. None takes all in which the model runs here.
         interface: classes and preprocessing where the model does not say them, or says others.

@@ -59,6 +59,7 @@ class _Inputs(Dataset[Any]):
     """Labelled samples as a model takes them, prepared one by one."""
 
     fixed = True
+    of_arrays = True
 
     def __init__(self, samples: Samples) -> None:
         self._samples = samples

@@ -268,6 +268,7 @@ class VariedSamples(Dataset[tuple[Any, Any]]):
 
     Attributes:
         fixed: never: no features are kept of them.
+        of_arrays: whether they come of arrays, and of no data set.
     """
 
     fixed = False
@@ -277,6 +278,7 @@ class VariedSamples(Dataset[tuple[Any, Any]]):
         self._vary = Variation(steps)
         self._plain = plain
         self._size = plain.size
+        self.of_arrays = plain.known_targets() is not None
         self._require_images()
 
     @property

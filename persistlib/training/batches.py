@@ -53,6 +53,8 @@ class Batches:
         seed: of their order, and of what is drawn for a sample.
         fixed: whether a sample is known to be the same in every epoch.
         group: the processes that have a share each of every batch.
+        dtype: what arrays of floats become, as NumPy's own float64; None leaves them. Targets keep
+            at least float32, and samples of a data set or loader are the caller's own.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Batches:
         seed: int = 0,
         workers: int = 0,
         group: Group = ALONE,
+        dtype: torch.dtype | None = None,
     ) -> None:
         if isinstance(samples, IterableDataset):
             samples = DataLoader(samples, batch_size=batch_size)
@@ -75,6 +78,8 @@ class Batches:
         self.group = group
         self._workers = workers
         self._pair = _as_pair(samples, name)
+        of_arrays = self._pair is not None or getattr(samples, "of_arrays", False) is True
+        self.dtype = dtype if of_arrays else None
         self._samples = samples
         self.fixed = self._pair is not None or getattr(samples, "fixed", False) is True
         self.size: int | None = None
@@ -160,7 +165,7 @@ class Batches:
 
     def known_targets(self) -> Any:
         """Return the targets of all samples where they are at hand; None where they are not."""
-        return None if self._pair is None else self._pair.targets
+        return None if self._pair is None else self._cast_targets(self._pair.targets)
 
     def known_inputs(self) -> Any:
         """Return the inputs of all samples where they are at hand; None where they are not."""
@@ -169,7 +174,7 @@ class Batches:
     def targets(self) -> Any:
         """Return the targets of all samples, which are gone through where need be."""
         if self._pair is not None:
-            return self._pair.targets
+            return self._cast_targets(self._pair.targets)
         host = torch.device("cpu")
         return nests.joined([_moved(batch.targets, host) for batch in self.in_order()])
 
@@ -254,7 +259,16 @@ class Batches:
             raise _invalid(self.name, "a batch is not a pair of inputs and targets")
         targets = nests.each(_numbers, _tensors(batch[1], f"{self.name}: targets"))
         _require_rows(targets, f"{self.name}: targets of a batch")
-        return Batch(_moved(batch[0], self.device), _moved(targets, self.device))
+        inputs = _moved(batch[0], self.device)
+        if (dtype := self.dtype) is not None:
+            inputs = nests.each(lambda item: _cast(item, dtype), inputs)
+        return Batch(inputs, self._cast_targets(_moved(targets, self.device)))
+
+    def _cast_targets(self, targets: Any) -> Any:
+        if (own := self.dtype) is None:
+            return targets
+        wide = torch.promote_types(own, torch.float32)  # in bfloat16 1001 would become 1000
+        return nests.each(lambda item: item if item.dtype == own else _cast(item, wide), targets)
 
 
 def _worker_end() -> Callable[[int], None] | None:
@@ -298,6 +312,16 @@ def call(model: torch.nn.Module, inputs: Any) -> Any:
     if isinstance(inputs, Mapping):
         return model(**inputs)
     return model(*inputs) if isinstance(inputs, (list, tuple)) else model(inputs)
+
+
+def own_dtype(model: torch.nn.Module) -> torch.dtype | None:
+    """Return the dtype of a model's floating parameters; None where there are several or none."""
+    found = {item.dtype for item in model.parameters() if item.is_floating_point()}
+    return found.pop() if len(found) == 1 else None
+
+
+def _cast(item: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return item.to(dtype) if item.is_floating_point() else item
 
 
 def first_samples(inputs: Any, count: int) -> Any:

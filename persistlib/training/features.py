@@ -21,11 +21,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 
-from persistlib.errors import Code, TargetError, error, warn
+from persistlib.errors import Code, PersistlibError, TargetError, error, warn
 from persistlib.training import feature_files, fronts, nests
-from persistlib.training.batches import Batches
+from persistlib.training.batches import Batches, own_dtype
 from persistlib.training.finite import require_finite
+from persistlib.training.fitting import FAULTS, told
 from persistlib.training.head import entered_last
+from persistlib.training.memory import is_out_of_memory
 from persistlib.training.sharing import go_on, in_turn
 
 if TYPE_CHECKING:
@@ -125,12 +127,13 @@ def features(
         PersistlibError: they are more than memory may hold, or the folder cannot be written.
     """
     place = torch.device(device) if device is not None else _device(model)
-    batches = Batches(samples, "samples", batch_size, place, seed=seed, workers=workers)
+    sized: dict[str, Any] = {"seed": seed, "workers": workers, "dtype": own_dtype(model)}
+    batches = Batches(samples, "samples", batch_size, place, **sized)
     modes = [(module, module.training) for module in model.modules()]
     model.to(place)
     try:
         require_finite(model, batches)
-        path, like = _judged_part(model, batches, at)
+        path, like = _fitting_part(model, batches, at)
         if cache is None and (size := _bytes(like, batches.size)) > memory:
             reason = f"{size:,} bytes of features; {memory:,} may be kept in memory"
             raise error(Code.NO_MEMORY, path, reason, "give cache=, a folder to keep them in")
@@ -165,6 +168,24 @@ def _judged_part(
     reason = f"the outputs are not what {tried} makes of one tensor with a row a sample"
     remedy = "let the model return what its last layer gives"
     raise error(Code.HEAD_UNKNOWN, at or "model", reason, remedy)
+
+
+def _fitting_part(
+    model: torch.nn.Module, batches: Batches, at: str | None
+) -> tuple[str, torch.Tensor]:
+    """Return what `_judged_part` does.
+
+    Raises:
+        TrainingError: the model does not take the samples, or no part ends it.
+        RuntimeError: memory ran out.
+    """
+    try:
+        return _judged_part(model, batches, at)
+    except FAULTS as fault:
+        if isinstance(fault, PersistlibError) or is_out_of_memory(fault):
+            raise
+        first = next(batches.in_order()).inputs
+        raise error(Code.DATA_INVALID, batches.name, *told(fault, model, first)) from fault
 
 
 def stage(

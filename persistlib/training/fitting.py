@@ -13,8 +13,9 @@ import torch
 
 from persistlib.architecture.behaviour import untouched
 from persistlib.errors import Code, error_of, finding
+from persistlib.training import nests
 from persistlib.training.answers import left_out, of_heads, targets_of
-from persistlib.training.batches import call
+from persistlib.training.batches import call, own_dtype
 from persistlib.training.finite import input_findings
 from persistlib.training.memory import is_out_of_memory
 from persistlib.training.tasks import (
@@ -104,7 +105,7 @@ def _faults(model: torch.nn.Module, samples: Batches, heads: Sequence[Head]) -> 
     except FAULTS as fault:
         if is_out_of_memory(fault):
             raise
-        yield finding(Code.DATA_INVALID, samples.name, *told(fault))
+        yield finding(Code.DATA_INVALID, samples.name, *told(fault, model, batch.inputs))
         return
     for name in left_out(outputs, batch.targets, heads):
         reason = "the model gives it and there are targets for it, but no task"
@@ -115,12 +116,25 @@ def _faults(model: torch.nn.Module, samples: Batches, heads: Sequence[Head]) -> 
             yield finding(misfit.code, place, misfit.reason, misfit.remedy)
 
 
-def told(fault: Exception) -> tuple[str, str]:
-    """Return why model and samples do not fit, and what to do."""
+def told(
+    fault: Exception, model: torch.nn.Module | None = None, inputs: Any = None
+) -> tuple[str, str]:
+    """Return why model and samples do not fit, and what to do.
+
+    Args:
+        fault: what was raised.
+        model: that was called; None where its inputs fitted.
+        inputs: that it was called with.
+    """
     if isinstance(fault, MisfitError):
         return fault.reason, fault.remedy
     text = (str(fault).strip().splitlines() or [type(fault).__name__])[0]
     remedy = "compare the model's inputs and outputs with the data's, or give task= or loss="
+    own = None if model is None else own_dtype(model)
+    floats = [item.dtype for item in nests.tensors(inputs) if item.is_floating_point()]
+    if own is not None and (others := [dtype for dtype in floats if dtype != own]):
+        text = f"inputs of {others[0]} for a model of {own}: {text}"
+        remedy = f"cast them in the data set: inputs.to({own})"
     return f"model and samples do not fit: {text}", remedy
 
 

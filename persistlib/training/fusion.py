@@ -21,7 +21,7 @@ from persistlib.installed import package_version
 from persistlib.manifest import schema
 from persistlib.training import affine, classifiers, fused_layers
 from persistlib.training.answers import primary
-from persistlib.training.batches import Batches, call, first_samples
+from persistlib.training.batches import Batches, call, first_samples, own_dtype
 from persistlib.training.features import MEMORY, Features, features
 from persistlib.training.loop import EXAMPLES, FinetuneResult, require_model
 from persistlib.training.tasks import CLASSIFICATION, REGRESSION
@@ -113,7 +113,8 @@ def fit_classifier(
         given = interface or schema.Interface()
         labels = _labels(fitted.form.classes, given.labels)
         place = torch.device(device) if device is not None else next(model.parameters()).device
-        shown = Batches(train if valid is None else valid, "samples", batch_size, place, seed=seed)
+        some = train if valid is None else valid
+        shown = Batches(some, "samples", batch_size, place, seed=seed, dtype=own_dtype(model))
         first = next(shown.in_order()).inputs
         _put(model, found.path, fitted.fused.layer.to(place), first)
     metrics = _metrics(fitted, given.labels, labels)

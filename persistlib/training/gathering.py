@@ -19,7 +19,13 @@ TRAIN = "train"
 
 
 def gathered(
-    samples: Samples, name: str, settings: Settings, place: torch.device, group: Group = ALONE
+    samples: Samples,
+    name: str,
+    settings: Settings,
+    place: torch.device,
+    group: Group = ALONE,
+    *,
+    dtype: torch.dtype | None = None,
 ) -> Batches:
     """Return samples as batches.
 
@@ -29,12 +35,14 @@ def gathered(
         settings: of the run.
         place: where batches go.
         group: the processes that share them.
+        dtype: what arrays of floats become.
 
     Raises:
         TrainingError: they are none.
         UsageError: they are to be varied, and are no images.
     """
     how: dict[str, Any] = {"seed": settings.seed, "workers": settings.workers, "group": group}
+    how["dtype"] = dtype
     made = Batches(samples, name, settings.batch_size, place, **how)
     if name != TRAIN or not settings.augment:
         return made

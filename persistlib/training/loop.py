@@ -21,7 +21,7 @@ from persistlib.errors import Code, error
 from persistlib.manifest import schema
 from persistlib.processes import ALONE, joined, own_device
 from persistlib.training import agreement, freezes, randomness, resuming, run_folder, strategies
-from persistlib.training.batches import Batches, Samples, first_samples
+from persistlib.training.batches import Batches, Samples, first_samples, own_dtype
 from persistlib.training.events import WentOn
 from persistlib.training.features import Keeping
 from persistlib.training.fitting import examine
@@ -210,8 +210,11 @@ def finetune(
     record = partial(_record, patterns=freeze, data=data, what=what)
     with _processes(alone=alone) as group, torch.inference_mode(mode=False), torch.enable_grad():
         place = _place(model, device, group)
-        samples = gathered(train, "train", settings, place, group)
-        held_out = None if valid is None else gathered(valid, "valid", settings, place, group)
+        ready = partial(
+            gathered, settings=settings, place=place, group=group, dtype=own_dtype(model)
+        )
+        samples = ready(train, "train")
+        held_out = None if valid is None else ready(valid, "valid")
         with randomness.own(settings.seed, place), naming_memory(settings, _before):
             model.to(place)
             data_sets = {"train": samples, "valid": held_out}

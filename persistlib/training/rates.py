@@ -18,6 +18,7 @@ import torch
 
 from persistlib.errors import Code, PersistlibError, error
 from persistlib.training import freezes, optimizers, randomness, strategies
+from persistlib.training.batches import own_dtype
 from persistlib.training.features import Stage, stage
 from persistlib.training.gathering import gathered
 from persistlib.training.losses import objective
@@ -90,7 +91,7 @@ def find_rate(
     settings, what = Settings(epochs=1, lr=_LOW, **numbers), objective(task, loss)
     place = torch.device(device) if device is not None else next(model.parameters()).device
     trial = copy.deepcopy(model).to(place)
-    samples = gathered(train, "train", settings, place)
+    samples = gathered(train, "train", settings, place, dtype=own_dtype(model))
     with (
         torch.inference_mode(mode=False),
         torch.enable_grad(),

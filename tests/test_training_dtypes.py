@@ -75,6 +75,13 @@ def test_a_model_of_several_dtypes_gets_arrays_as_they_are() -> None:
     assert own_dtype(perceptron(torch.float64)) == torch.float64
 
 
+def test_numbers_that_the_dtype_cannot_hold_are_not_finite() -> None:
+    inputs = INPUTS.copy()
+    inputs[7, 3] = 1e300
+    with pytest.raises(PersistlibError, match=r"1 of 288 .* the first at \[7, 3\]"):
+        persistlib.finetune(torch.nn.Linear(6, 2), (inputs, CLASSES), **QUICK)
+
+
 def _trained(samples: Any) -> None:
     persistlib.finetune(perceptron(), samples, **QUICK)
 
@@ -89,7 +96,7 @@ def test_all_that_takes_arrays_takes_those_of_numpy() -> None:
     _fitted(pair)
     assert find_rate(perceptron(), pair).lrs
     wide, narrow = (
-        persistlib.cross_validate(perceptron(), (inputs, CLASSES), folds=None).figures
+        persistlib.cross_validate(perceptron(), (inputs, CLASSES), leave_one_out=True).figures
         for inputs in (INPUTS, INPUTS.astype(np.float32))
     )
     assert wide == narrow
@@ -107,11 +114,11 @@ def test_a_column_of_targets_is_one_number_where_no_loss_could_broadcast() -> No
     """Of (N, 1) outputs targets of (N,) are refused by training, and judged the same."""
     model = built("Perceptron", inputs=6, outputs=1)
     flat, column = TARGETS[:, 0], TARGETS[:, :1]
-    judged = [
-        persistlib.evaluate(model, (INPUTS, targets), task="regression").to_dict()["results"][0]
+    judged: list[Any] = [
+        persistlib.evaluate(model, (INPUTS, targets), task="regression").to_dict()
         for targets in (flat, column)
     ]
-    assert judged[0]["mse"] == judged[1]["mse"]
+    assert judged[0]["results"][0]["mse"] == judged[1]["results"][0]["mse"]
     fitted = [
         persistlib.cross_validate(model, (INPUTS, targets), classifier="ridge", folds=3).figures
         for targets in (flat, column)

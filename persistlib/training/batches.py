@@ -259,10 +259,14 @@ class Batches:
             raise _invalid(self.name, "a batch is not a pair of inputs and targets")
         targets = nests.each(_numbers, _tensors(batch[1], f"{self.name}: targets"))
         _require_rows(targets, f"{self.name}: targets of a batch")
-        inputs = _moved(batch[0], self.device)
-        if (dtype := self.dtype) is not None:
-            inputs = nests.each(lambda item: _cast(item, dtype), inputs)
+        inputs = self.cast_inputs(_moved(batch[0], self.device))
         return Batch(inputs, self._cast_targets(_moved(targets, self.device)))
+
+    def cast_inputs(self, inputs: Any) -> Any:
+        """Return inputs as the model gets them: arrays of floats in its dtype."""
+        if (dtype := self.dtype) is None:
+            return inputs
+        return nests.each(lambda item: _cast(item, dtype), inputs)
 
     def _cast_targets(self, targets: Any) -> Any:
         if (own := self.dtype) is None:

@@ -51,7 +51,7 @@ def input_findings(model: torch.nn.Module, samples: Batches) -> Iterator[Finding
     for path, item in nests.leaves(samples.known_inputs()):
         if not isinstance(item, torch.Tensor) or not item.is_floating_point():
             continue
-        count, first = _not_finite(item)
+        count, first = _not_finite(item, samples)
         if first and not _is_meant(model, samples, first[0]):
             where = f"{samples.name}: inputs{f'.{path}' if path else ''}"
             reason = (
@@ -60,11 +60,11 @@ def input_findings(model: torch.nn.Module, samples: Batches) -> Iterator[Finding
             yield finding(Code.DATA_INVALID, where, reason, "leave these samples out")
 
 
-def _not_finite(values: torch.Tensor) -> tuple[int, tuple[int, ...]]:
+def _not_finite(values: torch.Tensor, samples: Batches) -> tuple[int, tuple[int, ...]]:
     """Return how many numbers are not finite, and where the first is; empty where all are."""
     count, first = 0, ()
     for start in range(0, len(values), _ROWS):
-        bad = ~values[start : start + _ROWS].isfinite()
+        bad = ~samples.cast_inputs(values[start : start + _ROWS]).isfinite()
         if not bool(bad.any()):
             continue
         count += int(bad.sum())
@@ -81,7 +81,7 @@ def _is_meant(model: torch.nn.Module, samples: Batches, row: int) -> bool:
     try:
         with untouched(model):
             model.eval()
-            outputs = nests.tensors(call(model, one))
+            outputs = nests.tensors(call(model, samples.cast_inputs(one)))
     except Exception as fault:
         if is_out_of_memory(fault):
             raise

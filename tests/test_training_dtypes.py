@@ -11,7 +11,8 @@ from torch.utils.data import TensorDataset
 
 import persistlib
 from persistlib.errors import PersistlibError
-from persistlib.training.batches import Batches, own_dtype
+from persistlib.training.batches import Batches
+from persistlib.training.own_dtypes import own_dtype
 from persistlib.training.rates import find_rate
 from task_models import built
 

@@ -25,6 +25,7 @@ from persistlib.errors import Code, PersistlibError, error
 from persistlib.processes import ALONE
 from persistlib.training import nests, randomness
 from persistlib.training.batch import Batch
+from persistlib.training.own_dtypes import cast_inputs, cast_targets
 from persistlib.training.sample_digests import digest_of
 from persistlib.training.sharing import share
 
@@ -165,7 +166,7 @@ class Batches:
 
     def known_targets(self) -> Any:
         """Return the targets of all samples where they are at hand; None where they are not."""
-        return None if self._pair is None else self._cast_targets(self._pair.targets)
+        return None if self._pair is None else cast_targets(self._pair.targets, self.dtype)
 
     def known_inputs(self) -> Any:
         """Return the inputs of all samples where they are at hand; None where they are not."""
@@ -174,7 +175,7 @@ class Batches:
     def targets(self) -> Any:
         """Return the targets of all samples, which are gone through where need be."""
         if self._pair is not None:
-            return self._cast_targets(self._pair.targets)
+            return cast_targets(self._pair.targets, self.dtype)
         host = torch.device("cpu")
         return nests.joined([_moved(batch.targets, host) for batch in self.in_order()])
 
@@ -259,20 +260,8 @@ class Batches:
             raise _invalid(self.name, "a batch is not a pair of inputs and targets")
         targets = nests.each(_numbers, _tensors(batch[1], f"{self.name}: targets"))
         _require_rows(targets, f"{self.name}: targets of a batch")
-        inputs = self.cast_inputs(_moved(batch[0], self.device))
-        return Batch(inputs, self._cast_targets(_moved(targets, self.device)))
-
-    def cast_inputs(self, inputs: Any) -> Any:
-        """Return inputs as the model gets them: arrays of floats in its dtype."""
-        if (dtype := self.dtype) is None:
-            return inputs
-        return nests.each(lambda item: _cast(item, dtype), inputs)
-
-    def _cast_targets(self, targets: Any) -> Any:
-        if (own := self.dtype) is None:
-            return targets
-        wide = torch.promote_types(own, torch.float32)  # in bfloat16 1001 would become 1000
-        return nests.each(lambda item: item if item.dtype == own else _cast(item, wide), targets)
+        inputs = cast_inputs(_moved(batch[0], self.device), self.dtype)
+        return Batch(inputs, cast_targets(_moved(targets, self.device), self.dtype))
 
 
 def _worker_end() -> Callable[[int], None] | None:
@@ -316,16 +305,6 @@ def call(model: torch.nn.Module, inputs: Any) -> Any:
     if isinstance(inputs, Mapping):
         return model(**inputs)
     return model(*inputs) if isinstance(inputs, (list, tuple)) else model(inputs)
-
-
-def own_dtype(model: torch.nn.Module) -> torch.dtype | None:
-    """Return the dtype of a model's floating parameters; None where there are several or none."""
-    found = {item.dtype for item in model.parameters() if item.is_floating_point()}
-    return found.pop() if len(found) == 1 else None
-
-
-def _cast(item: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return item.to(dtype) if item.is_floating_point() else item
 
 
 def first_samples(inputs: Any, count: int) -> Any:

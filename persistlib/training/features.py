@@ -23,11 +23,12 @@ import torch
 
 from persistlib.errors import Code, PersistlibError, TargetError, error, warn
 from persistlib.training import feature_files, fronts, nests
-from persistlib.training.batches import Batches, own_dtype
+from persistlib.training.batches import Batches
 from persistlib.training.finite import require_finite
 from persistlib.training.fitting import FAULTS, told
 from persistlib.training.head import entered_last
 from persistlib.training.memory import is_out_of_memory
+from persistlib.training.own_dtypes import own_dtype
 from persistlib.training.sharing import go_on, in_turn
 
 if TYPE_CHECKING:

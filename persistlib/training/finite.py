@@ -15,6 +15,7 @@ from persistlib.errors import Code, error_of, finding
 from persistlib.training import nests
 from persistlib.training.batches import call
 from persistlib.training.memory import is_out_of_memory
+from persistlib.training.own_dtypes import cast_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,7 +65,7 @@ def _not_finite(values: torch.Tensor, samples: Batches) -> tuple[int, tuple[int,
     """Return how many numbers are not finite, and where the first is; empty where all are."""
     count, first = 0, ()
     for start in range(0, len(values), _ROWS):
-        bad = ~samples.cast_inputs(values[start : start + _ROWS]).isfinite()
+        bad = ~cast_inputs(values[start : start + _ROWS], samples.dtype).isfinite()
         if not bool(bad.any()):
             continue
         count += int(bad.sum())
@@ -81,7 +82,7 @@ def _is_meant(model: torch.nn.Module, samples: Batches, row: int) -> bool:
     try:
         with untouched(model):
             model.eval()
-            outputs = nests.tensors(call(model, samples.cast_inputs(one)))
+            outputs = nests.tensors(call(model, cast_inputs(one, samples.dtype)))
     except Exception as fault:
         if is_out_of_memory(fault):
             raise

@@ -15,9 +15,10 @@ from persistlib.architecture.behaviour import untouched
 from persistlib.errors import Code, error_of, finding
 from persistlib.training import nests
 from persistlib.training.answers import left_out, of_heads, targets_of
-from persistlib.training.batches import call, own_dtype
+from persistlib.training.batches import call
 from persistlib.training.finite import input_findings
 from persistlib.training.memory import is_out_of_memory
+from persistlib.training.own_dtypes import own_dtype
 from persistlib.training.tasks import (
     CLASSIFICATION,
     CUSTOM,

@@ -21,9 +21,10 @@ from persistlib.installed import package_version
 from persistlib.manifest import schema
 from persistlib.training import affine, classifiers, fused_layers
 from persistlib.training.answers import primary
-from persistlib.training.batches import Batches, call, first_samples, own_dtype
+from persistlib.training.batches import Batches, call, first_samples
 from persistlib.training.features import MEMORY, Features, features
 from persistlib.training.loop import EXAMPLES, FinetuneResult, require_model
+from persistlib.training.own_dtypes import own_dtype
 from persistlib.training.tasks import CLASSIFICATION, REGRESSION
 
 if TYPE_CHECKING:

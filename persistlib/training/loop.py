@@ -21,7 +21,7 @@ from persistlib.errors import Code, error
 from persistlib.manifest import schema
 from persistlib.processes import ALONE, joined, own_device
 from persistlib.training import agreement, freezes, randomness, resuming, run_folder, strategies
-from persistlib.training.batches import Batches, Samples, first_samples, own_dtype
+from persistlib.training.batches import Batches, Samples, first_samples
 from persistlib.training.events import WentOn
 from persistlib.training.features import Keeping
 from persistlib.training.fitting import examine
@@ -30,6 +30,7 @@ from persistlib.training.interruption import Interruption, deferred
 from persistlib.training.job import Job
 from persistlib.training.losses import objective
 from persistlib.training.memory import naming_memory
+from persistlib.training.own_dtypes import own_dtype
 from persistlib.training.precision import Precision
 from persistlib.training.settings import ALL, Numbers, Settings, require_known
 from persistlib.training.trainer import StoppedError, Trainer

@@ -18,10 +18,10 @@ import torch
 
 from persistlib.errors import Code, PersistlibError, error
 from persistlib.training import freezes, optimizers, randomness, strategies
-from persistlib.training.batches import own_dtype
 from persistlib.training.features import Stage, stage
 from persistlib.training.gathering import gathered
 from persistlib.training.losses import objective
+from persistlib.training.own_dtypes import own_dtype
 from persistlib.training.precision import Precision
 from persistlib.training.scoring import apply_batch
 from persistlib.training.settings import Settings

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from click.core import ParameterSource
 
+from persistlib import versions
 from persistlib.errors import Code, error_of, finding
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def options(context: click.Context, given: dict[str, Any]) -> dict[str, Any]:
         if name in _NOTED and name in begun and not is_said:
             asked[name] = parameter.type_cast_value(context, begun[name])
             taken.append(name)
-    if faults := list(_missing(asked, taken, os.path.join(run, run_folder.RUN))):
+    if faults := list(_missing(asked, taken, os.path.join(run, versions.RUN))):
         raise error_of(faults)
     stem = os.fspath(run).rstrip(os.sep)
     if asked["out"] is None and stem.endswith(RUN):

@@ -81,7 +81,8 @@ def estimator_of(
     if classifier == SVM:
         # On 1,438 samples of 1,280 features the primal, which "auto" takes, was 15 times slower and
         # had not converged.
-        return make_pipeline(StandardScaler(), LinearSVC(**draws | {"dual": True}))
+        draws["dual"] = True
+        return make_pipeline(StandardScaler(), LinearSVC(**draws))
     return make_pipeline(StandardScaler(), LogisticRegression(max_iter=_STEPS, **draws))
 
 

@@ -288,6 +288,17 @@ def test_the_best_epoch_of_a_regression_has_the_lowest_loss() -> None:
     assert min(losses) < losses[-1]
 
 
+def test_smoothing_is_recorded_where_it_has_a_meaning() -> None:
+    model = built("Perceptron", inputs=6, outputs=2)
+    how: dict[str, Any] = {"epochs": 1, "lr": 0.02}
+    inputs, wanted = numbers(20)
+    numeric = finetune(model, (inputs, wanted), task="regression", **how)
+    classes = finetune(model, (inputs, torch.arange(20) % 2), **how)
+    own = finetune(model, (inputs, torch.arange(20) % 2), loss=nn.CrossEntropyLoss(), **how)
+    said = ["label_smoothing" in one.training.optimizer for one in (numeric, classes, own)]
+    assert said == [False, True, False]
+
+
 # -- losses ------------------------------------------------------------------------------------
 
 

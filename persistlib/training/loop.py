@@ -422,7 +422,7 @@ def _record(
         },
         seed=settings.seed,
         epochs=len(trainer.history),
-        optimizer=settings.optimizer_record(),
+        optimizer=settings.optimizer_record(smooths=what.smooths),
         data=data,
         metrics=kept.metrics,
         history=tuple(dict(row) for row in trainer.history),

@@ -107,6 +107,11 @@ class Objective(NamedTuple):
         """Whether the loss is the caller's own: no named one, and none of torch's."""
         return not self.is_named and not _torch_name(self.loss)
 
+    @property
+    def smooths(self) -> bool:
+        """Whether smoothing of labels has a meaning for some head."""
+        return self.is_named and any(head.task == CLASSIFICATION for head in self.heads)
+
     def record(self) -> dict[str, JsonValue]:
         """Return `task` and `loss` as the manifest has them; of several heads a loss for each."""
         several = {head.name: name for head, name in zip(self.heads, self.names, strict=True)}

@@ -162,10 +162,15 @@ class Settings:
         plain = weights if weights is None or isinstance(weights, str) else list(weights)
         return {**asdict(self), "class_weights": plain, "augment": self.steps}
 
-    def optimizer_record(self) -> dict[str, JsonValue]:
-        """Return what the manifest says of the optimizer; what is at its default stays unsaid."""
+    def optimizer_record(self, *, smooths: bool) -> dict[str, JsonValue]:
+        """Return what the manifest says of the optimizer; what is at its default stays unsaid.
+
+        Args:
+            smooths: whether smoothing of labels has a meaning for the loss.
+        """
         given = self.to_dict()
-        record: dict[str, JsonValue] = {name: given[name] for name in _ALWAYS}
+        always = (*_ALWAYS, "label_smoothing") if smooths else _ALWAYS
+        record: dict[str, JsonValue] = {name: given[name] for name in always}
         record |= {name: given[name] for name, usual in _USUAL.items() if given[name] != usual}
         record["name"] = self.optimizer
         return record
@@ -192,7 +197,7 @@ def require_known(names: Iterable[str], others: Iterable[str]) -> None:
         raise error_of(faults)
 
 
-_ALWAYS = ("lr", "weight_decay", "schedule", "batch_size", "label_smoothing")
+_ALWAYS = ("lr", "weight_decay", "schedule", "batch_size")
 _USUAL: dict[str, JsonValue] = {
     "optimizer_options": {},
     "schedule_options": {},

@@ -171,7 +171,7 @@ def test_batches_of_the_callers_own_are_taken_as_they_come() -> None:
         (torch.tensor(1.0), torch.tensor(1)),
         (torch.zeros(3, 1, 6, 6), ["cat", "dog", "cat"]),
         (torch.zeros(3, 2, 6, 6), torch.zeros(3, dtype=torch.long)),
-        (torch.zeros(3, 1, 6, 6, dtype=torch.float64), torch.zeros(3, dtype=torch.long)),
+        TensorDataset(torch.zeros(3, 1, 6, 6, dtype=torch.float64), torch.arange(3) % 2),
         [],
         None,
         7,

@@ -139,7 +139,7 @@ class Pairing:
             if close:
                 break
         names = self._names(block)
-        close.sort(key=lambda item: (item[1].weight not in names, item[1].node.index))
+        close.sort(key=lambda item: (item[1].weight not in names, *_likeness(block, item[1])))
         options = [o for _, other in close for o in self._solved(block, other)]
         return options or list(joints.split(block, self.graph, self.progress))
 
@@ -214,6 +214,15 @@ class Pairing:
 
     def _forget(self, position: int) -> None:
         self.progress.replay.forget(self._last_use.get(position, ()))
+
+
+def _likeness(block: OwnBlock, other: Block) -> tuple[bool, bool, int]:
+    """Return what is small where a partner's steps are a block's own.
+
+    Of branches that are summed any order computes the same; this one keeps the graph's own bits.
+    """
+    own, given = ([step.kind for step in chain] for chain in (block.chain, other.chain))
+    return given != own, given[: len(own)] != own, other.node.index
 
 
 def _bits(number: int) -> Iterator[int]:

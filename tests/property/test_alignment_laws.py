@@ -176,6 +176,12 @@ CHANGES: tuple[Callable[[onnx.ModelProto], None], ...] = (
 )
 @example([["cat", [[(2, 1, False, True)]] * 3]] * 2, True, set(), 5)
 @example([["cat", [[(2, 1, True, True), (2, 3, False, False)]] * 3]], False, set(CHANGES), 6)
+@example(
+    [["sum", [[(3, 3, True, False)], [(3, 3, False, False)], [(3, 1, False, True)]]]],
+    False,
+    {constants_as_nodes, split_gemm},
+    51,
+)
 @given(stages(), st.booleans(), st.sets(st.sampled_from(CHANGES)), st.integers(0, 99))
 def test_a_network_of_any_branches_comes_back_with_its_function(
     drawn: list[Any], is_folded: bool, changes: set[Any], seed: int

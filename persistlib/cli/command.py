@@ -125,6 +125,17 @@ require_option = click.option(
     "--require", metavar="NAME", help="Refuse to run unless this provider computes."
 )
 
+batch_size_option = click.option(
+    "--batch-size", type=click.IntRange(min=1), default=32, show_default=True, metavar="N"
+)
+calls_option = click.option(
+    "--calls",
+    type=click.IntRange(min=0),
+    default=30,
+    show_default=True,
+    metavar="N",
+    help="Calls to time for each batch size, at most; 0 times none.",
+)
 graph_option = click.option(
     "--graph", metavar="PRECISION", help="Which of a bundle's graphs: f16, int8."
 )

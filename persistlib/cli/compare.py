@@ -10,7 +10,13 @@ import click
 import persistlib
 from persistlib.cli import progress
 from persistlib.cli.answer import Answer, Exit, Fields, Findings, Line, Span, Style, Table, verdict
-from persistlib.cli.command import Verb, trust_option, withdrawn_option
+from persistlib.cli.command import (
+    Verb,
+    batch_size_option,
+    calls_option,
+    trust_option,
+    withdrawn_option,
+)
 from persistlib.cli.text import bounded, number, size
 from persistlib.cli.text import command as words
 
@@ -56,17 +62,8 @@ _ASKED = (
     help="Judge every image, each by a fit on the other folds; without, the held-out part.",
 )
 @click.option("--resize", type=click.IntRange(min=1), metavar="N", help="Edge of square images.")
-@click.option(
-    "--batch-size", type=click.IntRange(min=1), default=32, show_default=True, metavar="N"
-)
-@click.option(
-    "--calls",
-    type=click.IntRange(min=0),
-    default=30,
-    show_default=True,
-    metavar="N",
-    help="Calls to time for each batch size, at most; 0 times none.",
-)
+@batch_size_option
+@calls_option
 @click.option(
     "--threads",
     type=click.IntRange(min=1),

@@ -12,6 +12,8 @@ from persistlib.cli import against, folds, progress, task_figures
 from persistlib.cli.answer import Answer, Exit, Fields, Line, Span, Style, Table, verdict
 from persistlib.cli.command import (
     Verb,
+    batch_size_option,
+    calls_option,
     classifier_option,
     graph_option,
     providers_option,
@@ -78,17 +80,8 @@ _OPTIONS = (
     help="Only this part of data that come divided.",
 )
 @click.option("--split", metavar="FILE", help="What divides a folder, as finetune takes it.")
-@click.option(
-    "--batch-size", type=click.IntRange(min=1), default=32, show_default=True, metavar="N"
-)
-@click.option(
-    "--calls",
-    type=click.IntRange(min=0),
-    default=30,
-    show_default=True,
-    metavar="N",
-    help="Calls to time for each batch size, at most; 0 times none.",
-)
+@batch_size_option
+@calls_option
 @click.option(
     "--threads",
     type=click.IntRange(min=1),

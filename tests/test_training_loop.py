@@ -188,9 +188,29 @@ def test_samples_that_cannot_be_trained_on_are_refused(train: Any) -> None:
 def test_no_batch_is_a_lone_sample_that_batch_norm_refuses() -> None:
     sizes: list[int] = []
     model = net()
-    model.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+
+    def note(module: nn.Module, args: tuple[torch.Tensor]) -> None:
+        if module.training:
+            sizes.append(len(args[0]))
+
+    model.register_forward_pre_hook(note)
     finetune(model, samples(33), epochs=1, lr=0.01, batch_size=32)
     assert {*sizes} == {16, 17}
+
+
+class OneSize(nn.Module):
+    """Takes batches of 15 samples alone."""
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        return maps.reshape(15, 36)
+
+
+def test_a_model_that_takes_one_size_of_batch_is_looked_at_with_that() -> None:
+    model = nn.Sequential(OneSize(), nn.Linear(36, 3))
+    result = finetune(model, samples(45), samples(30), batch_size=15, **ARGS)
+    assert len(result.history) == 3
+    with pytest.raises(PersistlibError, match="labels 0 to 2 for 2 classes"):
+        finetune(nn.Sequential(OneSize(), nn.Linear(36, 2)), samples(45), batch_size=15, **ARGS)
 
 
 def test_a_loss_that_is_not_finite_stops_with_epoch_and_batch_named() -> None:

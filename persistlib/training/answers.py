@@ -23,6 +23,8 @@ def primary(outputs: Any) -> torch.Tensor:
     Raises:
         TypeError: there is no tensor.
     """
+    if isinstance(outputs, torch.Tensor):
+        return outputs
     if isinstance(outputs, Mapping):
         known = (outputs[name] for name in ANSWERS if name in outputs)
         outputs = next(known, next(iter(outputs.values()), None))

@@ -94,6 +94,7 @@ class Batches:
         if self.size == 0:
             raise _invalid(name, "holds no samples")
         self.count = _length(samples) if self.size is None else -(-self.size // batch_size)
+        self._is_ready = self._pair is not None and self._stays(self._pair)
 
     @property
     def generators(self) -> tuple[torch.Generator, ...]:
@@ -183,7 +184,7 @@ class Batches:
         empty = not may_be_empty
         for batch in raw:
             empty = False
-            yield self._checked(batch)
+            yield batch if self._is_ready else self._ready(self._checked(batch))
         if empty:
             raise _invalid(self.name, "gave no batch")
 
@@ -258,10 +259,21 @@ class Batches:
             batch = batch[:_PAIR]
         if not isinstance(batch, Sequence) or len(batch) != _PAIR:
             raise _invalid(self.name, "a batch is not a pair of inputs and targets")
-        targets = nests.each(_numbers, _tensors(batch[1], f"{self.name}: targets"))
+        targets = _tensors(batch[1], f"{self.name}: targets")
         _require_rows(targets, f"{self.name}: targets of a batch")
-        inputs = cast_inputs(_moved(batch[0], self.device), self.dtype)
-        return Batch(inputs, cast_targets(_moved(targets, self.device), self.dtype))
+        return Batch(batch[0], targets)
+
+    def _stays(self, pair: Batch) -> bool:
+        """Return whether samples are as a model takes them, so that batches of them are too."""
+        first = nests.each(lambda item: item[:1], pair)
+        both = zip(nests.tensors(first), nests.tensors(self._ready(first)), strict=True)
+        return all(given is taken for given, taken in both)
+
+    def _ready(self, batch: Batch) -> Batch:
+        """Return a batch as a model takes it: where it is to be, in the dtype that is wanted."""
+        inputs = cast_inputs(_moved(batch.inputs, self.device), self.dtype)
+        targets = _moved(nests.each(_numbers, batch.targets), self.device)
+        return Batch(inputs, cast_targets(targets, self.dtype))
 
 
 def _worker_end() -> Callable[[int], None] | None:
@@ -302,6 +314,8 @@ class _Drawn(Dataset[Any]):
 
 def call(model: torch.nn.Module, inputs: Any) -> Any:
     """Return the model's outputs for inputs of a batch: one tensor, several, or named ones."""
+    if isinstance(inputs, torch.Tensor):
+        return model(inputs)
     if isinstance(inputs, Mapping):
         return model(**inputs)
     return model(*inputs) if isinstance(inputs, (list, tuple)) else model(inputs)
@@ -318,6 +332,8 @@ def _moved(inputs: Any, device: torch.device) -> Any:
 
 def _from_numpy(nest: Any) -> Any:
     """Return a nest whose arrays are tensors; a list becomes a tuple."""
+    if isinstance(nest, torch.Tensor):
+        return nest
     if isinstance(nest, Mapping):
         return {name: _from_numpy(item) for name, item in nest.items()}
     if isinstance(nest, (list, tuple)):

@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 _ROWS = 1024  # looked at together, so that a large array is not held twice
 
 
+def is_finite(values: torch.Tensor) -> bool:
+    """Return whether all numbers are finite; only what has no finite sum is searched."""
+    return bool(values.sum().isfinite()) or bool(values.isfinite().all())
+
+
 def require_finite(model: torch.nn.Module, samples: Batches) -> None:
     """Refuse inputs that are not finite and make what a model gives not finite.
 
@@ -65,9 +70,10 @@ def _not_finite(values: torch.Tensor, samples: Batches) -> tuple[int, tuple[int,
     """Return how many numbers are not finite, and where the first is; empty where all are."""
     count, first = 0, ()
     for start in range(0, len(values), _ROWS):
-        bad = ~cast_inputs(values[start : start + _ROWS], samples.dtype).isfinite()
-        if not bool(bad.any()):
+        rows = cast_inputs(values[start : start + _ROWS], samples.dtype)
+        if is_finite(rows):
             continue
+        bad = ~rows.isfinite()
         count += int(bad.sum())
         if not first:
             row, *rest = bad.nonzero()[0].tolist()
@@ -87,4 +93,4 @@ def _is_meant(model: torch.nn.Module, samples: Batches, row: int) -> bool:
         if is_out_of_memory(fault):
             raise
         return False
-    return all(bool(item.isfinite().all()) for item in outputs)
+    return all(map(is_finite, outputs))

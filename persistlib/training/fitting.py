@@ -16,7 +16,7 @@ from persistlib.errors import Code, error_of, finding
 from persistlib.training import nests
 from persistlib.training.answers import left_out, of_heads, targets_of
 from persistlib.training.batches import call
-from persistlib.training.finite import input_findings
+from persistlib.training.finite import input_findings, is_finite
 from persistlib.training.memory import is_out_of_memory
 from persistlib.training.own_dtypes import own_dtype
 from persistlib.training.tasks import (
@@ -32,12 +32,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from persistlib.errors import Finding
+    from persistlib.training.batch import Batch
     from persistlib.training.batches import Batches
     from persistlib.training.tasks import Head
 
 # What a model, or a loss, leads to when it is given what does not fit.
 FAULTS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
+_FEW = 2  # samples that the model is first run on; BatchNorm's statistics stand still
 _UNTOLD = "say its task in task=, or leave its targets out"
 
 
@@ -93,14 +95,32 @@ def examine(model: torch.nn.Module, samples: Sequence[Batches], heads: Sequence[
         raise error_of([*dict.fromkeys(faults)])
 
 
-def _faults(model: torch.nn.Module, samples: Batches, heads: Sequence[Head]) -> Iterator[Finding]:
-    batch = next(samples.in_order())
+def _faults(model: torch.nn.Module, samples: Batches, heads: Sequence[Head]) -> list[Finding]:
+    """Return what is found with few samples of the first batch, where that is also of the whole.
+
+    A model may take batches of one size alone.
+    """
+    whole = next(samples.in_order())
+    count = nests.count(whole.targets)
+
+    def few(item: torch.Tensor) -> torch.Tensor:
+        return item[:_FEW] if item.ndim and len(item) == count else item
+
+    with untouched(model), torch.no_grad():
+        model.eval()
+        looked_at = nests.each(few, whole)
+        return [*_misfits(model, looked_at, samples, heads)] and [
+            *_misfits(model, whole, samples, heads)
+        ]
+
+
+def _misfits(
+    model: torch.nn.Module, batch: Batch, samples: Batches, heads: Sequence[Head]
+) -> Iterator[Finding]:
     known = samples.known_targets()
     where = f"{samples.name}: targets"
     try:
-        with untouched(model), torch.no_grad():
-            model.eval()
-            outputs = call(model, batch.inputs)
+        outputs = call(model, batch.inputs)
         answers = of_heads(outputs, heads)
         targets = targets_of(batch.targets if known is None else known, heads)
     except FAULTS as fault:
@@ -201,7 +221,8 @@ _RULES: dict[str, Callable[[Any, Any], Iterator[MisfitError]]] = {
 def _range(targets: torch.Tensor, classes: int, what: str) -> Iterator[MisfitError]:
     if not targets.numel():
         return
-    low, high = int(targets.min()), int(targets.max())
+    least, most = targets.aminmax()
+    low, high = int(least), int(most)
     if low < 0 or high >= classes:
         bad = int(((targets < 0) | (targets >= classes)).sum())
         reason = f"{what} {low} to {high} for {classes} classes ({bad:,} outside)"
@@ -210,7 +231,7 @@ def _range(targets: torch.Tensor, classes: int, what: str) -> Iterator[MisfitErr
 
 
 def _finite(targets: torch.Tensor) -> Iterator[MisfitError]:
-    if targets.is_floating_point() and not bool(targets.isfinite().all()):
+    if targets.is_floating_point() and not is_finite(targets):
         bad = int((~targets.isfinite()).sum())
         reason = f"{bad:,} of {targets.numel():,} numbers are not finite"
         yield MisfitError(Code.DATA_INVALID, reason, "leave these samples out")

@@ -27,6 +27,9 @@ def each(change: Callable[[torch.Tensor], torch.Tensor], nest: Any) -> Any:
 
 def leaves(nest: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """Yield all that is no mapping and no sequence, with where it stands, such as `a.0`."""
+    if isinstance(nest, torch.Tensor):
+        yield path, nest
+        return
     if isinstance(nest, Mapping):
         items: list[tuple[Any, Any]] = [*nest.items()]
     elif isinstance(nest, (list, tuple)):
@@ -45,7 +48,7 @@ def tensors(nest: Any) -> list[torch.Tensor]:
 
 def count(nest: Any) -> int:
     """Return how many samples a nest holds: the extent of its first tensor's first axis."""
-    return len(tensors(nest)[0])
+    return len(nest if isinstance(nest, torch.Tensor) else tensors(nest)[0])
 
 
 def joined(nests: Sequence[Any]) -> Any:

@@ -133,7 +133,7 @@ def _steps(
             group["lr"] = rate
         try:
             with precision.computing():
-                _, value = apply_batch(work.module, batch, loss, f"learning rate {rate:.1e}")
+                _, value, _ = apply_batch(work.module, batch, loss, f"learning rate {rate:.1e}")
         except PersistlibError as fault:
             if number and fault.code == Code.LOSS_NOT_FINITE.identifier:
                 return

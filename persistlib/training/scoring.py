@@ -41,8 +41,8 @@ def apply_batch(
     group: Group = ALONE,
     *,
     is_own: bool = False,
-) -> tuple[Whole, torch.Tensor]:
-    """Return the model's outputs and the targets of the whole batch, and their loss.
+) -> tuple[Whole, torch.Tensor, float]:
+    """Return the model's outputs and the targets of the whole batch, their loss, and its number.
 
     Args:
         model: run on the batch.
@@ -59,17 +59,17 @@ def apply_batch(
     with _fitting(where):
         outputs = call(model, batch.inputs)
     whole = Whole(group, batch, outputs, where, with_inputs=is_own)
-    return whole, _measured(loss, whole.outputs, whole.batch, where)
+    return (whole, *_measured(loss, whole.outputs, whole.batch, where))
 
 
-def _measured(loss: Loss, outputs: Any, batch: Batch, where: str) -> torch.Tensor:
+def _measured(loss: Loss, outputs: Any, batch: Batch, where: str) -> tuple[torch.Tensor, float]:
     with _fitting(where):
         value = loss(outputs, batch)
         number = value.item()
     if not math.isfinite(number):
         remedy = "lower lr, or look for samples that are not finite"
         raise error(Code.LOSS_NOT_FINITE, where, f"the loss is {number}", remedy)
-    return value
+    return value, number
 
 
 @contextlib.contextmanager
@@ -107,8 +107,8 @@ def evaluate(model: torch.nn.Module, samples: Batches, job: Job, where: str) -> 
 
     answers = in_turn(samples, answer, with_inputs=job.is_own_loss)
     for number, (outputs, batch) in enumerate(answers, 1):
-        value = _measured(job.score, outputs, batch, f"{where}, batch {number}")
-        tally.add(value.item(), outputs, batch)
+        _, loss = _measured(job.score, outputs, batch, f"{where}, batch {number}")
+        tally.add(loss, outputs, batch)
         if job.metrics:
             kept.append(nests.each(torch.Tensor.cpu, (_judged(outputs, batch), batch.targets)))
     result = tally.result()

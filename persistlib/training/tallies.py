@@ -15,7 +15,7 @@ Of several heads each figure has the head's name before it, with `_`.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from persistlib.training.tasks import Head
 
 _LOSS, _WEIGHTS = "loss", "weights"
+# Of a head over batches; a tensor, on the host, where it is more than a number.
+Sum: TypeAlias = "int | float | torch.Tensor"
 
 
 class Tally:
@@ -54,35 +56,31 @@ class Tally:
         self._heads = heads
         self._loss: list[float] = kept.pop(_LOSS, torch.empty(0)).tolist()
         self._weights: list[int] = kept.pop(_WEIGHTS, torch.empty(0)).tolist()
-        self._sums = kept
+        self._sums: dict[str, Sum] = {
+            key: value if value.ndim else value.item() for key, value in kept.items()
+        }
 
-    @torch.no_grad()
     def add(self, loss: float, outputs: Any, batch: Batch) -> None:
         """Add a batch: its mean loss, and what each head's outputs are worth."""
         size = nests.count(batch.targets)
         self._loss.append(loss * size)
         self._weights.append(size)
         try:
-            answers, targets = (
-                of_heads(outputs, self._heads),
-                targets_of(batch.targets, self._heads),
-            )
+            answers = of_heads(outputs, self._heads)
+            targets = targets_of(batch.targets, self._heads)
         except TypeError:
             return  # a loss of the caller's own understands them
-        for index, (head, answer, wanted) in enumerate(
-            zip(self._heads, answers, targets, strict=True)
-        ):
-            for name, value in _COUNTS[head.task](answer, wanted).items():
+        for index, head in enumerate(self._heads):
+            for name, value in _COUNTS[head.task](answers[index], targets[index]).items():
                 key = f"{index}.{name}"
-                host = value.detach().cpu()
-                self._sums[key] = self._sums[key] + host if key in self._sums else host
+                self._sums[key] = self._sums[key] + value if key in self._sums else value
 
     def state(self) -> dict[str, torch.Tensor]:
         """Return the sums."""
         return {
             _LOSS: torch.tensor(self._loss, dtype=torch.float64),
             _WEIGHTS: torch.tensor(self._weights, dtype=torch.int64),
-            **self._sums,
+            **{key: _tensor(value) for key, value in self._sums.items()},
         }
 
     def result(self) -> dict[str, float]:
@@ -100,6 +98,11 @@ class Tally:
                 figures = _FIGURES[head.task](own)
                 means |= {f"{before}{name}": value for name, value in figures.items()}
         return means
+
+
+def _tensor(value: Sum) -> torch.Tensor:
+    dtype = torch.float64 if isinstance(value, float) else None
+    return torch.as_tensor(value, dtype=dtype)
 
 
 def has_classes(scores: torch.Tensor, targets: torch.Tensor) -> bool:
@@ -122,49 +125,49 @@ def confusion(scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return torch.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 
 
-def _classes(scores: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:
+def _classes(scores: torch.Tensor, targets: torch.Tensor) -> dict[str, Sum]:
     if not has_classes(scores, targets):
         return {}
-    right = (scores.argmax(1) == targets).sum()
-    return {"right": right, "answers": torch.tensor(targets.numel())}
+    return {"right": int((scores.argmax(1) == targets).sum()), "answers": targets.numel()}
 
 
-def _numbers(answers: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:
+def _numbers(answers: torch.Tensor, targets: torch.Tensor) -> dict[str, Sum]:
     if answers.shape != targets.shape:
         return {}
-    off = answers.double() - targets.double()
-    count = torch.tensor(off.numel())
-    return {"squared": off.square().sum(), "absolute": off.abs().sum(), "answers": count}
+    off = answers.detach().double() - targets.double()
+    squared, absolute = off.square().sum(), off.abs().sum()
+    return {"squared": float(squared), "absolute": float(absolute), "answers": off.numel()}
 
 
-def _labels(scores: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:
+def _labels(scores: torch.Tensor, targets: torch.Tensor) -> dict[str, Sum]:
     if scores.shape != targets.shape:
         return {}
     said, true = scores > 0, targets > 0
-    return {"both": (said & true).sum(), "said": said.sum(), "true": true.sum()}
+    counts = {"both": said & true, "said": said, "true": true}
+    return {name: int(where.sum()) for name, where in counts.items()}
 
 
-def _pixels(scores: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:
+def _pixels(scores: torch.Tensor, targets: torch.Tensor) -> dict[str, Sum]:
     if not has_classes(scores, targets):
         return {}
-    return {"confusion": confusion(scores, targets.where(targets != IGNORED, -1))}
+    return {"confusion": confusion(scores, targets.where(targets != IGNORED, -1)).cpu()}
 
 
-def _accuracy(sums: Mapping[str, torch.Tensor]) -> dict[str, float]:
-    return {"accuracy": int(sums["right"]) / int(sums["answers"])}
+def _accuracy(sums: Mapping[str, Any]) -> dict[str, float]:
+    return {"accuracy": sums["right"] / sums["answers"]}
 
 
-def _errors(sums: Mapping[str, torch.Tensor]) -> dict[str, float]:
-    count = int(sums["answers"])
-    return {"mse": float(sums["squared"]) / count, "mae": float(sums["absolute"]) / count}
+def _errors(sums: Mapping[str, Any]) -> dict[str, float]:
+    count = sums["answers"]
+    return {"mse": sums["squared"] / count, "mae": sums["absolute"] / count}
 
 
-def _f1(sums: Mapping[str, torch.Tensor]) -> dict[str, float]:
-    together = int(sums["said"]) + int(sums["true"])
-    return {"f1": 2 * int(sums["both"]) / together if together else 0.0}
+def _f1(sums: Mapping[str, Any]) -> dict[str, float]:
+    together = sums["said"] + sums["true"]
+    return {"f1": 2 * sums["both"] / together if together else 0.0}
 
 
-def _overlap(sums: Mapping[str, torch.Tensor]) -> dict[str, float]:
+def _overlap(sums: Mapping[str, Any]) -> dict[str, float]:
     counts = sums["confusion"].double()
     both, union = counts.diag(), counts.sum(0) + counts.sum(1) - counts.diag()
     if not bool(counts.any()):
@@ -173,14 +176,14 @@ def _overlap(sums: Mapping[str, torch.Tensor]) -> dict[str, float]:
     return {"accuracy": float(both.sum() / counts.sum()), "iou": iou}
 
 
-_COUNTS: dict[str, Callable[[torch.Tensor, torch.Tensor], dict[str, torch.Tensor]]] = {
+_COUNTS: dict[str, Callable[[torch.Tensor, torch.Tensor], dict[str, Sum]]] = {
     CLASSIFICATION: _classes,
     CUSTOM: _classes,
     REGRESSION: _numbers,
     MULTILABEL: _labels,
     SEGMENTATION: _pixels,
 }
-_FIGURES: dict[str, Callable[[Mapping[str, torch.Tensor]], dict[str, float]]] = {
+_FIGURES: dict[str, Callable[[Mapping[str, Any]], dict[str, float]]] = {
     CLASSIFICATION: _accuracy,
     CUSTOM: _accuracy,
     REGRESSION: _errors,

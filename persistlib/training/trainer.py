@@ -16,6 +16,7 @@ from persistlib.errors import Code, PersistlibError, error
 from persistlib.training import freezes, nests, optimizers, randomness, snapshots
 from persistlib.training.events import BatchDone, EpochDone, RunsOnce
 from persistlib.training.features import Stage, stage
+from persistlib.training.finite import is_finite
 from persistlib.training.job import Kept, rank, valid_metrics
 from persistlib.training.memory import naming_memory
 from persistlib.training.precision import Precision
@@ -234,12 +235,14 @@ class Trainer:
         with together(group, batch, settings.seed, (epoch, number)):
             with self.precision.computing():
                 module, own = self.stage.module, job.is_own_loss
-                whole, value = apply_batch(module, batch, job.loss, self._where, group, is_own=own)
+                whole, value, mean = apply_batch(
+                    module, batch, job.loss, self._where, group, is_own=own
+                )
             size = nests.count(whole.batch.targets)
             share = value * (size / settings.batch_size) if settings.accumulate > 1 else value
             whole.backward(self.precision.scaled(share))
         self._window += size
-        self.tally.add(mean := value.item(), whole.outputs, whole.batch)
+        self.tally.add(mean, whole.outputs, whole.batch)
         self.batch = number
         rate = max(group["lr"] for group in self.optimizer.param_groups)
         is_step = number % settings.accumulate == 0
@@ -327,8 +330,9 @@ class Trainer:
             self._folder.write(self.done, self.batch, snapshots.take(self))
         self._stop_if_asked()
 
+    @torch.no_grad()
     def _is_finite(self) -> bool:
-        return all(bool(item.isfinite().all()) for item in self.parameters.values())
+        return all(map(is_finite, self.parameters.values()))
 
     def _told(self, fault: PersistlibError) -> PersistlibError:
         """Return the fault, of a loss that is not finite with the last good checkpoint named."""

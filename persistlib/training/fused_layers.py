@@ -28,9 +28,12 @@ if TYPE_CHECKING:
 
     from persistlib.training.affine import Affine
 
-# The most that probabilities may differ; scores and numbers, relative to their spread.
+# The most that probabilities may differ; scores and numbers, relative to their spread. Where all
+# are nearly the same, a spread is lost in the estimator's own rounding: it counts as no less than
+# this part of the largest.
 BOUNDS = {torch.float64: 1e-9}
 _BOUND = 1e-5
+_LEAST = 1e-5
 _ROWS = 4096  # that are looked at together
 
 
@@ -162,5 +165,5 @@ def _differences(
     else:
         scores = estimator.decision_function(wide)
         expected = np.stack([np.zeros_like(scores), scores], 1) if scores.ndim == 1 else scores
-    spread = float(np.ptp(expected)) or float(np.abs(expected).max()) or 1.0
+    spread = max(float(np.ptp(expected)), _LEAST * float(np.abs(expected).max())) or 1.0
     yield float(np.abs(given - expected).max()) / spread

@@ -109,7 +109,7 @@ test: lint unit bare
 test-all: lint bare third-party
 	PERSISTLIB_ZOO_TABLE=docs/zoo.md PERSISTLIB_ONNX_ZOO_TABLE=docs/onnx-zoo.md \
 		PERSISTLIB_EXAMPLES=docs/examples/README.md \
-		$(BIN)/python -m pytest --summary docs/test-all.md $(PYTEST_ARGS)
+		$(BIN)/python -m pytest --hypothesis-profile exploring --summary docs/test-all.md $(PYTEST_ARGS)
 
 runtimes: .venv/installed
 	$(BIN)/python fixtures/make_runtimes.py

@@ -35,8 +35,11 @@ BUDGETS: dict[str, int] = {
     "tests/test_zoo_bundles.py": 900,  # the long suite
 }
 
-# A shared machine may stop for a second at any point; what is slow shows in the table.
-hypothesis.settings.register_profile("persistlib", deadline=None)
+# A shared machine may stop for a second at any point; what is slow shows in the table. A commit has
+# one verdict, so that examples are drawn from each test's own text; the long suite draws others
+# every time (--hypothesis-profile exploring).
+hypothesis.settings.register_profile("persistlib", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("exploring", deadline=None)
 hypothesis.settings.load_profile("persistlib")
 
 

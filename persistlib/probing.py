@@ -74,14 +74,17 @@ def fit_classifier(
         PersistlibError: saving failed, as `save`.
     """
     require_torch("fitting a classifier on features")
-    from persistlib import api
+    from persistlib import api, trained_bundles
     from persistlib.keras_models import as_module
-    from persistlib.training import fusion
+    from persistlib.training import fusion, loop
 
     model = as_module(model)
     lineage = api.origin(model)
     if (done := api.adaptation_of(model)) is not None and interface is None:
         interface = done.interface
+    if out is not None:
+        nothing = loop.Folder()
+        trained_bundles.require(model, out, nothing, epochs=0, overwrite=overwrite, alone=True)
     result = fusion.fit_classifier(
         model,
         train,

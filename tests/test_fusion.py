@@ -452,6 +452,15 @@ def test_nothing_of_scikit_learn_is_in_a_bundle(tmp_path: Path) -> None:
     assert "sklearn" not in json.dumps(manifest["architecture"])
 
 
+def test_a_place_that_is_taken_is_refused_before_the_model_is_run(tmp_path: Path) -> None:
+    persistlib.fit_classifier(net(), some(), out=tmp_path / "m")
+    model, runs = net(), list[int]()
+    model[0].register_forward_hook(lambda *_: runs.append(1))
+    with pytest.raises(PersistlibError) as caught:
+        persistlib.fit_classifier(model, some(), out=tmp_path / "m")
+    assert (caught.value.code, runs) == ("PL401", [])
+
+
 def invoke(*words: Any) -> Any:
     return CliRunner().invoke(cli, [*map(str, words)])
 

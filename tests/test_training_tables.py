@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -120,8 +121,10 @@ def test_the_target_is_named_and_may_be_several(diabetes: Path, tmp_path: Path) 
     assert "bmi" not in data.columns
     rows = [[i / 3, i % 2, (i // 2) % 2] for i in range(12)]
     labels = write_csv(tmp_path / "labels.csv", ["x", "a", "b"], rows)
-    assert read(labels, target=["a", "b"], task="multilabel").task == "multilabel"
+    assert read(labels, target=["a", "b"]).task == "multilabel"
+    assert read(labels, target=["a", "b"], task="regression").task == "regression"
     strange = write_csv(tmp_path / "s.csv", ["x", "a", "b"], [*rows, [1, 2, 0.5]])
+    assert read(strange, target=["a", "b"]).task == "regression"
     fault = refused(strange, target=["a", "b"], task="multilabel")
     assert [item.location.rpartition("/")[2] for item in fault.findings] == [
         "s.csv:14: a",
@@ -556,16 +559,28 @@ def test_a_small_archive_that_fills_the_memory_is_refused(
     assert (fault.code, "unpack to" in str(fault)) == ("PL802", True)
 
 
-def test_rates_of_a_regression_are_tried_by_its_own_loss(diabetes: Path, tmp_path: Path) -> None:
+def test_rates_of_a_regression_are_tried_by_its_own_loss(
+    diabetes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     model = persistlib.build(MLP, in_channels=10, hidden_channels=[8, 1])
     persistlib.save(model, tmp_path / "start", example_inputs=torch.zeros(2, 10))
-    words = ("--data", diabetes, "--find-lr", tmp_path / "rates.png")
-    found = invoke("finetune", tmp_path / "start", *words, "--json")
+    words = ("--data", diabetes, "--find-lr", tmp_path / "rates.png", "--freeze", "0.*", "--epochs")
+    found = invoke("finetune", tmp_path / "start", *words, 2)
     assert found.exit_code == 0, found.output
-    refused_words = ("--data", diabetes, "--classifier", "ridge", "--out", tmp_path / "x")
-    refused = invoke("finetune", tmp_path / "start", *refused_words)
-    assert refused.exit_code == 2, refused.output
-    assert "has no classes" in refused.output
+    program, *proposed = shlex.split(found.stderr.split("next: ")[1])
+    assert (program, invoke(*proposed).exit_code) == ("persistlib", 0), found.stderr
+    training = persistlib.inspect(tmp_path / "tuned").manifest.training
+    assert training is not None
+    assert (training.epochs, training.strategy["freeze"]) == (2, ["0.*"])
+    for option, reason in (
+        ("--label-smoothing=0.2", "--label-smoothing means nothing for regression"),
+        ("--balanced", "--balanced means nothing for regression"),
+        ("--classifier=ridge", "has no classes"),
+    ):
+        refused_words = ("--data", diabetes, "--out", tmp_path / "x", option)
+        refused = invoke("finetune", tmp_path / "start", *refused_words)
+        assert (refused.exit_code, reason in refused.output) == (2, True), refused.output
 
 
 def test_what_is_held_out_has_no_part_in_the_standardization(diabetes: Path) -> None:

@@ -9,9 +9,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from click.core import ParameterSource
-
 from persistlib import versions
+from persistlib.cli.command import said
 from persistlib.errors import Code, error_of, finding
 
 if TYPE_CHECKING:
@@ -64,11 +63,10 @@ def options(context: click.Context, given: dict[str, Any]) -> dict[str, Any]:
 
     run = given["resume"]
     begun = run_folder.command(run)
-    asked, taken = dict(given), list[str]()
+    asked, taken, given_again = dict(given), list[str](), said(context)
     for parameter in context.command.params:
         name = str(parameter.name)
-        is_said = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-        if name in _NOTED and name in begun and not is_said:
+        if name in _NOTED and name in begun and name not in given_again:
             asked[name] = parameter.type_cast_value(context, begun[name])
             taken.append(name)
     if faults := list(_missing(asked, taken, os.path.join(run, versions.RUN))):

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from persistlib.cli.output import Mode
+from persistlib.cli.text import command
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -37,6 +39,32 @@ class Verb(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the arguments, options followed by several values among them."""
         return super().parse_args(ctx, spread(args, self.params))
+
+
+def said(context: click.Context) -> dict[str, click.Parameter]:
+    """Return the verb's own arguments and options that stand on the command line, by name."""
+    own = {str(item.name): item for item in context.command.params if item.expose_value}
+    where = context.get_parameter_source
+    return {name: item for name, item in own.items() if where(name) is ParameterSource.COMMANDLINE}
+
+
+def again(context: click.Context, **changed: str | None) -> str:
+    """Return the command line as it was said, but for some options.
+
+    Args:
+        context: of the verb that was called.
+        **changed: options that have another value, or none.
+    """
+    line = ["persistlib", str(context.info_name)]
+    values = {name: context.params[name] for name in said(context)} | changed
+    for parameter in context.command.params:
+        value = values.get(str(parameter.name))
+        if value is None:
+            continue
+        option = [parameter.opts[0]] if isinstance(parameter, click.Option) else []
+        several = value if isinstance(value, tuple) else () if value is True else (value,)
+        line += [*option, *map(str, several)]
+    return command(*line)
 
 
 def shared_options() -> list[click.Parameter]:

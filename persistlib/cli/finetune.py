@@ -13,7 +13,9 @@ from persistlib.cli.answer import Answer, Exit, Fields, verdict
 from persistlib.cli.command import (
     Spread,
     Verb,
+    again,
     classifier_option,
+    said,
     trust_option,
     withdrawn_option,
 )
@@ -32,6 +34,11 @@ if TYPE_CHECKING:
 
 _NEEDED = ("torch", "torchvision")
 _VERB = ("persistlib", "finetune")
+_OF_TASKS = {
+    "label_smoothing": ("classification",),
+    "balanced": ("classification", "multilabel"),
+}
+_OUT = "tuned"  # where a bundle is proposed to go
 _TRIED = (
     *("freeze", "strategy", "seed", "batch_size", "optimizer", "weight_decay"),
     *("label_smoothing", "clip", "precision", "workers", "augment", "task"),
@@ -181,11 +188,12 @@ def command(context: click.Context, /, **options: Any) -> Answer:
     if not asked["find_lr"]:
         _require_place(asked)
     plan = _plan(asked)
+    _require_meant(context, plan)
     if asked["classifier"] is not None:
         return fitting.answer(output, plan, asked)
     output.show((Fields(plan.rows()),))
     if asked["find_lr"]:
-        return _rates(plan, asked["builder"], asked["find_lr"])
+        return _rates(context, plan, asked)
     return _train(output, plan, asked)
 
 
@@ -205,6 +213,14 @@ def _require_given(context: click.Context, asked: dict[str, Any]) -> None:
     for name in needed:
         if not asked[name]:
             raise click.UsageError(f"Missing option '--{name}'.", context)
+
+
+def _require_meant(context: click.Context, plan: Plan) -> None:
+    """Refuse options that have no meaning for what is to be learnt."""
+    task, given = plan.arguments.get("task", "classification"), said(context)
+    for name, tasks in _OF_TASKS.items():
+        if name in given and task not in tasks:
+            raise click.UsageError(f"{given[name].opts[0]} means nothing for {task}.", context)
 
 
 def _require_place(asked: dict[str, Any]) -> None:
@@ -264,22 +280,23 @@ def _train(output: Output, plan: Plan, asked: dict[str, Any]) -> Answer:
     return _answer(plan, result, persistlib.inspect(out), asked, run)
 
 
-def _rates(plan: Plan, builder: str, path: str) -> Answer:
+def _rates(context: click.Context, plan: Plan, asked: dict[str, Any]) -> Answer:
     """Try learning rates and draw what came of it."""
     from persistlib.training import plots
     from persistlib.training.rates import find_rate
 
     arguments = {name: plan.arguments[name] for name in _TRIED if name in plan.arguments}
-    found = find_rate(plan.model, plan.train, **arguments)
+    found, path = find_rate(plan.model, plan.train, **arguments), asked["find_lr"]
     plots.rates(found.lrs, found.losses, found.suggestion, path)
+    rate, out = f"{found.suggestion:.1e}", asked["out"] or _OUT
     return Answer(
         data={"suggestion": found.suggestion, "lrs": [*found.lrs], "losses": [*found.losses]},
         report=(
-            verdict(f"the loss falls fastest at {found.suggestion:.1e}", Exit.OK, path),
+            verdict(f"the loss falls fastest at {rate}", Exit.OK, path),
             Fields((("tried", f"{found.lrs[0]:.0e} to {found.lrs[-1]:.0e}, nothing was trained"),)),
         ),
         brief=(f"{found.suggestion:.2e}",),
-        hints=(f"{words(*_VERB, builder, '--lr', f'{found.suggestion:.1e}')} ...",),
+        hints=(again(context, find_lr=None, lr=rate, out=out),),
     )
 
 

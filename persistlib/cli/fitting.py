@@ -6,10 +6,10 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 import persistlib
 from persistlib.cli.answer import Answer, Exit, Fields, verdict
+from persistlib.cli.command import said
 from persistlib.cli.text import command as words
 from persistlib.cli.text import size, trusting
 from persistlib.errors import Code, error
@@ -36,18 +36,12 @@ _OF_EPOCHS = frozenset({"strategy", "trained", "frozen", "run", "varied"})
 
 def require_meant(context: click.Context, asked: dict[str, Any]) -> None:
     """Refuse options that mean nothing with a classifier, or without one."""
-    by_name = {str(parameter.name): parameter for parameter in context.command.params}
-    given = [
-        name
-        for name, parameter in by_name.items()
-        if parameter.expose_value
-        and context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-    ]
+    given = said(context)
     has_one = asked["classifier"] is not None
     bad = [name for name in given if has_one and name not in _MEANT]
     bad += ["strength"] if not has_one and "strength" in given else []
     if bad:
-        option = by_name[bad[0]].opts[0]
+        option = given[bad[0]].opts[0]
         side = "with" if has_one else "without"
         raise click.UsageError(f"{option} means nothing {side} --classifier.", context)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 import persistlib
 from persistlib.cli import progress
 from persistlib.cli.answer import Answer, Exit, Fields, Line, Span, Table, verdict
+from persistlib.cli.command import said
 from persistlib.cli.text import bounded, counted, number, percent
 from persistlib.cli.text import command as words
 
@@ -42,11 +42,7 @@ def is_asked(context: click.Context, options: dict[str, Any]) -> bool:
     if has_folds and options["leave_one_out"]:
         raise click.UsageError("Give --folds or --leave-one-out, not both.", context)
     asked = has_folds or options["leave_one_out"]
-    for parameter in context.command.params:
-        name = str(parameter.name)
-        is_given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-        if not is_given or not parameter.expose_value:
-            continue
+    for name, parameter in said(context).items():
         if (asked and name not in _MEANT) or (not asked and name in _OWN):
             side = "with" if asked else "without"
             text = f"{parameter.opts[0]} means nothing {side} --folds or --leave-one-out."

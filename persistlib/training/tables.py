@@ -182,13 +182,17 @@ def _column_faults(
 
 
 def _likely(table: Table, targets: Sequence[str]) -> str:
-    """Return what targets look like: texts, or few whole numbers, are classes."""
+    """Return what targets look like: texts, or few whole numbers, are classes.
+
+    Several columns of nothing but 0 and 1 are labels.
+    """
+    columns = (table.column(name) for name in targets)
+    counts = Counter(cell for column in columns for cell in column if not is_missing(cell))
+    numbers = {number_of(cell) for cell in counts}
     if len(targets) != 1:
-        return REGRESSION
-    cells = [cell for cell in table.column(targets[0]) if not is_missing(cell)]
-    if any(number_of(cell) is None for cell in cells):
+        return MULTILABEL if numbers == {0, 1} else REGRESSION
+    if None in numbers:
         return CLASSIFICATION
-    counts = Counter(cells)
     is_few = len(counts) <= _FEW and min(counts.values(), default=0) > 1
     return CLASSIFICATION if is_few and all(map(_WHOLE.fullmatch, counts)) else REGRESSION
 

@@ -255,7 +255,7 @@ def require_harmless(config: object, custom: Collection[str], path: str = "confi
                 Code.UNTRUSTED,
                 place,
                 f"{module}:{kind} is no class of Keras",
-                f"if you trust that code: trust={{{str(module).split('.')[0]!r}}}",
+                trusted.vouching(str(module).split(".")[0]),
             )
 
 

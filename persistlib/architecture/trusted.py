@@ -12,6 +12,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import re
+import shlex
 import sys
 from functools import cache
 from types import BuiltinFunctionType, FunctionType, ModuleType
@@ -150,8 +151,13 @@ def untrusted(name: str) -> PersistlibError:
         Code.UNTRUSTED,
         name,
         "neither on the allow-list nor in a trusted package; nothing was imported",
-        f"if you trust that code: trust={{{package!r}}}",
+        vouching(package),
     )
+
+
+def vouching(package: str) -> str:
+    """Return the remedy for what nobody has vouched for, in Python and on the command line."""
+    return f"if you trust that code: trust={{{package!r}}}, or --trust {shlex.quote(package)}"
 
 
 def _allowed_module(module: str, qualified: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from persistlib.cli.answer import Fields, Line, Span, Table
+from persistlib.cli.manifest_text import PARTS
 from persistlib.cli.text import counted, number, percent
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def _figures(against: Against, head: Comparison) -> Table:
 
 def _parts(head: Comparison, *, show_all: bool) -> Table:
     """Return classes, labels or outputs, those that differ most surely first where many are."""
-    parts, title = list(head.parts), f"{_KINDS.get(head.task, 'part')}"
+    parts, title = list(head.parts), f"{PARTS.get(head.task, 'part')}"
     if len(parts) > _WHOLE and not show_all:
         parts.sort(key=lambda part: 1.0 if part.p_value is None else part.p_value)
         parts, title = parts[:_WHOLE], f"{title} ({_WHOLE} of {len(head.parts)})"
@@ -94,9 +95,6 @@ def _parts(head: Comparison, *, show_all: bool) -> Table:
     tests = sum(part.p_value is not None for part in head.parts)
     columns = (title, "samples", "better", "worse", "difference", f"p, of {counted(tests, 'test')}")
     return Table(columns, rows, frozenset(range(1, len(columns))))
-
-
-_KINDS = {"classification": "class", "multilabel": "label", "regression": "output"}
 
 
 def _figure(name: str, value: float | None) -> str:

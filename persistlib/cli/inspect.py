@@ -10,7 +10,7 @@ import click
 import persistlib
 from persistlib.cli.answer import Answer, Fields, Findings, Line, Span, Style
 from persistlib.cli.command import Verb
-from persistlib.cli.manifest_text import fields_of
+from persistlib.cli.manifest_text import fields_of, labelled
 from persistlib.cli.tensor_table import every_tensor, file_tensors, folded_tensors
 from persistlib.cli.text import command as words
 from persistlib.cli.text import counted, listing, size
@@ -94,14 +94,13 @@ def _title(summary: Summary) -> Line:
     manifest = summary.manifest
     builder = manifest.architecture.builder.rpartition(":")[2]
     edits = len(manifest.architecture.edits)
-    labels = manifest.interface.labels or ()
     facts = [
         f"{builder}, {counted(edits, 'edit')}" if edits else builder,
-        *([f"{len(labels)} classes"] if labels else []),
+        labelled(manifest),
         f"manifest {manifest.manifest_version}",
     ]
     name = Span(manifest.name or str(summary.path), Style.STRONG)
-    return Line((name, Span(f"  {' · '.join(facts)}")), size(summary.size))
+    return Line((name, Span(f"  {' · '.join(filter(None, facts))}")), size(summary.size))
 
 
 def _body(summary: Summary, *, show_all: bool) -> tuple[Block, ...]:

@@ -128,7 +128,7 @@ def _findings(findings: tuple[Finding, ...], columns: int) -> Iterator[tuple[Spa
     for found in findings[:SHOWN]:
         yield from _finding(found, columns)
     if (more := len(findings) - SHOWN) > 0:
-        yield Span(_INDENT), Span(f"and {more} more: --json lists them all", Style.FAINT)
+        yield Span(_INDENT), Span(f"and {more} more: --json shows them", Style.FAINT)
 
 
 def _finding(found: Finding, columns: int) -> Iterator[tuple[Span, ...]]:

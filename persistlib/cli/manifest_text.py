@@ -21,6 +21,8 @@ Row = tuple[str, str]
 _FRAMEWORKS = ("torch", "torchvision", "onnx", "onnxruntime")
 _COLUMNS = 60  # of an argument: a graph's module has one that is longer than a screen
 _SHORT = len("blake3:") + 16
+# What has a label, by task.
+PARTS = {"classification": "class", "multilabel": "label", "regression": "output"}
 # Of a stored result, the first that it has is shown.
 _FIGURES = ("iou", "accuracy", "r2", "rmse")
 
@@ -36,6 +38,13 @@ def fields_of(manifest: Manifest, parameters: int, trainable: int) -> tuple[Row,
         *_environment(manifest),
         *_files(manifest),
     )
+
+
+def labelled(manifest: Manifest) -> str:
+    """Return how many classes, or other parts of an output, have labels; empty for none."""
+    task = manifest.training.strategy.get("task") if manifest.training else None
+    part = PARTS.get(task, "class") if isinstance(task, str) else "class"
+    return counted(len(labels), part) if (labels := manifest.interface.labels) else ""
 
 
 def _status(manifest: Manifest) -> Iterator[Row]:

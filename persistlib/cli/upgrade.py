@@ -77,7 +77,7 @@ def _blocks(bundle: BundleUpgrade) -> Iterator[Block]:
     rows = [_row(row) for row in bundle.changes[:_SHOWN]]
     yield Table(("field", "before", "after"), tuple(rows))
     if len(bundle.changes) > _SHOWN:
-        rest = f"and {len(bundle.changes) - _SHOWN} more: --json lists them all"
+        rest = f"and {len(bundle.changes) - _SHOWN} more: --json shows them"
         yield Line((Span(rest, Style.FAINT),))
 
 

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from persistlib.files import StrPath
     from persistlib.preprocessing import ImagePreprocessing
     from persistlib.training.beginnings import Beginning, Saved
-    from persistlib.training.data import ImageData, Split
+    from persistlib.training.data import ImageData
+    from persistlib.training.splits import Split
 
 FRESH = "fresh"
 _LEAST = {"batch_size": 1, "calls": 0, "threads": 1, "seed": 0, "folds": 2}

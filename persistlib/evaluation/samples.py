@@ -13,10 +13,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from blake3 import blake3
 
 from persistlib import preparing, preprocessing
-from persistlib.digests import PREFIX
 from persistlib.errors import Code, Finding, PersistlibError, error, error_of, finding, warn
 from persistlib.evaluation.inputs import cut
 from persistlib.evaluation.seen import tell_seen
@@ -49,7 +47,7 @@ class Samples:
 
     Attributes:
         name: what they are called.
-        digest: of samples and labels in their order, as `ImageData.digest`.
+        digest: of samples and labels in their order.
         items: image files, arrays of pixels, or what the model takes, one a sample; of several
             inputs by name, samples along the first axis.
         targets: by head, a row a sample; the class of each, int64, of a classifier.
@@ -130,7 +128,6 @@ def open_samples(
     """
     known = interface.labels
     read = _read(data, known, split)
-    digest = read.digest if isinstance(read, ImageData) else _digest(read)
     chosen = None if part is None else _part(read, part)
     is_prepared = isinstance(read, ArrayData) and read.is_prepared
     if not is_prepared and interface.preprocessing is None:
@@ -138,12 +135,12 @@ def open_samples(
     name = read.name if isinstance(read, ImageData) else named(data)
     samples = Samples(
         name=name,
-        digest=digest,
+        digest=read.digest,
         items=read.images if isinstance(read, ImageData) else list(read.samples),
         targets={"": _indices(read, known, name)},
         classes=tuple(known or ()),
         preprocessing=None if is_prepared else preprocessing.parse(interface.preprocessing or {}),
-        digests=read.digests if isinstance(read, ImageData) else read.digests(),
+        digests=read.digests,
         source=read if isinstance(read, ImageData) else None,
     )
     if held_out:
@@ -195,13 +192,6 @@ def _pair(data: Any, known: Sequence[str] | None) -> ArrayData:
         raise error(Code.DATA_INVALID, _GIVEN, reason, remedy)
     samples, labels = (np.asarray(part) for part in data)
     return label_samples(samples, labels, known=known, is_prepared=True, location=_GIVEN)
-
-
-def _digest(read: ArrayData) -> str:
-    hasher = blake3()
-    for digest, label in zip(read.digests(), read.labels, strict=True):
-        hasher.update(digest + read.classes[label].encode() + b"\n")
-    return PREFIX + hasher.hexdigest()
 
 
 def _indices(

@@ -17,6 +17,7 @@ import numpy as np
 from persistlib.errors import Code, Finding, error, error_of, finding
 from persistlib.evaluation.inputs import count
 from persistlib.training.arrays import has_named_inputs, is_archive, pixel_findings, read_arrays
+from persistlib.training.raw_files import unusable
 from persistlib.training.tasks import CLASSIFICATION, IGNORED, MULTILABEL, REGRESSION, SEGMENTATION
 
 if TYPE_CHECKING:
@@ -137,18 +138,18 @@ def _faults(given: Given, heads: Sequence[Head], location: str) -> Iterator[Find
             array.dtype.kind == "f" and not np.isfinite(array).all()
         ):
             reason = f"inputs of {array.dtype} that are no finite numbers"
-            yield _fault(where, reason, "look at how they were made")
+            yield unusable(where, reason, "look at how they were made")
         if not array.ndim or not len(array) or len(array) != total:
             reason = f"shape {array.shape} for {total} samples"
-            yield _fault(where, reason, "give a row for each sample, at least one")
+            yield unusable(where, reason, "give a row for each sample, at least one")
     for head in heads:
         where = f"{location}: targets.{head.name}" if head.name else f"{location}: targets"
         targets = given.targets[head.name]
         if not targets.ndim or len(targets) != total:
             reason = f"shape {targets.shape} for {total} samples"
-            yield _fault(where, reason, "give a row for each sample")
+            yield unusable(where, reason, "give a row for each sample")
         elif targets.dtype.kind not in "uifb":
-            yield _fault(where, f"targets of {targets.dtype}", "give numbers")
+            yield unusable(where, f"targets of {targets.dtype}", "give numbers")
         else:
             for code, reason, remedy in _RULES[head.task](targets):
                 yield finding(code, where, reason, remedy)
@@ -188,7 +189,3 @@ _RULES: dict[str, Callable[[NDArray[Any]], Iterator[tuple[Code, str, str]]]] = {
     MULTILABEL: _labels,
     SEGMENTATION: _masks,
 }
-
-
-def _fault(location: str, reason: str, remedy: str) -> Finding:
-    return finding(Code.DATA_INVALID, location, reason, remedy)

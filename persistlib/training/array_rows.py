@@ -6,13 +6,12 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from blake3 import blake3
 
 from persistlib.errors import Code, error_of, finding
 from persistlib.training.arrays import label_samples, read_arrays
 from persistlib.training.labelled import Survey, class_findings
 from persistlib.training.raw_files import invalid
-from persistlib.training.tables import TableData, size_findings
+from persistlib.training.tables import LARGEST, TableData, row_digests, size_findings
 from persistlib.training.tasks import CLASSIFICATION, MULTILABEL, REGRESSION
 
 if TYPE_CHECKING:
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 
 _RANK = 2  # (rows, columns)
 _SHOWN = 5
-_LARGEST = float(np.finfo(np.float32).max)
 
 
 def is_rows(arrays: Mapping[str, Any]) -> bool:
@@ -99,7 +97,7 @@ def _faults(inputs: NDArray[Any], targets: NDArray[Any], path: str, task: str) -
         if array.dtype.kind not in "uifb":
             reason = f"{array.dtype} are no numbers"
             yield finding(Code.DATA_INVALID, f"{path}: {name}", reason, "give numbers")
-        elif bad := np.argwhere(~(np.abs(array.astype(np.float64)) <= _LARGEST)).tolist():
+        elif bad := np.argwhere(~(np.abs(array.astype(np.float64)) <= LARGEST)).tolist():
             places = ", ".join(map(str, bad[:_SHOWN])) + (", ..." if len(bad) > _SHOWN else "")
             reason = f"{len(bad):,} numbers that are not finite, or beyond float32, at {places}"
             yield finding(Code.DATA_INVALID, f"{path}: {name}", reason, "leave these rows out")
@@ -121,7 +119,7 @@ def _data(inputs: NDArray[Any], path: str, task: str, **told: Any) -> TableData:
         columns=tuple(f"input {place}" for place in range(rows.shape[1])),
         rows=rows,
         task=task,
-        digests=tuple(blake3(row.astype("<f8").tobytes()).digest() for row in rows),
+        digests=row_digests(rows),
         is_prepared=True,
         **{**empty, **told},
     )

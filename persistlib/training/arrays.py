@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from blake3 import blake3
 
-from persistlib.errors import Code, Finding, PersistlibError, error, error_of, finding
+from persistlib.errors import Code, Finding, PersistlibError, error_of, finding
+from persistlib.training.raw_files import invalid, unusable
+from persistlib.training.sample_digests import digest_of_labelled
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from typing import IO
 
     from numpy.typing import NDArray
@@ -36,6 +38,8 @@ _LONE = "inputs.npy"
 # Each may stand before a dot and a name, where there are several.
 _NAMES = (*_SAMPLES, "labels", "targets", "classes")
 _SHOWN = 5
+_WHITE = 255
+_CHANNELS = {(), (1,), (3,), (4,)}  # extents after height and width
 
 
 class ArrayData(NamedTuple):
@@ -62,10 +66,16 @@ class ArrayData(NamedTuple):
         """Return the classes that have samples."""
         return tuple(name for name, count in self.counts() if count)
 
+    @property
     def digests(self) -> tuple[bytes, ...]:
-        """Return BLAKE3 of each sample's bytes."""
+        """BLAKE3 of each sample's bytes."""
         rows = np.ascontiguousarray(self.samples)
         return tuple(blake3(row.tobytes()).digest() for row in rows)
+
+    @property
+    def digest(self) -> str:
+        """The identity of samples and labels in their order (`digest_of_labelled`)."""
+        return digest_of_labelled(self.digests, self.labels.tolist(), self.classes)
 
 
 def is_archive(path: str) -> bool:
@@ -90,14 +100,24 @@ def read_samples(path: str, known: Sequence[str] | None = None) -> ArrayData:
     Raises:
         TrainingError: the file is damaged, or holds no labelled samples; every fault is reported.
     """
-    arrays = _read(path)
+    return samples_of(read_arrays(path), path, known)
+
+
+def samples_of(
+    arrays: Mapping[str, NDArray[Any]], path: str, known: Sequence[str] | None = None
+) -> ArrayData:
+    """Return the labelled samples among the arrays of a file; see `read_samples`.
+
+    Raises:
+        TrainingError: there are none; every fault is reported.
+    """
     given = [name for name in _SAMPLES if name in arrays]
     if len(given) != 1 or "labels" not in arrays:
         missing = [] if "labels" in arrays else ["`labels`"]
         missing += [] if given else ["`images` or `inputs`"]
         lack = f"; {' and '.join(missing)} missing" if missing else ": both `images` and `inputs`"
         reason = f"holds {', '.join(arrays) or 'no array that is known'}{lack}"
-        raise _invalid(path, reason, "store `labels`, and either `images` or `inputs`")
+        raise invalid(path, reason, "store `labels`, and either `images` or `inputs`")
     samples = arrays[given[0]]
     return label_samples(
         samples,
@@ -107,15 +127,6 @@ def read_samples(path: str, known: Sequence[str] | None = None) -> ArrayData:
         is_prepared=given[0] == "inputs",
         location=path,
     )
-
-
-def read_arrays(path: str) -> dict[str, NDArray[Any]]:
-    """Return the arrays of a file that have a meaning here, such as `inputs` or `targets.size`.
-
-    Raises:
-        TrainingError: the file is damaged.
-    """
-    return _read(path)
 
 
 def has_named_inputs(path: str) -> bool:
@@ -172,16 +183,16 @@ def _sample_faults(
     what = "inputs" if is_prepared else "images"
     if labels.ndim != 1 or len(labels) != (len(samples) if samples.ndim else 0) or not len(labels):
         reason = f"labels of shape {labels.shape} for {what} of shape {samples.shape}"
-        yield _fault(location, reason, "give one label for each, at least one")
+        yield unusable(location, reason, "give one label for each, at least one")
     if is_prepared and (samples.dtype.kind not in "uif" or not np.isfinite(samples).all()):
         reason = f"{what} of {samples.dtype} that are no finite numbers"
-        yield _fault(location, reason, "look at how they were made")
+        yield unusable(location, reason, "look at how they were made")
     if is_prepared:
         return
     yield from pixel_findings(samples, location)
     if samples.ndim not in {3, 4} or samples.shape[3:] not in _CHANNELS:
         reason = f"images of shape {samples.shape}"
-        yield _fault(location, reason, "give (images, height, width[, 1, 3 or 4])")
+        yield unusable(location, reason, "give (images, height, width[, 1, 3 or 4])")
 
 
 def pixel_findings(images: NDArray[Any], location: str) -> Iterator[Finding]:
@@ -195,17 +206,11 @@ def pixel_findings(images: NDArray[Any], location: str) -> Iterator[Finding]:
     if images.size and images.dtype.kind in "uif" and np.isfinite(images).all():
         reason += f", from {images.min():g} to {images.max():g}"
     remedy = "give whole numbers from 0 to 255; or, ready for the model, as `inputs`"
-    yield _fault(location, reason, remedy)
+    yield unusable(location, reason, remedy)
 
 
 def _within_bytes(images: NDArray[Any]) -> bool:
     return bool(images.min() >= 0 and images.max() <= _WHITE)
-
-
-_WHITE = 255
-
-
-_CHANNELS = {(), (1,), (3,), (4,)}
 
 
 def _label_faults(
@@ -216,14 +221,14 @@ def _label_faults(
 ) -> Iterator[Finding]:
     """Yield what is wrong with the labels, each value once."""
     if classes is not None and (classes.dtype.kind != "U" or classes.ndim != 1):
-        yield _fault(location, f"classes of {classes.dtype}", "give names, in one row")
+        yield unusable(location, f"classes of {classes.dtype}", "give names, in one row")
         return
     names = None if classes is None else [str(name) for name in classes]
     if names is not None and len(set(names)) != len(names):
-        yield _fault(location, "a name stands twice among the classes", "name each class once")
+        yield unusable(location, "a name stands twice among the classes", "name each class once")
     if labels.dtype.kind not in "uiU":
         reason = f"labels of {labels.dtype}"
-        yield _fault(location, reason, "give whole numbers, or names of classes")
+        yield unusable(location, reason, "give whole numbers, or names of classes")
         return
     values, counts = np.unique(labels, return_counts=True)
     bad = [(v, n) for v, n in zip(values, counts, strict=True) if not _fits(v, names, known)]
@@ -244,8 +249,12 @@ def _fits(value: Any, names: Sequence[str] | None, known: Sequence[str] | None) 
     return int(value) >= 0 and (numbered is None or int(value) < len(numbered))
 
 
-def _read(path: str) -> dict[str, NDArray[Any]]:
-    """Return the arrays of an `.npz` file that have a meaning here."""
+def read_arrays(path: str) -> dict[str, NDArray[Any]]:
+    """Return the arrays of a file that have a meaning here, such as `inputs` or `targets.size`.
+
+    Raises:
+        TrainingError: the file is damaged.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             return _members(archive, path)
@@ -254,13 +263,13 @@ def _read(path: str) -> dict[str, NDArray[Any]]:
     except Exception as fault:
         # Decoders raise what their bytes lead them to: BadZipFile, zlib.error, TokenError.
         reason = getattr(fault, "strerror", None) or str(fault) or type(fault).__name__
-        raise _invalid(path, reason, "write it with numpy.savez") from fault
+        raise invalid(path, reason, "write it with numpy.savez") from fault
 
 
 def _members(archive: zipfile.ZipFile, path: str) -> dict[str, NDArray[Any]]:
     members = {info.filename: info for info in archive.infolist()}
     if len(members) != len(archive.infolist()):
-        raise _invalid(path, "a name stands in it twice", "write the file again")
+        raise invalid(path, "a name stands in it twice", "write the file again")
     arrays: dict[str, NDArray[Any]] = {}
     room = _MOST
     for file, info in members.items():
@@ -268,7 +277,7 @@ def _members(archive: zipfile.ZipFile, path: str) -> dict[str, NDArray[Any]]:
         if name != file and name.partition(".")[0] in _NAMES:
             if info.file_size > max(_FLOOR, _RATIO * info.compress_size):
                 reason = f"{info.compress_size:,} bytes unpack to {info.file_size:,}"
-                raise _invalid(f"{path}: {name}", reason, "write it without compression")
+                raise invalid(f"{path}: {name}", reason, "write it without compression")
             with archive.open(info) as member:
                 arrays[name] = _array(member, info.file_size, room, f"{path}: {name}")
             room -= arrays[name].nbytes
@@ -283,24 +292,16 @@ def _array(member: IO[bytes], size: int, room: int, location: str) -> NDArray[An
         (2, 0): np.lib.format.read_array_header_2_0,
     }
     if version not in readers:
-        raise _invalid(location, f"version {version} of the format", "write it with numpy.savez")
+        raise invalid(location, f"version {version} of the format", "write it with numpy.savez")
     shape, is_fortran, dtype = readers[version](member)
     count = math.prod(shape)
     if dtype.hasobject or dtype.kind not in "uifUb":
-        raise _invalid(location, f"elements of {dtype}", "give numbers, or texts as labels")
+        raise invalid(location, f"elements of {dtype}", "give numbers, or texts as labels")
     if count * dtype.itemsize != size - member.tell():
-        raise _invalid(location, "its header and its size disagree", "write the file again")
+        raise invalid(location, "its header and its size disagree", "write the file again")
     if count * dtype.itemsize > room:
         reason = f"{count * dtype.itemsize:,} bytes; all arrays may have {_MOST:,}"
-        raise _invalid(location, reason, "evaluate it in parts, or as a folder of images")
+        raise invalid(location, reason, "evaluate it in parts, or as a folder of images")
     data = bytearray(member.read())
     flat = np.frombuffer(data, dtype, count)
     return flat.reshape(shape, order="F" if is_fortran else "C")
-
-
-def _fault(location: str, reason: str, remedy: str) -> Finding:
-    return finding(Code.DATA_INVALID, location, reason, remedy)
-
-
-def _invalid(location: str, reason: str, remedy: str) -> PersistlibError:
-    return error(Code.DATA_INVALID, location, reason, remedy)

@@ -16,7 +16,7 @@ from persistlib.errors import Code, Finding, Severity, error, finding
 from persistlib.training import cifar_pickles, splits
 from persistlib.training.array_images import image_data
 from persistlib.training.labelled import Survey, class_findings
-from persistlib.training.raw_files import read_bytes, text_of
+from persistlib.training.raw_files import read_bytes, text_of, unusable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -154,17 +154,17 @@ def _batch(path: str, layout: _Layout) -> tuple[_Batch, list[Finding]]:
         records, rest = divmod(len(data), size)
         if rest or not records:
             reason = f"{len(data):,} bytes are no whole number of records of {size:,}"
-            return _nothing(), [_fault(path, reason, "fetch it again")]
+            return _nothing(), [unusable(path, reason, "fetch it again")]
         rows = np.frombuffer(data, np.uint8).reshape(records, size)
         flat, labels = rows[:, layout.labels :], rows[:, layout.labels - 1].astype(np.int64)
     else:
         flat, labels = cifar_pickles.read_batch(data, path, layout.key)
         if flat.ndim != 2 or flat.shape[1] != _PIXELS or len(flat) != len(labels):
             reason = f"pixels of shape {flat.shape} for {len(labels)} labels"
-            return _nothing(), [_fault(path, reason, "fetch it again")]
+            return _nothing(), [unusable(path, reason, "fetch it again")]
     if bad := np.count_nonzero((labels < 0) | (labels >= layout.classes)):
         reason = f"{bad} labels are not 0 to {layout.classes - 1}"
-        return _nothing(), [_fault(path, reason, "fetch it again; is it the right data set?")]
+        return _nothing(), [unusable(path, reason, "fetch it again; is it the right data set?")]
     return _Batch(flat.reshape(_SHAPE).transpose(0, 2, 3, 1), labels), []
 
 
@@ -185,7 +185,3 @@ def _classes(folder: str, layout: _Layout, ending: str) -> Sequence[str]:
         reason = f"{len(set(names))} names for {layout.classes} classes"
         raise error(Code.DATA_INVALID, path, reason, "fetch it again")
     return names
-
-
-def _fault(location: str, reason: str, remedy: str) -> Finding:
-    return finding(Code.DATA_INVALID, location, reason, remedy)

@@ -1,4 +1,4 @@
-"""Labelled images as torch takes them, each prepared as the model's manifest says."""
+"""Labelled images and rows as torch takes them, prepared as the model's manifest says."""
 
 from __future__ import annotations
 
@@ -7,20 +7,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from blake3 import blake3
 from torch.utils.data import Dataset
 
 from persistlib import preprocessing, table_rows
 from persistlib.architecture.behaviour import untouched
 from persistlib.canonical import encode
-from persistlib.digests import PREFIX
 from persistlib.errors import Code, Finding, PersistlibError, finding
 from persistlib.preprocessing import Size
-from persistlib.training.array_images import DIGITS
 from persistlib.training.augmentation import varied
 from persistlib.training.data_sources import open_data
 from persistlib.training.labelled import ImageData
-from persistlib.training.splits import Split
+from persistlib.training.sample_digests import digest_of_labelled
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -31,7 +28,7 @@ if TYPE_CHECKING:
     from persistlib.training.augmentation import Variation
     from persistlib.training.tables import TableData
 
-__all__ = ["DIGITS", "ImageData", "PreparedImages", "Split", "open_data", "size_findings"]
+__all__ = ["ImageData", "PreparedImages", "open_data", "prepared_rows", "size_findings"]
 
 # Prepared images are kept in memory up to this; beyond, each is prepared whenever it is asked for.
 _MEMORY = 1 << 30
@@ -107,10 +104,9 @@ class PreparedImages(Dataset[tuple[torch.Tensor, int]]):
 
 
 def _digest(data: ImageData, indices: Sequence[int], record: ImagePreprocessing) -> str:
-    hasher = blake3(encode(record.to_dict()))
-    for index in indices:
-        hasher.update(data.digests[index] + data.classes[data.labels[index]].encode() + b"\n")
-    return PREFIX + hasher.hexdigest()
+    digests = (data.digests[index] for index in indices)
+    labels = (data.labels[index] for index in indices)
+    return digest_of_labelled(digests, labels, data.classes, encode(record.to_dict()))
 
 
 def size_findings(data: ImageData, record: ImagePreprocessing) -> Iterator[Finding]:

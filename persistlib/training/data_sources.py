@@ -46,7 +46,7 @@ def _archive(path: str, asked: Asked) -> Survey:
     arrays = read_arrays(path)
     if array_rows.is_rows(arrays):
         return array_rows.survey(arrays, path, asked)
-    return array_images.archive(path, asked)
+    return array_images.archive(arrays, path, asked)
 
 
 FOLDER = Source(

@@ -17,6 +17,7 @@ from persistlib.images import has_image_ending, read_image
 from persistlib.manifest import consistency
 from persistlib.training import splits
 from persistlib.training.labelled import ImageData, Survey, unknown_classes
+from persistlib.training.raw_files import unusable
 from persistlib.training.split_files import read_listing
 
 if TYPE_CHECKING:
@@ -130,15 +131,15 @@ def _class_faults(path: str, classes: Sequence[str], asked: Asked) -> Iterator[F
     yield from unknown_classes(classes, asked.known, path)
     if len(classes) < asked.least:
         reason = f"{len(classes)} class folders; at least {asked.least} are needed"
-        yield _fault(path, reason, "put each class's images into a folder of its own")
+        yield unusable(path, reason, "put each class's images into a folder of its own")
     for name in classes:
         if not name.isprintable():
-            yield _fault(os.path.join(path, name), "no printable name", "rename it")
+            yield unusable(os.path.join(path, name), "no printable name", "rename it")
 
 
 def _member_faults(path: str, count: int, least: int) -> Iterator[Finding]:
     if count < least:
-        yield _fault(path, splits.too_few(count, "image"), "add images, or remove it")
+        yield unusable(path, splits.too_few(count, "image"), "add images, or remove it")
 
 
 def _images(path: str) -> tuple[list[str], list[str]]:
@@ -175,7 +176,7 @@ def _division(
         return splits.Division(parts, BY_FOLDERS) if is_divided else None
     if is_divided:
         remedy = "leave the split file out, or name the folder of one part"
-        findings.append(_fault(path, "is divided into folders already", remedy))
+        findings.append(unusable(path, "is divided into folders already", remedy))
     names = [file.name.replace(os.sep, "/") for file in files]
     division, faults = read_listing(asked.listing, names)
     findings += faults
@@ -190,9 +191,9 @@ def _look(path: str) -> _Seen | Finding:
         with open(path, "rb") as file:
             return _Seen(blake3(file.read()).digest(), (height, width))
     except PersistlibError as fault:
-        return _fault(path, fault.reason, "repair or remove it")
+        return unusable(path, fault.reason, "repair or remove it")
     except OSError as fault:
-        return _fault(path, str(fault.strerror), "repair or remove it")
+        return unusable(path, str(fault.strerror), "repair or remove it")
 
 
 def _folders(path: str) -> list[str]:
@@ -206,7 +207,3 @@ def _names(path: str) -> list[str]:
         reason = getattr(fault, "strerror", None) or str(fault)
         remedy = "give a folder with one folder a class, a file, cifar10:DIR, or sklearn:digits"
         raise error(Code.DATA_MISSING, path, reason, remedy) from fault
-
-
-def _fault(location: str, reason: str, remedy: str) -> Finding:
-    return finding(Code.DATA_INVALID, location, reason, remedy)

@@ -8,12 +8,9 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from blake3 import blake3
-
-from persistlib.digests import PREFIX
 from persistlib.errors import Code, Finding, error_of, finding, tell
-from persistlib.manifest import schema
 from persistlib.training import splits
+from persistlib.training.sample_digests import digest_of_labelled
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -21,7 +18,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from persistlib.training.splits import Division, Split
     from persistlib.training.tables import TableData
 
 # To train and to hold out.
@@ -31,58 +27,21 @@ _SHOWN = 8  # names of classes in a message
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ImageData:
+class ImageData(splits.Divisible):
     """Images with the index of their class.
 
     Attributes:
-        name: what the manifest calls the data set.
         images: files, or arrays of 8-bit pixels.
-        labels: the class of each image, an index into `classes`.
-        classes: names of the classes.
-        digests: BLAKE3 of each image's bytes.
-        division: the parts that they come divided into; None where they are not.
         sizes: height and width of each image; empty where all are of one size.
     """
 
-    name: str
     images: tuple[str | NDArray[np.uint8], ...]
-    labels: tuple[int, ...]
-    classes: tuple[str, ...]
-    digests: tuple[bytes, ...]
-    division: Division | None = None
     sizes: tuple[tuple[int, int], ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.images)
 
     @property
     def digest(self) -> str:
-        """The identity of samples and labels in their order.
-
-        BLAKE3 over rows: the 32 bytes of the image's digest, its class's name in UTF-8, LF.
-        """
-        hasher = blake3()
-        for image, label in zip(self.digests, self.labels, strict=True):
-            hasher.update(image + self.classes[label].encode() + b"\n")
-        return PREFIX + hasher.hexdigest()
-
-    def split(self, *, fraction: float | None = None, seed: int = 0) -> Split:
-        """Return the data's own division, or a stratified split (`splits.divide`).
-
-        Raises:
-            UsageError: `fraction` is not between 0 and 1.
-        """
-        return splits.divide(self, fraction, seed)
-
-    def record(self, split: Split) -> schema.Data:
-        """Return what the manifest says of the data and its split."""
-        return schema.Data(
-            name=self.name,
-            digest=self.digest,
-            classes=len(self.classes),
-            sizes=split.sizes,
-            split={**split.how},
-        )
+        """The identity of images and labels in their order (`digest_of_labelled`)."""
+        return digest_of_labelled(self.digests, self.labels, self.classes)
 
 
 class Asked(NamedTuple):

@@ -20,13 +20,7 @@ from persistlib.preprocessing import ImagePreprocessing
 from persistlib.table_rows import TablePreprocessing
 from persistlib.training import beginnings, strategies, table_beginnings
 from persistlib.training.augmentation import in_words
-from persistlib.training.data import (
-    ImageData,
-    PreparedImages,
-    Split,
-    prepared_rows,
-    size_findings,
-)
+from persistlib.training.data import ImageData, PreparedImages, prepared_rows, size_findings
 from persistlib.training.data_sources import survey_data
 from persistlib.training.head import replace_head
 from persistlib.training.labelled import Asked, Survey
@@ -43,6 +37,7 @@ if TYPE_CHECKING:
     from persistlib.training.batches import Samples
     from persistlib.training.beginnings import Beginning, Saved
     from persistlib.training.settings import Settings
+    from persistlib.training.splits import Split
     from persistlib.training.strategies import Strategy, StrategyLike
     from persistlib.training.table_beginnings import RowsBeginning
 

@@ -12,7 +12,7 @@ import os
 import stat
 import zlib
 
-from persistlib.errors import Code, PersistlibError, error
+from persistlib.errors import Code, Finding, PersistlibError, error, finding
 
 # Bytes of a file, and of what is unpacked from it.
 MOST = 2 << 30
@@ -78,6 +78,11 @@ def text_of(path: str, limit: int) -> str:
     if "\0" in text:
         raise invalid(path, "holds a NUL character", "write it as plain text")
     return text
+
+
+def unusable(location: str, reason: str, remedy: str) -> Finding:
+    """Return the finding of data that cannot be used."""
+    return finding(Code.DATA_INVALID, location, reason, remedy)
 
 
 def invalid(location: str, reason: str, remedy: str) -> PersistlibError:

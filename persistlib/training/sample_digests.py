@@ -1,8 +1,9 @@
 """The identity of samples, so that other data are noticed when a run goes on.
 
-Arrays are digested whole. Of a data set that has no digest of its own a spread of samples is taken:
-an epoch of loading is too much to begin with. A change in none of them goes unnoticed, which a data
-set prevents by an attribute `digest`.
+Labelled samples are digested one by one, with the names of their classes; arrays whole. Of a data
+set that has no digest of its own a spread of samples is taken: an epoch of loading is too much to
+begin with. A change in none of them goes unnoticed, which a data set prevents by an attribute
+`digest`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from blake3 import blake3
 from persistlib.digests import PREFIX
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from numpy.typing import NDArray
 
 # Samples that stand for a data set; all of a smaller one.
@@ -32,6 +35,25 @@ def digest_of(samples: Any, size: int | None = None) -> str:
         hasher.update(b"%d of %d" % (count, size))
         for number in range(count):
             _add(hasher, samples[number * size // count])
+    return PREFIX + hasher.hexdigest()
+
+
+def digest_of_labelled(
+    samples: Iterable[bytes], labels: Iterable[int], classes: Sequence[str], before: bytes = b""
+) -> str:
+    """Return the identity of samples with their classes, in their order.
+
+    `blake3:` and the digest of rows: a sample's own digest, the name of its class in UTF-8, LF.
+
+    Args:
+        samples: the digest of each, 32 bytes.
+        labels: the class of each, an index into `classes`.
+        classes: their names.
+        before: what is digested before the rows.
+    """
+    hasher = blake3(before)
+    for sample, label in zip(samples, labels, strict=True):
+        hasher.update(sample + classes[label].encode() + b"\n")
     return PREFIX + hasher.hexdigest()
 
 

@@ -10,23 +10,18 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple
 
 from blake3 import blake3
 
 from persistlib.digests import PREFIX
 from persistlib.errors import Code, Finding, Severity, error, finding
+from persistlib.manifest import schema
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from pydantic import JsonValue
-
-    from persistlib.training.labelled import ImageData
-    from persistlib.training.tables import TableData
-
-    Divisible: TypeAlias = ImageData | TableData
-
 
 TRAIN, VALID, TEST = "train", "valid", "test"
 # What folders, and split files, call the parts.
@@ -87,6 +82,51 @@ class Division:
     def indices(self, part: str) -> tuple[int, ...]:
         """Return the samples of a part, in ascending order."""
         return tuple(index for index, own in enumerate(self.parts) if own == part)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Divisible:
+    """Samples that are divided by what they are: those of `labelled`, and of `tables`.
+
+    Attributes:
+        name: what the manifest calls the data.
+        labels: the class of each sample, an index into `classes`; empty where there are none.
+        classes: names of the classes; empty where targets are numbers.
+        digests: BLAKE3 of each sample.
+        division: the parts that they come divided into; None where they are not.
+    """
+
+    name: str
+    labels: tuple[int, ...]
+    classes: tuple[str, ...]
+    digests: tuple[bytes, ...]
+    division: Division | None = None
+
+    def __len__(self) -> int:
+        return len(self.digests)
+
+    @property
+    def digest(self) -> str:
+        """The identity of samples and targets in their order."""
+        raise NotImplementedError
+
+    def split(self, *, fraction: float | None = None, seed: int = 0) -> Split:
+        """Return the data's own division, or a drawn split (`divide`).
+
+        Raises:
+            UsageError: `fraction` is not between 0 and 1.
+        """
+        return divide(self, fraction, seed)
+
+    def record(self, split: Split) -> schema.Data:
+        """Return what the manifest says of the data and its split."""
+        return schema.Data(
+            name=self.name,
+            digest=self.digest,
+            classes=len(self.classes) or None,
+            sizes=split.sizes,
+            split={**split.how},
+        )
 
 
 def divide(data: Divisible, fraction: float | None = None, seed: int = 0) -> Split:

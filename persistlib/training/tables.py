@@ -16,11 +16,11 @@ import numpy as np
 from blake3 import blake3
 
 from persistlib.digests import PREFIX
-from persistlib.errors import Code, Finding, finding
-from persistlib.manifest import schema
 from persistlib.training import splits
 from persistlib.training.csv_files import Table, folded, is_missing, number_of, read_table
 from persistlib.training.labelled import Survey, class_findings
+from persistlib.training.raw_files import unusable
+from persistlib.training.sample_digests import digest_of_labelled
 from persistlib.training.tasks import CLASSIFICATION, MULTILABEL, REGRESSION
 
 if TYPE_CHECKING:
@@ -28,48 +28,35 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from persistlib.errors import Finding
     from persistlib.training.labelled import Asked
-    from persistlib.training.splits import Division, Split
 
 # Whole numbers of no more kinds than this, each more than once, are taken for classes.
 _FEW = 20
 _WHOLE = re.compile(r"[+-]?\d{1,9}")
 _SHOWN = 8
-_LARGEST = float(np.finfo(np.float32).max)
+LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TableData:
-    """Rows of numbers, and what is to be told from each.
+class TableData(splits.Divisible):
+    """Rows of numbers, and what is to be told from each; they come undivided.
 
     Attributes:
-        name: what the manifest calls the data.
         columns: names of the numbers of a row.
         rows: of shape (rows, columns), float64, finite.
-        labels: the class of each row, an index into `classes`; empty where there are none.
-        classes: names of the classes; empty where targets are numbers.
         targets: of shape (rows, target columns), float32; None where there are classes.
         target_names: the columns that are to be told.
         task: classification, regression or multilabel.
-        digests: BLAKE3 of each row's numbers.
-        division: never; tables come undivided.
         is_prepared: whether the model takes rows as they are; otherwise they are standardized.
     """
 
-    name: str
     columns: tuple[str, ...]
     rows: NDArray[np.float64]
-    labels: tuple[int, ...]
-    classes: tuple[str, ...]
     targets: NDArray[np.float32] | None
     target_names: tuple[str, ...]
     task: str
-    digests: tuple[bytes, ...]
-    division: Division | None = None
     is_prepared: bool = False
-
-    def __len__(self) -> int:
-        return len(self.rows)
 
     @property
     def answers(self) -> NDArray[np.int64] | NDArray[np.float32]:
@@ -79,32 +66,18 @@ class TableData:
     @property
     def digest(self) -> str:
         """The identity of columns, rows and targets in their order."""
-        hasher = blake3("\n".join((*self.columns, "", *self.target_names, "")).encode())
-        for index, row in enumerate(self.digests):
-            if self.targets is None:
-                answer = self.classes[self.labels[index]].encode() + b"\n"
-            else:
-                answer = self.targets[index].astype("<f4").tobytes()
-            hasher.update(row + answer)
+        before = "\n".join((*self.columns, "", *self.target_names, "")).encode()
+        if self.targets is None:
+            return digest_of_labelled(self.digests, self.labels, self.classes, before)
+        hasher = blake3(before)
+        for row, numbers in zip(self.digests, self.targets, strict=True):
+            hasher.update(row + numbers.astype("<f4").tobytes())
         return PREFIX + hasher.hexdigest()
 
-    def split(self, *, fraction: float | None = None, seed: int = 0) -> Split:
-        """Return a drawn split, stratified where there are classes (`splits.divide`).
 
-        Raises:
-            UsageError: `fraction` is not between 0 and 1.
-        """
-        return splits.divide(self, fraction, seed)
-
-    def record(self, split: Split) -> schema.Data:
-        """Return what the manifest says of the data and its split."""
-        return schema.Data(
-            name=self.name,
-            digest=self.digest,
-            classes=len(self.classes) or None,
-            sizes=split.sizes,
-            split={**split.how},
-        )
+def row_digests(rows: NDArray[np.float64]) -> tuple[bytes, ...]:
+    """Return BLAKE3 of the numbers of each row, as little-endian float64."""
+    return tuple(blake3(row.astype("<f8").tobytes()).digest() for row in rows)
 
 
 def survey(path: str, asked: Asked) -> Survey:
@@ -138,7 +111,7 @@ def survey(path: str, asked: Asked) -> Survey:
         targets=numbers,
         target_names=tuple(targets),
         task=task,
-        digests=tuple(blake3(row.astype("<f8").tobytes()).digest() for row in rows),
+        digests=row_digests(rows),
     )
     if not findings:
         look = class_findings if classes else size_findings
@@ -166,19 +139,19 @@ def _column_faults(
     for name in targets:
         if name not in table.columns:
             reason = f"no such column to be told; there are {shown}"
-            yield _fault(f"{table.path}: {name}", reason, "name one of them (--target)")
+            yield unusable(f"{table.path}: {name}", reason, "name one of them (--target)")
     if len(set(targets)) != len(targets) or not targets:
-        yield _fault(table.path, "no column to be told, or one twice", "name it once (--target)")
+        yield unusable(table.path, "no column to be told, or one twice", "name it once (--target)")
     for name in features:
         if name not in rest:
             reason = "the model takes this column, and the table has it not"
-            yield _fault(f"{table.path}: {name}", reason, "give the columns of the training")
+            yield unusable(f"{table.path}: {name}", reason, "give the columns of the training")
     for name in rest:
         if name not in features:
             reason = "the model takes no such column"
-            yield _fault(f"{table.path}: {name}", reason, "leave it out")
+            yield unusable(f"{table.path}: {name}", reason, "leave it out")
     if not rest:
-        yield _fault(table.path, "no column is left to tell by", "add columns")
+        yield unusable(table.path, "no column is left to tell by", "add columns")
 
 
 def _likely(table: Table, targets: Sequence[str]) -> str:
@@ -229,7 +202,7 @@ def _numbers(
     faults += _too_large(table, targets, values)
     if task == CLASSIFICATION and targets:
         reason = f"{len(targets)} columns of classes"
-        faults.append(_fault(table.path, reason, "name one (--target), or --task multilabel"))
+        faults.append(unusable(table.path, reason, "name one (--target), or --task multilabel"))
     if task == MULTILABEL:
         strange = np.argwhere((values != 0) & (values != 1))
         reason = "a label is 0 or 1"
@@ -239,7 +212,7 @@ def _numbers(
 
 
 def _too_large(table: Table, names: Sequence[str], values: NDArray[np.float64]) -> list[Finding]:
-    places = np.argwhere(np.abs(values) > _LARGEST)
+    places = np.argwhere(np.abs(values) > LARGEST)
     reason = "beyond what float32 holds"
     return [table.fault(int(row), names[int(column)], reason) for row, column in places]
 
@@ -247,13 +220,9 @@ def _too_large(table: Table, names: Sequence[str], values: NDArray[np.float64]) 
 def size_findings(data: TableData, asked: Asked, path: str) -> Iterator[Finding]:
     """Yield why rows with numbers to be told are too few, or say nothing."""
     if len(data) < asked.least:
-        yield _fault(path, f"{splits.too_few(len(data), 'row')}", "add rows")
+        yield unusable(path, f"{splits.too_few(len(data), 'row')}", "add rows")
     if asked.is_to_train and data.targets is not None:
         for name, column in zip(data.target_names, data.targets.T, strict=True):
             if len(column) and (column == column[0]).all():
                 reason = f"is {column[0]:g} in every row: there is nothing to learn"
-                yield _fault(f"{path}: {name}", reason, "name another column (--target)")
-
-
-def _fault(location: str, reason: str, remedy: str) -> Finding:
-    return finding(Code.DATA_INVALID, location, reason, remedy)
+                yield unusable(f"{path}: {name}", reason, "name another column (--target)")

@@ -15,8 +15,9 @@ from torch import nn
 import persistlib
 from persistlib.errors import PersistlibError
 from persistlib.training import randomness
-from persistlib.training.batches import Batches, _end_without
+from persistlib.training.batches import Batches
 from persistlib.training.depth import blocks
+from persistlib.training.drawn import _end_without
 from persistlib.training.events import BatchDone, EpochDone
 from persistlib.training.rates import find_rate
 from persistlib.training.strategies import resolve

@@ -9,22 +9,20 @@ processes, put together, are the batch that one process has.
 
 from __future__ import annotations
 
-import functools
 import itertools
-import multiprocessing
 import operator
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from persistlib.errors import Code, PersistlibError, error
 from persistlib.processes import ALONE
 from persistlib.training import nests, randomness
 from persistlib.training.batch import Batch
+from persistlib.training.drawn import Drawn, worker_end
 from persistlib.training.own_dtypes import cast_inputs, cast_targets
 from persistlib.training.sample_digests import digest_of
 from persistlib.training.sharing import share
@@ -155,7 +153,7 @@ class Batches:
             return known
         if self.size is None:
             return ""
-        return digest_of(_Drawn(self._samples, self.seed, 0), self.size)
+        return digest_of(Drawn(self._samples, self.seed, 0), self.size)
 
     def identity(self) -> str | None:
         """Return what tells the samples from all others; None where nothing surely does."""
@@ -244,13 +242,13 @@ class Batches:
         if (pair := self._pair) is not None:
             return (nests.each(operator.itemgetter(chunk), pair) for chunk in chunks)
         still = self.fixed or type(self._samples) in _STILL
-        samples = self._samples if still else _Drawn(self._samples, self.seed, epoch)
+        samples = self._samples if still else Drawn(self._samples, self.seed, epoch)
         # A generator of its own: a loader draws a seed, which must not shift dropout's numbers.
         return DataLoader(
             samples,
             batch_sampler=[chunk.tolist() for chunk in chunks],
             num_workers=min(self._workers, len(chunks)),
-            worker_init_fn=_worker_end(),
+            worker_init_fn=worker_end(),
             generator=torch.Generator(),
         )
 
@@ -274,42 +272,6 @@ class Batches:
         inputs = cast_inputs(_moved(batch.inputs, self.device), self.dtype)
         targets = _moved(nests.each(_numbers, batch.targets), self.device)
         return Batch(inputs, cast_targets(targets, self.dtype))
-
-
-def _worker_end() -> Callable[[int], None] | None:
-    """Return what ends a loader's worker whose parent was killed as it began.
-
-    Torch's workers look whether the parent that they find at their start is still theirs
-    (torch.utils.data._utils.worker.ManagerWatchdog): one that finds none would wait for ever.
-    """
-    if multiprocessing.get_start_method() != "fork":
-        return None
-    return functools.partial(_end_without, os.getpid())
-
-
-def _end_without(parent: int, _: int) -> None:
-    if os.getppid() != parent:
-        os._exit(1)
-
-
-class _Drawn(Dataset[Any]):
-    """Samples of an epoch, each drawn with numbers that follow from seed, epoch and index."""
-
-    def __init__(self, samples: Any, seed: int, epoch: int) -> None:
-        self._samples = samples
-        self._seed = seed
-        self._epoch = epoch
-
-    def __getitem__(self, index: int) -> Any:
-        return self.__getitems__([index])[0]
-
-    def __getitems__(self, indices: list[int]) -> list[Any]:
-        with randomness.apart():
-            return [self._drawn(index) for index in indices]
-
-    def _drawn(self, index: int) -> Any:
-        randomness.seed_all(randomness.draw(self._seed, self._epoch, index))
-        return self._samples[index]
 
 
 def call(model: torch.nn.Module, inputs: Any) -> Any:

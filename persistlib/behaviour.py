@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from persistlib.errors import Code, Severity, finding
+from persistlib.errors import Code, Severity, finding, missing_extra
 from persistlib.installed import is_importable
 from persistlib.loading import Reading, load_module, open_graph
 
@@ -30,7 +30,8 @@ def behaviour_findings(bundle: Bundle, *, trust: Collection[str]) -> tuple[Findi
 
     The stored outputs are computed again by the module, where torch is, and by every graph; the
     proof of a graph is repeated against the module, that of a derived graph against its source.
-    Nothing stored is a warning, and so is a graph that was never proved.
+    Nothing stored is a warning, and so are a graph that was never proved, and stored outputs that
+    nothing here can compute; a note where only the module cannot.
     """
     stored = _stored(bundle)
     found: list[Finding] = []
@@ -42,6 +43,8 @@ def behaviour_findings(bundle: Bundle, *, trust: Collection[str]) -> tuple[Findi
     if stored is not None and has_torch:
         computed = _by_torch(bundle, stored.inputs, trust)
         found += _differences("torch", computed, stored.outputs, stored.tolerance)
+    elif stored is not None:
+        found.append(_without_torch(has_graph=bool(bundle.manifest.graphs)))
     for index, graph in enumerate(bundle.manifest.graphs):
         name = "onnxruntime" if index == 0 else f"onnxruntime, {graph.precision}"
         if graph.proof and not graph.proof.get("proved"):
@@ -55,6 +58,14 @@ def behaviour_findings(bundle: Bundle, *, trust: Collection[str]) -> tuple[Findi
             model = load_module(bundle, _READING, strict=True, trust=trust)
             found += proof_findings(bundle, graph, model, name)
     return tuple(found)
+
+
+def _without_torch(*, has_graph: bool) -> Finding:
+    """Return that the module was not run: a note where a graph was, else nothing was computed."""
+    reason = "is not installed, so the module was not run"
+    remedy = missing_extra("torch", "torch", "running the module").remedy
+    severity = Severity.NOTE if has_graph else Severity.WARNING
+    return finding(Code.BEHAVIOUR, "torch", reason, remedy, severity)
 
 
 class _Stored(NamedTuple):

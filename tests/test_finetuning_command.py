@@ -125,3 +125,24 @@ def test_what_only_images_have_a_use_for_is_refused_of_a_table(
     refused, code = told(*asked)
     assert ([item["location"] for item in refused["findings"]], code) == (["resize", "augment"], 2)
     assert "trained" not in invoke(*asked).output
+
+
+def test_behaviour_without_torch_never_claims_what_was_not_computed(
+    numbers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told(*begun(numbers, tmp_path / "plain"))
+    told(*begun(numbers, tmp_path / "both", "--onnx"))
+    monkeypatch.setattr("persistlib.behaviour.is_importable", lambda _: False)
+    asked = ("--behaviour", "--trust", "table_models")
+    for name, severity, expected in (("plain", "warning", 3), ("both", "note", 0)):
+        found, code = told("verify", tmp_path / name, *asked)
+        finding = found["findings"][0]
+        assert (finding["code"], finding["location"], finding["severity"], code) == (
+            "PL118",
+            "torch",
+            severity,
+            expected,
+        )
+        said = invoke("verify", tmp_path / name, *asked).output
+        assert ("computed again" in said) is (expected == 0)
+        assert "pip install 'persistlib[torch]'" in said

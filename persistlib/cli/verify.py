@@ -28,17 +28,18 @@ if TYPE_CHECKING:
 def command(bundle: str, *, behaviour: bool, base: str | None, trust: tuple[str, ...]) -> Answer:
     """Compare every byte of BUNDLE with what was saved, and of what it stands on.
 
-    Exits with 0 when all is intact, with 1 when anything differs, with 3 when --behaviour finds
-    nothing to compute again.
+    Exits with 0 when all is intact, with 1 when anything differs, with 3 when --behaviour has
+    something that it cannot compute again.
     """
     report = persistlib.verify(bundle, behaviour=behaviour, trust=trust, base=base)
     files = tuple(report.files)
     text = "intact" if report.ok else "NOT intact"
     findings = tuple(report.findings)
-    compared = "; the stored outputs were computed again" if behaviour and not findings else ""
     outcome = Exit.OK if report.ok else Exit.FAILED
-    if report.ok and any(found.code == Code.BEHAVIOUR.identifier for found in findings):
+    if report.ok and any(_is_missed(found) for found in findings):
         outcome = Exit.DEGRADED  # of what was asked for, something could not be computed again
+    again = behaviour and outcome is Exit.OK
+    compared = "; the stored outputs were computed again" if again else ""
     blocks: list[Block] = [
         verdict(f"{text}: {_count(files, findings)}{compared}", outcome),
         _files(files),
@@ -57,6 +58,11 @@ def command(bundle: str, *, behaviour: bool, base: str | None, trust: tuple[str,
         hints=_hints(bundle, trust, files, ok=report.ok, behaviour=behaviour),
         exit=outcome,
     )
+
+
+def _is_missed(found: Finding) -> bool:
+    """Return whether a finding of an intact bundle is that outputs were not computed again."""
+    return found.code == Code.BEHAVIOUR.identifier and found.severity != Severity.NOTE.value
 
 
 def _count(files: tuple[FileState, ...], findings: tuple[Finding, ...]) -> str:

@@ -139,6 +139,7 @@ class Code(Enum):
     ADAPTATION = ("PL313", ArchitectureError, "the model cannot be adapted in that way")
     ADAPTATION_CHOICE = ("PL314", ArchitectureError, "several layers could be meant")
     PARTLY_LOADED = ("PL315", ArchitectureError, "some tensors did not fit and were not loaded")
+    WEIGHTS_UNREACHABLE = ("PL316", ArchitectureError, "weights could not be fetched")
     MODEL_META = ("PL320", ModelError, "a tensor is on the meta device")
     MODEL_WRAPPED = ("PL321", ModelError, "the module is a wrapper around the model")
     MODEL_LAYOUT = ("PL322", ModelError, "a tensor is sparse")

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torchvision import models
 
-from persistlib.architecture import pretrained
+from persistlib.architecture import fetching
 from persistlib.architecture.recipe import build, origin, recorded
 from persistlib.architecture.skeleton import rebuild, skeleton
 from persistlib.architecture.structure import (
@@ -231,7 +231,7 @@ def test_what_weights_configure_becomes_part_of_the_recipe(monkeypatch: pytest.M
     def fetch(*_: object) -> Any:
         return real(transform_input=True, aux_logits=False, init_weights=False)
 
-    monkeypatch.setattr(pretrained, "fetch", fetch)
+    monkeypatch.setattr(fetching, "fetch", fetch)
     model = build("torchvision.models:googlenet", weights="DEFAULT")
     found = recorded(model)
     assert found is not None

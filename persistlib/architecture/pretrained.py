@@ -1,4 +1,4 @@
-"""Weights to begin from: a checkpoint file, or one that torchvision fetches.
+"""Weights to begin from: those of a checkpoint file, and what is recorded of any.
 
 Law: after `load(module, reader, path)` the module holds the file's bits under the file's names,
 every one of them but those of submodules kept apart, or nothing of it has changed.
@@ -12,13 +12,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from persistlib import checkpoint
-from persistlib.architecture import trusted
-from persistlib.architecture.encoding import decode
 from persistlib.architecture.module_state import tensor_bytes
 from persistlib.architecture.structure import dtype_name
 from persistlib.digests import TensorRow, digest, weights_identity
 from persistlib.dtypes import of_torch
-from persistlib.errors import Code, error, finding
+from persistlib.errors import Code, finding
 from persistlib.manifest.schema import Lineage
 from persistlib.selection import without_wrappers
 from persistlib.sources import open_file
@@ -48,25 +46,6 @@ class Unfit(NamedTuple):
     """Why a checkpoint does not fit a module."""
 
     findings: tuple[Finding, ...]
-
-
-def fetch(recipe: Recipe, weights: object, trust: Collection[str]) -> nn.Module:
-    """Return what torchvision builds with pretrained weights, its edits not yet carried out.
-
-    Raises:
-        ArchitectureError: the builder takes no such weights, or fetching them failed.
-    """
-    function = trusted.resolve_builder(recipe.builder, trust)
-    try:
-        module: nn.Module = function(weights=weights, **decode(recipe.arguments, trust))
-    except Exception as fault:
-        raise error(
-            Code.BUILDER_FAILED,
-            recipe.builder,
-            f"with weights={weights!r}: {type(fault).__name__}: {fault}",
-            "name weights that torchvision lists, or give the path of a checkpoint file",
-        ) from fault
-    return module
 
 
 def resolved(recipe: Recipe, module: nn.Module, trust: Collection[str]) -> Recipe:

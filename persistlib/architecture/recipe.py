@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from persistlib.architecture import edits as editing
-from persistlib.architecture import pretrained
+from persistlib.architecture import fetching, pretrained
 from persistlib.architecture.encoding import NotPlainError, encode
 from persistlib.architecture.skeleton import with_defaults
 from persistlib.errors import Code, TrainingError, error
@@ -158,7 +158,7 @@ def _pretrained(
     recipe: Recipe, weights: object, trust: Collection[str]
 ) -> tuple[nn.Module, Recipe]:
     """Return a module with torchvision's weights, and the recipe with what they configured."""
-    module = pretrained.fetch(recipe, weights, trust)
+    module = fetching.fetch(recipe, weights, trust)
     plain = pretrained.resolved(Recipe(recipe.builder, recipe.arguments), module, trust)
     descend(module, pretrained.fetched_from(recipe, weights, module))
     editing.apply(module, recipe.edits, trust)

@@ -165,6 +165,9 @@ def _names(candidates: Sequence[str | os.PathLike[str]]) -> list[str]:
     if twice or not names:
         reason = f"{twice[0]} is named twice" if twice else "nothing is to be compared"
         raise error(Code.USAGE, "candidates", reason, "name each model once")
+    if bare := next((name for name in names if name.endswith("=")), None):
+        reason = f"{bare} names no weights"
+        raise error(Code.USAGE, "candidates", reason, f"{bare}DEFAULT, {bare}{FRESH} or {bare}FILE")
     return names
 
 

@@ -250,11 +250,13 @@ def test_what_cannot_be_had_is_a_row_and_no_end(
 ) -> None:
     (tmp_path / "not.pth").write_bytes(b"no weights")
     names = [f"mobilenet_v2={tmp_path / 'not.pth'}", "no_such_builder=fresh", bundles[0], "./gone"]
+    names += [str(tmp_path / "not.pth"), "gone.pth"]
     found = persistlib.compare(names, data, resize=8, **QUICK)
     assert [place.candidate.name for place in found.places] == [bundles[0]]
-    assert [absent.name for absent in found.absent] == [names[0], names[1], names[3]]
+    assert [absent.name for absent in found.absent] == [*names[:2], *names[3:]]
     assert all(absent.findings for absent in found.absent)
-    assert found.absent[1].findings[0].code == "PL304"
+    codes = [absent.findings[0].code for absent in found.absent[1:]]
+    assert codes == ["PL304", "PL412", "PL901", "PL412"]
 
 
 @pytest.mark.parametrize(
@@ -267,6 +269,7 @@ def test_what_cannot_be_had_is_a_row_and_no_end(
         (["resnet18"], {"batch_size": 0}, "PL901"),
         (["resnet18"], {"fraction": 1.5}, "PL901"),
         (["resnet18"], {"folds": 1}, "PL901"),
+        (["resnet18="], {}, "PL901"),
     ],
 )
 def test_what_means_nothing_is_refused_before_anything_is_built(

@@ -146,3 +146,24 @@ def test_behaviour_without_torch_never_claims_what_was_not_computed(
         said = invoke("verify", tmp_path / name, *asked).output
         assert ("computed again" in said) is (expected == 0)
         assert "pip install 'persistlib[torch]'" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "remedy"),
+    [
+        ("old weights.pth", "PL901", "persistlib identify '{path}' says which builder"),
+        ("theirs.onnx", "PL901", "persistlib convert {path} DIR makes a bundle of it"),
+        ("gone.pth", "PL412", "check the path, or name a builder"),
+    ],
+)
+def test_a_file_in_the_place_of_a_model_is_told_the_way(
+    name: str, code: str, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path in (name, *([tmp_path / name] if code == "PL901" else [])):
+        if code == "PL901":
+            (tmp_path / name).write_bytes(b"weights")
+        found, _ = told("finetune", path, "--data", "sklearn:digits", "--out", "out")
+        assert found["findings"][0]["code"] == code
+        assert remedy.format(path=path) in found["findings"][0]["remedy"]
+        assert "trust" not in found["findings"][0]["remedy"]

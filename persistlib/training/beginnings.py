@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from persistlib.errors import PersistlibError
     from persistlib.manifest.schema import Manifest
     from persistlib.preparing import Preparation
     from persistlib.training.head import Head
@@ -61,7 +63,13 @@ class Beginning(NamedTuple):
 
 
 def is_bundle(name: str) -> bool:
-    """Return whether what was named is a path, and no builder: a bare name of both is a builder."""
+    """Return whether what was named is a path, and no builder: a bare name of both is a builder.
+
+    Raises:
+        UsageError: it is a file, which holds weights or a graph, and is no model to train.
+    """
+    if os.path.isfile(name):
+        raise _no_model(name)
     if not os.path.isdir(name):
         return os.sep in name and ":" not in name
     import torchvision
@@ -70,8 +78,28 @@ def is_bundle(name: str) -> bool:
 
 
 def named_builder(name: str) -> str:
-    """Return a builder by its whole name; a bare one is torchvision's."""
-    return name if ":" in name else f"{ZOO}:{name}"
+    """Return a builder by its whole name; a bare one is torchvision's.
+
+    Raises:
+        TargetError: it is the name of a file that is not there.
+    """
+    if ":" in name:
+        return name
+    if not name.isidentifier():
+        reason = "nothing stands there, and no builder has such a name"
+        remedy = "check the path, or name a builder such as resnet18"
+        raise error(Code.SOURCE_MISSING, name, reason, remedy)
+    return f"{ZOO}:{name}"
+
+
+def _no_model(path: str) -> PersistlibError:
+    """Return the error for a file in the place of a model, with the way to begin from it."""
+    if path.lower().endswith(".onnx"):
+        make = shlex.join(("persistlib", "convert", path, "DIR"))
+        return error(Code.USAGE, path, "a graph", f"{make} makes a bundle of it: name that")
+    tell = shlex.join(("persistlib", "identify", path))
+    remedy = f"name a builder and --weights {shlex.quote(path)}; {tell} says which builder"
+    return error(Code.USAGE, path, "a file of weights, which do not say their model", remedy)
 
 
 def of_builder(

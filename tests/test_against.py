@@ -13,9 +13,11 @@ import torch
 from click.testing import CliRunner, Result
 
 import persistlib
+from persistlib.cli.against import report
+from persistlib.cli.layout import render
 from persistlib.cli.main import cli
 from persistlib.errors import PersistlibError, PersistlibWarning
-from persistlib.evaluation.comparing import MCNEMAR, WILCOXON, compared
+from persistlib.evaluation.comparing import MCNEMAR, WILCOXON, Against, compared
 from persistlib.evaluation.figures import bounded
 from persistlib.evaluation.mcnemar import Pairs, holm
 from persistlib.evaluation.outcomes import Outcomes
@@ -522,6 +524,24 @@ def test_no_difference_is_said_to_be_none(folder: Path) -> None:
     shown = invoke(*words, "--threads", 1, "--against", folder / "new")
     text = " ".join(shown.stdout.split())
     assert "no difference to test: both are right on the same samples" in text
+
+
+@pytest.mark.parametrize(
+    ("alone", "is_close"), [((4, 0), True), ((7, 1), True), ((6, 0), False), ((3, 1), False)]
+)
+def test_an_interval_and_a_test_that_part_are_explained(
+    alone: tuple[int, int], is_close: bool
+) -> None:
+    """The counts are of what either model alone has right, of 48 samples."""
+    truth = np.zeros(48, dtype=int)
+    second = np.where(np.arange(48) < alone[0], 1, 0)
+    first = np.where(np.arange(48) >= 48 - alone[1], 1, 0)
+    found = compared(*(outcomes("classification", truth, row) for row in (first, second)))
+    nothing: Any = None
+    blocks = report(Against(("a", "b"), {}, nothing, (found,)), show_all=False)
+    shown = " ".join(" ".join(line.split()) for line in render(blocks, 100, colour=False))
+    assert ("close call the interval is Tango's" in shown) == is_close
+    assert ("which may be chance" in shown) == (alone != (6, 0))
 
 
 # -- what a model was trained on -----------------------------------------------------------------

@@ -18,6 +18,11 @@ _CHANCE = 0.05
 _LEAST = 1e-4  # smaller p-values are told to be smaller
 _WHOLE = 12
 _NUMBERS = {"MSE", "MAE", "R2"}  # no shares of one
+# Why an interval and a test of the same samples may part: the one of shares, the other of numbers.
+_APART = {
+    True: "the interval is Tango's and approximate, the test is exact",
+    False: "the interval is of the mean, the test of ranks, which large errors move less",
+}
 _RIGHT = {"accuracy": "is right on", "subset accuracy": "has every label right on"}
 
 
@@ -55,6 +60,18 @@ def _sentences(against: Against, head: Comparison) -> Iterator[tuple[str, str]]:
     else:
         other = f"{second} on {number(tested.better[1])}"
         yield head.test, f"{first} is nearer on {count}, {other}: {_p(tested.p_value)}"
+    if _disagree(tested):
+        yield "close call", f"{_APART[does is not None]}; it may be chance where either says so"
+    if sum(part.p_value is not None for part in head.parts) > 1:
+        yield "p below", "allow for how many there are (Holm), which the intervals do not"
+
+
+def _disagree(found: Difference) -> bool:
+    """Return whether one of interval and test says that it may be chance, and the other not."""
+    if found.p_value is None or found.interval is None:
+        return False
+    low, high = found.interval
+    return (low <= 0 <= high) != (found.p_value >= _CHANCE)
 
 
 def _p(value: float) -> str:
@@ -93,7 +110,8 @@ def _parts(head: Comparison, *, show_all: bool) -> Table:
         for part in parts
     )
     tests = sum(part.p_value is not None for part in head.parts)
-    columns = (title, "samples", "better", "worse", "difference", f"p, of {counted(tests, 'test')}")
+    tested = f"p, of {counted(tests, 'test')}" if tests else "p"
+    columns = (title, "samples", "better", "worse", "difference", tested)
     return Table(columns, rows, frozenset(range(1, len(columns))))
 
 

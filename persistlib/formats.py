@@ -179,11 +179,12 @@ def by_suffix(path: StrPath) -> Format:
     for row in FORMATS.values():
         if suffix in row.suffixes:
             return row
+    endings = (s for row in FORMATS.values() if row.is_written for s in row.suffixes)
     raise error(
         Code.FORMAT_UNKNOWN,
         path,
-        f"the ending {suffix!r} stands for no format",
-        f"use one of {', '.join(s for row in FORMATS.values() for s in row.suffixes)}, or --to",
+        f"the ending {suffix!r} stands for no format" if suffix else "no ending tells its format",
+        f"use one of {', '.join(dict.fromkeys(endings))}, or --to",
     )
 
 

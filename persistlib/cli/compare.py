@@ -17,7 +17,7 @@ from persistlib.cli.command import (
     trust_option,
     withdrawn_option,
 )
-from persistlib.cli.text import bounded, number, size
+from persistlib.cli.text import bounded, milliseconds, number, size
 from persistlib.cli.text import command as words
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ def _cost(candidate: Candidate, rank: int) -> Iterator[tuple[str, ...]]:
     )
     for runtime, timings in candidate.timings.items():
         speed = number(round(timings[-1].throughput))
-        yield (*own, runtime, f"{timings[0].median:.3g}", speed)
+        yield (*own, runtime, milliseconds(timings[0].median), speed)
         own = ("",) * len(own)
     if not candidate.timings:
         yield (*own, "-", "-", "-")

@@ -45,12 +45,13 @@ def _file(path: str, *, show_all: bool) -> Answer:
             (Span(os.path.basename(path), Style.STRONG), Span(f"  {form}")),
             size(os.path.getsize(path)),
         )
+        besides = [loss.partition(" ")[2] for loss in checkpoint.losses[:3]]  # without the kind
         facts = [
             ("container", checkpoint.container),
             ("tensors", f"{counted(len(tensors), 'tensor')} of {size(stored)}"),
             ("ties", counted(len(aliases), "second name") if aliases else ""),
             ("metadata", listing(tuple(k for k in checkpoint.metadata if k != "format"))),
-            *(("besides" if not n else "", text) for n, text in enumerate(checkpoint.losses[:3])),
+            *(("besides" if not n else "", held) for n, held in enumerate(besides)),
             *(("note", text) for text in checkpoint.notes),
         ]
         return Answer(

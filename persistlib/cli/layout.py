@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 SHOWN = 10  # findings; all stand in the envelope
 _INDENT = "  "
 _GAP = "  "
+_BELOW = "    "
 _NARROWEST = 8  # columns of a clipped cell
 _ANSI = {
     Style.STRONG: "\x1b[1m",
@@ -88,9 +89,19 @@ def _fields(fields: Fields, columns: int) -> Iterator[tuple[Span, ...]]:
     labels = max((width(label) for label, _ in fields.rows), default=0)
     rest = max(columns - len(_INDENT) - labels - len(_GAP), _NARROWEST)
     for label, value in fields.rows:
+        if rest < _longest(value) <= columns - width(_BELOW):
+            # A digest or a path: whole below its label, so that it can be marked and copied.
+            yield Span(_INDENT), Span(label, Style.FAINT)
+            yield from ((Span(_BELOW), Span(text)) for text in wrap(value, columns - width(_BELOW)))
+            continue
         for index, text in enumerate(wrap(value, rest)):
             shown = pad(label if index == 0 else "", labels)
             yield Span(_INDENT), Span(shown, Style.FAINT), Span(_GAP + text)
+
+
+def _longest(value: str) -> int:
+    """Return the columns of the widest word."""
+    return max(width(word) for word in printable(value).split(" "))
 
 
 def _table(table: Table, columns: int) -> Iterator[tuple[Span, ...]]:

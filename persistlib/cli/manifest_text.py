@@ -7,7 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from persistlib.cli.folding import fold
-from persistlib.cli.text import clip, counted, listing, number, shape
+from persistlib.cli.text import clip, counted, listing, number, rounded_up, shape
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -224,7 +224,7 @@ def proof_text(proof: Mapping[str, Any]) -> str:
     rows = list(outputs.values()) if isinstance(outputs, dict) else []
     given = [row.get("error") for row in rows if isinstance(row, dict)]
     errors = [error for error in given if isinstance(error, (int, float))]
-    return f"proved, outputs differ by {max(errors):.1g} at most" if errors else "proved"
+    return f"proved, outputs differ by {rounded_up(max(errors))} at most" if errors else "proved"
 
 
 def _files(manifest: Manifest) -> Iterator[Row]:

@@ -109,7 +109,8 @@ def folded_tensors(records: Sequence[TensorRow]) -> Table:
     if rest := folds[ROWS:]:
         tensors = [r for folded in rest for m in folded.members for r in parts[m].tensors]
         rows.append(_row(f"… {number(len(rest))} more parts (--all)", tensors, ""))
-    head = ("part", "tensors", "parameters", "size", "")
+    is_model = any(record.role != "tensor" for record in records)
+    head = ("part", "tensors", "parameters" if is_model else "elements", "size", "")
     return Table(head, tuple(rows), frozenset({1, 2, 3}))
 
 
@@ -121,11 +122,13 @@ def _parts(records: Sequence[TensorRow], paths: Sequence[str]) -> list[_Part]:
 
 
 def _row(pattern: str, tensors: Sequence[TensorRow], status: str) -> tuple[str | Span, ...]:
-    parameters = sum(prod(record.shape) for record in tensors if record.role == "parameter")
+    # A file does not say which of its tensors are parameters: all count.
+    counts = {"parameter", "tensor"}
+    elements = sum(prod(record.shape) for record in tensors if record.role in counts)
     return (
         pattern,
         number(len(tensors)),
-        number(parameters) if parameters else "",
+        number(elements) if elements else "",
         size(sum(_nbytes(record) for record in tensors)),
         _status_span(status),
     )

@@ -75,6 +75,19 @@ def measured(value: float | None, interval: tuple[float, float] | None) -> str:
     return f"{value:.3g} {bounds}".rstrip()
 
 
+def rounded_up(value: float) -> str:
+    """Return a bound in two digits, never below it: 0.0042, 9.7e-06."""
+    if not 0 < value < math.inf:
+        return f"{value:.2g}"
+    unit = 10.0 ** (math.floor(math.log10(value)) - 1)
+    return f"{math.ceil(round(value / unit, 6)) * unit:.2g}"
+
+
+def milliseconds(value: float) -> str:
+    """Return a time in three digits, and in whole milliseconds from 100 on: 0.0123, 1.82, 1,490."""
+    return f"{value:,.0f}" if value >= 99.95 else f"{value:.3g}"
+
+
 def ends(interval: tuple[float, float] | None, digits: int = 1) -> str:
     """Return the bounds of a share in percent, rounded outwards: (88.1 to 94.0)."""
     if interval is None:
@@ -138,9 +151,14 @@ def wrap(text: str, columns: int) -> list[str]:
         if width(joined) <= columns:
             lines[-1] = joined
             continue
+        rest = word
         if not lines[-1]:
             lines.pop()
-        rest = word
+        elif width(word) > columns or width(lines[-1]) == 1:
+            # What is broken anyway leaves no line half empty; a mark never stands alone.
+            piece = _take(word, max(columns - width(lines[-1]) - 1, 0))
+            lines[-1] = f"{lines[-1]} {piece}".rstrip()
+            rest = rest[len(piece) :]
         while width(rest) > columns:
             piece = _take(rest, columns)
             lines.append(piece)

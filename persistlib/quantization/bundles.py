@@ -162,8 +162,9 @@ def told(derived: Derived) -> ToldGraph:
     ]
     if derived.seconds is not None:
         slow, fast = (1000 * seconds for seconds in derived.seconds)
-        took = f"took {slow:.3g} ms, and takes {fast:.3g} ms now, here"
-        notes.append(f"a run of {derived.rows} rows {took}")
+        took = f"took {slow:,.3f} ms, and takes {fast:,.3f} ms now, here"
+        rows = "1 row" if derived.rows == 1 else f"{derived.rows} rows"
+        notes.append(f"a run of {rows} {took}")
     for name, row in sorted(derived.measured.items()):
         parts = [f"{word} {row[word]:.4g}" for word in ("cosine", "top1") if word in row]
         if "accuracy" in row:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from persistlib.cli.answer import Fields, Findings, Line, Span, Style, Table
 from persistlib.cli.folding import Fold, depth_for, fold, truncate
 from persistlib.cli.layout import render
-from persistlib.cli.text import clip, percent, size, width, wrap, wrap_command
+from persistlib.cli.text import clip, percent, rounded_up, size, width, wrap, wrap_command
 from persistlib.errors import Code, error
 
 _COMPONENT = st.one_of(
@@ -91,6 +91,26 @@ def test_no_wrapped_or_clipped_line_is_wider_than_asked_for(text: str, columns: 
 def test_wrapping_loses_nothing_but_blanks(text: str, columns: int) -> None:
     printable = "".join(wrap(text, 10**6))
     assert "".join(wrap(text, columns)).replace(" ", "") == printable.replace(" ", "")
+
+
+@given(st.text("abcdef0123456789", min_size=64, max_size=64), st.integers(80, 100))
+def test_a_digest_stays_whole_on_a_usual_terminal(digits: str, columns: int) -> None:
+    value = f"blake3:{digits}"
+    report = (Fields((("a long label of it", value), ("other", "short"))),)
+    lines = [*render(report, columns, colour=False)]
+    assert any(line.endswith(value) for line in lines)
+    assert all(width(line) <= columns for line in lines)
+
+
+@given(st.integers(8, 100), st.integers(1, 400))
+def test_a_mark_never_stands_alone_on_its_line(columns: int, length: int) -> None:
+    assert wrap(f"! {'x' * length} y", columns)[0].startswith("! x")
+
+
+@given(st.floats(1e-12, 1e12))
+def test_a_bound_is_never_shown_below_what_was_found(value: float) -> None:
+    shown = float(rounded_up(value))
+    assert value * (1 - 1e-6) <= shown <= value * 1.11
 
 
 @given(st.lists(st.text("abc/-=.", min_size=1, max_size=20), max_size=9), st.integers(40, 100))

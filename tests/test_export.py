@@ -460,3 +460,95 @@ def test_an_error_of_the_tolerance_alone_decides(
     monkeypatch.setattr(proof_module, "open_session", Off)
     refused(Code.EXPORT_MISMATCH, lambda: prove(model, exported))
     assert prove(model, exported, tolerance={"F32": 1e-2})["proved"]
+
+
+class Told(nn.Module):
+    """A linear layer, with its own tensors and one made of them beside what it computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 3)
+        self.scale = nn.Parameter(torch.randn(3))
+        self.register_buffer("places", torch.arange(6.0))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.head(x), self.scale, self.places, self.head.weight, self.scale.exp(), x
+
+
+def test_an_output_may_be_a_tensor_of_the_state_and_needs_not_change_with_the_inputs() -> None:
+    torch.manual_seed(0)
+    model = Told().eval()
+    exported = small(model, torch.randn(2, 4))
+    graph = parsed(exported).graph
+    assert set(model.state_dict()) == {tensor.name for tensor in graph.initializer}
+    rows: Any = prove(model, exported)["outputs"]
+    assert [row["error"] for row in rows.values()][1:4] == [0.0, 0.0, 0.0]
+
+
+class Dead(nn.Module):
+    """Gives beside its output one that no input moves, for all that comes to it is cut off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.head(x), (self.head(x).abs() - 1000).relu() + torch.arange(3.0)
+
+
+def test_an_output_that_inputs_reach_and_do_not_move_proves_nothing() -> None:
+    torch.manual_seed(0)
+    model = Dead().eval()
+    exported = small(model, torch.randn(2, 4))
+    fault = refused(Code.EXPORT_DEGENERATE, lambda: prove(model, exported))
+    assert fault.location == "output_1"
+
+
+class Chance(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.dropout(self.head(x), 0.5, training=True)
+
+
+def test_a_module_that_draws_random_numbers_is_told_so() -> None:
+    torch.manual_seed(0)
+    model = Chance().eval()
+    fault = refused(Code.EXPORT_MISMATCH, lambda: prove(model, small(model, torch.randn(2, 4))))
+    assert fault.reason.startswith("it draws random numbers: two calls with the same inputs are ")
+    assert "self.training" in fault.remedy
+
+
+class Complex(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.view_as_complex(self.head(x).reshape(-1, 2, 2))
+
+
+def test_a_complex_output_is_refused_by_its_name() -> None:
+    fault = refused(Code.EXPORT_FAILED, lambda: small(Complex().eval(), torch.randn(2, 4)))
+    assert (fault.location, fault.reason) == ("output", "torch.complex64 has no place in a graph")
+    assert "view_as_real" in fault.remedy
+
+
+class Either(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        truth: torch.Tensor = (self.head(x) > 0) + (x > 0)
+        return truth
+
+
+def test_a_graph_that_the_runtime_refuses_is_said_to_be_torchs() -> None:
+    torch.manual_seed(0)
+    model = Either().eval()
+    fault = refused(Code.EXPORT_FAILED, lambda: prove(model, small(model, torch.randn(2, 4))))
+    assert "what torch made of the module" in fault.reason
+    assert "tensor(bool)" in fault.reason

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import onnx
@@ -212,4 +213,71 @@ def test_a_recurrence_that_onnx_cannot_say_is_left_to_torch() -> None:
     torch.manual_seed(0)
     model = nn.LSTM(4, 5, proj_size=3, batch_first=True)
     exported = free(model, torch.randn(2, 3, 4), names="x", dynamic="")
+    assert prove(model, exported)["proved"]
+
+
+class Asking(nn.Module):
+    """A module that goes one way or another, as the extents of its input say."""
+
+    def __init__(self, ask: Callable[[torch.Tensor], bool]) -> None:
+        super().__init__()
+        self.ask = ask
+        self.one = nn.Linear(4, 3)
+        self.other = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = (self.one if self.ask(x) else self.other)(x)
+        return result
+
+
+@pytest.mark.parametrize(
+    ("ask", "place", "words"),
+    [
+        (lambda x: x.shape[0] > 4, "x:0=batch", "with batch 5 .* batch <= 4"),
+        (lambda x: x.shape[1] > 6, "x:1=length", "with length 6 .* length >= 7"),
+        (lambda x: x.shape[0] == 6, "x:0=batch", "with batch 6 "),
+        (lambda x: x.shape[0] % 4 == 0, "x:0=batch", "with batch 4 "),
+        (lambda x: x.shape[0] * x.shape[1] > 30, "x:0=batch", r"with batch 5 .*batch\*length"),
+    ],
+)
+def test_a_module_that_goes_by_extents_is_refused_with_the_one_that_the_graph_does_not_know(
+    ask: Callable[[torch.Tensor], bool], place: str, words: str
+) -> None:
+    torch.manual_seed(0)
+    model = Asking(ask)
+    exported = free(model, torch.randn(3, 7, 4), names="x", dynamic="x:1=length")
+    fault = refused(Code.EXPORT_FAILED, lambda: prove(model, exported))
+    assert fault.location == place
+    assert re.search(words, fault.reason), fault.reason
+    assert "is off by" in fault.reason
+
+
+def test_a_module_that_computes_in_pieces_gives_all_of_them_or_is_refused() -> None:
+    torch.manual_seed(0)
+    model = Given(lambda x: torch.cat([piece * 2 for piece in torch.split(x, 16)]))
+    exported = free(model, torch.randn(3, 4), names="x", dynamic="")
+    fault = refused(Code.EXPORT_FAILED, lambda: prove(model, exported))
+    assert "output has shape (16, 4), the module's (17, 4)" in fault.reason
+    assert prove(model, free(model, torch.randn(3, 4), names="x", dynamic="none"))["proved"]
+
+
+class Placed(nn.Module):
+    """A module that knows as many places as it has rows, and convolves along them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places = nn.Parameter(torch.randn(20, 8))
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.body = nn.Conv1d(8, 8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.places[: x.shape[1]]
+        result: torch.Tensor = self.body(self.attention(x, x, x)[0].transpose(1, 2))
+        return result
+
+
+def test_what_the_module_itself_does_not_take_the_graph_need_not() -> None:
+    torch.manual_seed(0)
+    model = Placed()
+    exported = free(model, torch.randn(2, 6, 8), names="x", dynamic="x:1=length")
     assert prove(model, exported)["proved"]

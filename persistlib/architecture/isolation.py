@@ -61,13 +61,13 @@ def random_states() -> Generator[None]:
             torch.cuda.set_rng_state_all(devices)
 
 
-def seed() -> None:
+def seed(number: int = SEED) -> None:
     """Begin every random sequence anew; a CUDA that was never used is left unused."""
-    random.seed(SEED)
-    np.random.seed(SEED)  # noqa: NPY002 - the global state is what modules draw from
-    torch.default_generator.manual_seed(SEED)
+    random.seed(number)
+    np.random.seed(number)  # noqa: NPY002 - the global state is what modules draw from
+    torch.default_generator.manual_seed(number)
     if _cuda_in_use():
-        torch.cuda.manual_seed_all(SEED)
+        torch.cuda.manual_seed_all(number)
 
 
 def _cuda_in_use() -> bool:

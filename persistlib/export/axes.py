@@ -58,6 +58,22 @@ def batch_axes(shapes: Sequence[Sequence[int]]) -> tuple[int, ...]:
     return tuple(index for index, extent in ranked if extent == ranked[0][1])
 
 
+def place_of(names: Sequence[str], axes: Sequence[Mapping[int, str]], name: str) -> str:
+    """Return where a free axis is first met, as `dynamic` says it.
+
+    Args:
+        names: what the inputs are called.
+        axes: of each the free axes by name.
+        name: of one of them.
+    """
+    return next(
+        f"{names[index]}:{axis}={name}"
+        for index, free in enumerate(axes)
+        for axis, found in free.items()
+        if found == name
+    )
+
+
 def _parsed(
     text: str, names: Sequence[str], shapes: Sequence[Sequence[int]]
 ) -> tuple[int, int, str]:

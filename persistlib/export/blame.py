@@ -9,13 +9,13 @@ import onnx
 
 from persistlib.errors import Code, PersistlibError, error
 from persistlib.export.bisection import Graph, locate
-from persistlib.export.conditioning import own_rounding
+from persistlib.export.conditioning import own_chance, own_rounding
 from persistlib.export.onnx_export import export
 from persistlib.export.reference_values import ModuleValues
 from persistlib.export.state import array_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import torch
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 # is allowed, both together may take all of it.
 _SHARE = 2
 _ILL_CONDITIONED = "train the model further, or convert it to double precision (`model.double()`)"
+_DRAWN = "draw none in evaluation (`if self.training`), or take them as an input"
 # What `naming.settle_names` puts behind the name of a value that the state has taken.
 _TAKEN = "_inner"
 
@@ -39,8 +40,8 @@ def blamed(
 ) -> PersistlibError:
     """Return the fault with its cause, where one can be told.
 
-    Where the module itself is as far from what it computes in double precision, that is the cause;
-    else it is the first operator that departs.
+    Where the module draws random numbers, or is itself as far from what it computes in double
+    precision, that is the cause; else it is the first operator that departs.
 
     Args:
         fault: why the graph is not proved.
@@ -51,7 +52,10 @@ def blamed(
     """
     if fault.code != Code.EXPORT_MISMATCH.identifier:
         return fault
-    rounding = max(map(partial(_rounding, model), runs), default=0.0)
+    if (chance := max(map(partial(_own, own_chance, model), runs), default=0.0)) > 0:
+        reason = f"it draws random numbers: two calls with the same inputs are {chance:.2g} apart"
+        return error(Code.EXPORT_MISMATCH, fault.location, reason, _DRAWN)
+    rounding = max(map(partial(_own, own_rounding, model), runs), default=0.0)
     if rounding > limit / _SHARE:
         reason = f"{fault.reason}; the module itself is {rounding:.2g} off its float64 values"
         return error(Code.EXPORT_MISMATCH, fault.location, reason, _ILL_CONDITIONED)
@@ -64,9 +68,14 @@ def blamed(
     return error(Code.EXPORT_MISMATCH, fault.location, f"{fault.reason}; {found}", fault.remedy)
 
 
-def _rounding(model: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> float:
+def _own(
+    measure: Callable[[torch.nn.Module, Sequence[torch.Tensor]], float],
+    model: torch.nn.Module,
+    inputs: Sequence[torch.Tensor],
+) -> float:
+    """Return a measure of the module itself; nothing where it cannot be taken."""
     try:
-        return own_rounding(model, inputs)
+        return measure(model, inputs)
     except Exception:  # noqa: BLE001 - not every module computes in double precision
         return 0.0
 

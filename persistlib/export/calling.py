@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from persistlib.architecture.isolation import isolated
+from persistlib.architecture.isolation import SEED, isolated, seed
 from persistlib.examples import named_outputs
 
 if TYPE_CHECKING:
@@ -72,6 +72,8 @@ def call(
     model: torch.nn.Module,
     inputs: Sequence[torch.Tensor],
     state: Mapping[str, torch.Tensor] | None = None,
+    *,
+    random: int = SEED,
 ) -> Named:
     """Return the outputs by name, on the CPU; what the call writes to, it writes to copies.
 
@@ -79,6 +81,7 @@ def call(
         model: left as it is.
         inputs: of its `forward`, by position.
         state: tensors by name in place of the module's; its buffers' copies where none is given.
+        random: the seed of what it may draw.
 
     Raises:
         Exception: whatever the module raises.
@@ -87,6 +90,7 @@ def call(
     if state is None:
         state = {name: buffer.clone() for name, buffer in model.named_buffers()}
     with evaluation(model):
+        seed(random)
         outputs = torch.func.functional_call(
             model, dict(state), tuple(tensor.to(device, copy=True) for tensor in inputs)
         )

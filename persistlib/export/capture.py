@@ -10,26 +10,24 @@ axis that was to be free without a word, where it could say why.
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch._decomp import get_decompositions
-from torch._dynamo.exc import UserError
 
 from persistlib.errors import Code, PersistlibError, error
 from persistlib.examples import named_outputs
 from persistlib.export.calling import call, device_of, evaluation, silence
-from persistlib.export.recurrence import TRANSLATIONS, KeptWhole
+from persistlib.export.recurrence import TRANSLATIONS
 from persistlib.export.scalars import keep_doubles, near_misses_hidden
+from persistlib.export.tracing import trace
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import onnx
+    from onnxscript import ir
     from torch.export import ExportedProgram
 
     from persistlib.export.axes import FreeAxes
@@ -98,10 +96,14 @@ def capture(
     """
     inputs = tuple(widened(t, free) for t, free in zip(examples, axes, strict=True))
     try:
-        outputs = tuple(call(model, inputs))
+        outputs = call(model, inputs)
     except Exception as fault:
         reason = f"it cannot be called with the example inputs: {summary(fault)}"
         raise error(Code.EXPORT_FAILED, _name(model), reason, "mend the example inputs") from fault
+    for name, tensor in outputs.items():
+        if tensor.is_complex():
+            remedy = "return torch.view_as_real of it, or its parts"
+            raise error(Code.EXPORT_FAILED, name, f"{tensor.dtype} has no place in a graph", remedy)
     if not outputs:
         raise error(Code.EXPORT_FAILED, _name(model), "it returns no tensor", "return tensors")
     try:
@@ -109,16 +111,16 @@ def capture(
             traced = _Traced(model)
             device = device_of(traced)
             on_device = tuple(tensor.to(device) for tensor in inputs)
-            program = _unrolled(_trace(traced, on_device, axes, {}))
+            program = trace(traced, on_device, names=names, axes=axes)
             made = _optimised(program, opset, state)
-    except _FixedAxisError as fault:
-        raise _fixed(fault, names, axes) from fault
+    except PersistlibError:
+        raise
     except Exception as fault:
         remedy = "mend the module, or save it without a graph"
         raise error(Code.EXPORT_FAILED, _name(model), summary(fault), remedy) from fault
     proto, program = made
     _name_axes(proto.graph, axes)
-    return Captured(proto, len(inputs), outputs, inputs, program)
+    return Captured(proto, len(inputs), tuple(outputs), inputs, program)
 
 
 def summary(fault: BaseException) -> str:
@@ -147,128 +149,6 @@ def widened(tensor: torch.Tensor, free: Mapping[int, str]) -> torch.Tensor:
     return own
 
 
-def _trace(
-    traced: _Traced, inputs: tuple[torch.Tensor, ...], axes: FreeAxes, bounds: _Bounds
-) -> ExportedProgram:
-    """Return torch's own graph.
-
-    Args:
-        traced: the module.
-        inputs: where it is.
-        axes: which are free.
-        bounds: what is known of their extents.
-
-    Raises:
-        _FixedAxisError: the module fixes an axis.
-        Exception: whatever else torch raises.
-    """
-    traced.training = False
-    try:
-        return _export(traced, inputs, _shapes(axes, bounds))
-    except UserError as fault:
-        found = _found_bounds(str(fault))
-        if not found or all(bounds.get(symbol) == bound for symbol, bound in found.items()):
-            raise
-    return _trace(traced, inputs, axes, {**bounds, **found})
-
-
-def _export(traced: _Traced, inputs: tuple[torch.Tensor, ...], shapes: Any) -> ExportedProgram:
-    try:
-        with KeptWhole():
-            return torch.export.export(traced, inputs, dynamic_shapes=shapes, strict=False)
-    except UserError:
-        raise
-    except Exception:
-        # What plain tracing cannot follow, reading the byte code sometimes can.
-        with contextlib.suppress(Exception):
-            return torch.export.export(traced, inputs, dynamic_shapes=shapes, strict=True)
-        raise
-
-
-class _FixedAxisError(Exception):
-    """The module fixes a free axis; `symbol` is its name in torch, `extent` what it is fixed to."""
-
-    def __init__(self, symbol: str, extent: str, reason: str) -> None:
-        super().__init__(reason)
-        self.symbol = symbol
-        self.extent = extent
-
-
-def _found_bounds(message: str) -> _Bounds:
-    """Return the bounds that torch found.
-
-    Raises:
-        _FixedAxisError: torch found that an axis has one extent, is as long as another, or a
-            multiple of something.
-    """
-    bounds: dict[str, dict[str, int]] = {}
-    for symbol, other in _SUGGESTED.findall(message):
-        if not other.startswith("Dim("):
-            lines = [
-                line.strip(" -")
-                for line in message.splitlines()
-                if f"{symbol} " in line and " - " in line
-            ]
-            reason = lines[0].partition(" If you're")[0] if lines else message
-            raise _FixedAxisError(symbol, other, reason)
-        bounds[symbol] = {side: int(extent) for side, extent in _BOUND.findall(other)}
-    return bounds
-
-
-# Of an axis, by its name in torch, the least and the most that it may be.
-_Bounds = Mapping[str, Mapping[str, int]]
-_SUGGESTED = re.compile(r"^\s*(free\d+) = (\S.*?)\s*$", re.MULTILINE)
-_BOUND = re.compile(r"(min|max)=(\d+)")
-_SYMBOL = re.compile(r"_?free\d+")
-
-
-def _fixed(fault: _FixedAxisError, names: Sequence[str], axes: FreeAxes) -> PersistlibError:
-    """Return our error for an axis that the module fixes, in the caller's names."""
-    called = _symbols(axes)
-    spelled = {symbol: name for name, symbol in called.items()}
-    name = spelled[fault.symbol]
-    where = next(
-        f"{names[index]}:{axis}={name}"
-        for index, free in enumerate(axes)
-        for axis, found in free.items()
-        if found == name
-    )
-    said = f"{name} is always {fault.extent}. {fault}"
-    reason = _SYMBOL.sub(lambda found: spelled.get(found[0], "n"), said)[:400]
-    remedy = "compute shapes from the input's own in forward, or leave the axis fixed"
-    return error(Code.EXPORT_FAILED, where, reason, remedy)
-
-
-def _symbols(axes: FreeAxes) -> dict[str, str]:
-    """Return what torch calls each free axis: a word that means nothing in its formulas."""
-    called: dict[str, str] = {}
-    for free in axes:
-        for name in free.values():
-            called.setdefault(name, f"free{len(called)}")
-    return called
-
-
-def _shapes(axes: FreeAxes, bounds: _Bounds) -> tuple[Any, ...] | None:
-    """Return torch's description of the free axes, one entry for the lone variadic argument."""
-    symbols = {
-        name: torch.export.Dim(symbol, **bounds.get(symbol, {}))
-        for name, symbol in _symbols(axes).items()
-    }
-    if not symbols:
-        return None
-    each = ({axis: symbols[name] for axis, name in free.items()} or None for free in axes)
-    return (tuple(each),)
-
-
-def _unrolled(program: ExportedProgram) -> ExportedProgram:
-    """Return a graph in which no LSTM is left whole: torch's translation knows no projections."""
-    whole = torch.ops.aten.lstm.input
-    if all(node.target is not whole for node in program.graph.nodes):
-        return program
-    unrolled: ExportedProgram = program.run_decompositions(get_decompositions([whole]))
-    return unrolled
-
-
 def _optimised(
     program: ExportedProgram, opset: int | None, state: Mapping[str, StateTensor]
 ) -> tuple[onnx.ModelProto, ExportedProgram]:
@@ -284,14 +164,27 @@ def _optimised(
         raise RuntimeError("torch returned no program")
     graph: Any = translated.model.graph
     keep_doubles(graph, translated.exported_program)
+    detached: dict[str, ir.Value] = {}
     for name in [name for name in graph.initializers if name.removeprefix(PREFIX) in state]:
         value = graph.initializers.pop(name)
         value.const_value = None
         graph.inputs.append(value)
+        detached[name] = value
     with near_misses_hidden(graph):
         translated.optimize()
+    _keep_names(graph, detached)
     proto: onnx.ModelProto = translated.model_proto
     return proto, translated.exported_program
+
+
+def _keep_names(graph: ir.Graph, detached: Mapping[str, ir.Value]) -> None:
+    """Give the state its names back: where it is an output, the optimiser calls that by them."""
+    for name, value in detached.items():
+        if value.name != name:
+            for index, output in enumerate(graph.outputs):
+                if output.name == name:
+                    output.name = f"{name}{PREFIX}{index}"
+            value.name = name
 
 
 def _name_axes(graph: onnx.GraphProto, axes: FreeAxes) -> None:

@@ -48,5 +48,25 @@ def own_rounding(model: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> floa
     )
 
 
+def own_chance(model: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> float:
+    """Return how far two calls with the same inputs lie apart, for the random numbers they draw.
+
+    Args:
+        model: left as it is.
+        inputs: of both calls.
+
+    Returns:
+        The largest difference of an output over its spread; of whole numbers the share.
+
+    Raises:
+        Exception: whatever the module raises.
+    """
+    first, second = (call(model, inputs, random=number) for number in range(2))
+    return max(
+        deviation(array_of(tensor, name), array_of(second[name], name))
+        for name, tensor in first.items()
+    )
+
+
 def _widened(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.double() if tensor.is_floating_point() else tensor.clone()

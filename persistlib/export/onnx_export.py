@@ -21,6 +21,7 @@ from persistlib.dtypes import by_name
 from persistlib.errors import Code, error
 from persistlib.export.axes import free_axes
 from persistlib.export.capture import capture
+from persistlib.export.conditions import conditions_of
 from persistlib.export.naming import settle_names, strip_notes
 from persistlib.export.state import aliases_of, dtype_of, precision_of, state_of
 from persistlib.export.versions import versions, write_versions
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     import torch
     from torch.export import ExportedProgram
 
+    from persistlib.export.conditions import Condition
     from persistlib.export.state import StateTensor
 
 MODEL = "model.onnx"
@@ -69,6 +71,7 @@ class Exported:
         examples: the inputs that it was traced with, on the host.
         program: torch's own graph, whose nodes are called as the values that come from them; None
             where the graph was not made just now.
+        conditions: what that takes for granted of the extents of free axes.
     """
 
     files: tuple[ExportedFile, ...]
@@ -80,6 +83,7 @@ class Exported:
     precision: str
     examples: tuple[torch.Tensor, ...]
     program: ExportedProgram | None = None
+    conditions: tuple[Condition, ...] = ()
 
     @property
     def external(self) -> dict[str, memoryview]:
@@ -146,7 +150,8 @@ def export(
     names = {name: value for name, value in asked if name != value}
     proto.Clear()  # its copy of the weights, before the written ones are parsed
     exported = _read_back(files, state, names, captured.examples)
-    return replace(exported, program=captured.program)
+    conditions = conditions_of(captured.program)
+    return replace(exported, program=captured.program, conditions=conditions)
 
 
 def _require_names(names: Sequence[str], values: Sequence[object], argument: str) -> None:

@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import math
 from importlib.metadata import version
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import onnx
 
 from persistlib.digests import PREFIX, digest
 from persistlib.dtypes import DType
-from persistlib.errors import Code, ExportError, SessionError, error
+from persistlib.errors import Code, ExportError, PersistlibError, SessionError, error
+from persistlib.export.beyond import require_right_beyond
 from persistlib.export.blame import blamed
 from persistlib.export.calling import call
 from persistlib.export.capture import summary
 from persistlib.export.comparison import INTEGERS, TOLERANCE, Observed, degenerate
 from persistlib.export.drawing import DRAWS, draw, extents_of_runs
+from persistlib.export.reach import out_of_reach
 from persistlib.export.state import array_of, bytes_of, dtype_of
+from persistlib.runtime.refusals import LOCATION
 from persistlib.runtime.session import open_session
 
 if TYPE_CHECKING:
@@ -92,7 +96,7 @@ def prove(
         session = open_session(exported.files[0].data, external=exported.external)
     except SessionError as fault:
         if fault.code not in _NO_KERNEL or exported.precision in _COMPUTED:
-            raise
+            raise _unmade(fault, exported) from fault.__cause__
         return {"proved": False, "reason": fault.reason, "versions": _versions()}
     session.timeout = timeout
     is_free = any(isinstance(extent, str) for spec in exported.inputs for extent in spec.shape)
@@ -105,6 +109,16 @@ def prove(
         if fault.code != Code.EXPORT_DEGENERATE.identifier:
             raise
     return _proof(session, trial, safe, limits)
+
+
+def _unmade(fault: SessionError, exported: Exported) -> PersistlibError:
+    """Return the fault; of a graph that torch made just now, what it is to the caller."""
+    is_graph = (fault.code, fault.location) == (Code.SESSION_FAILED.identifier, LOCATION)
+    if not is_graph or exported.program is None:
+        return fault
+    reason = f"the runtime refuses what torch made of the module: {fault.reason}"
+    remedy = "write the operator in another way, or save the model without a graph"
+    return error(Code.EXPORT_FAILED, fault.location, reason, remedy)
 
 
 def _proof(
@@ -130,6 +144,13 @@ def _proof(
         if (told := blamed(fault, trial.model, trial.exported, inputs, inner)) is fault:
             raise
         raise told from fault
+    require_right_beyond(
+        trial.exported,
+        session,
+        lambda extents: _drawn(trial, kind, extents, (0, 0)),
+        lambda inputs: call(trial.model, inputs),
+        lambda name, values: _limit(dtype_of(values, name), trial.exported.precision, limits),
+    )
     hashes = "".join(digest(bytes_of(tensor)) for run in runs for tensor in run.inputs)
     return {
         "proved": True,
@@ -154,13 +175,24 @@ def _judged(
     """
     observed = _observe(session, runs)
     rows: dict[str, JsonValue] = {}
+    constant = _constant(observed, trial.exported)
     for seen in observed:
-        limit = _limit(seen, trial.exported.precision, limits)
-        seen.judge(limit)
+        limit = _limit(seen.dtype, trial.exported.precision, limits)
+        if seen.name not in constant:
+            seen.judge(limit)
         rows[seen.name] = _row(seen, limit)
     if not any(seen.response for seen in observed):
         raise degenerate("outputs", "no output changes with the inputs")
     return rows
+
+
+def _constant(observed: Sequence[Observed], exported: Exported) -> frozenset[str]:
+    """Return the outputs that no input can change, and that are the module's bit for bit."""
+    still = [seen.name for seen in observed if not seen.response and not seen.error]
+    if not still:
+        return frozenset()
+    data: Any = exported.files[0].data  # protobuf parses any buffer, and says bytes
+    return out_of_reach(onnx.ModelProto.FromString(data).graph) & frozenset(still)
 
 
 def _other_axes(extents: Sequence[Mapping[str, int]]) -> dict[str, JsonValue]:
@@ -225,11 +257,11 @@ def _observe(session: Session, runs: Sequence[_Run]) -> list[Observed]:
     return observed
 
 
-def _limit(seen: Observed, precision: str, limits: Mapping[str, float]) -> float:
+def _limit(dtype: DType, precision: str, limits: Mapping[str, float]) -> float:
     """Return the tolerance of the coarser of the state's and the output's dtype."""
-    if not seen.is_float:
+    if not dtype.is_float:
         return INTEGERS
-    coarser = min(DType[precision], seen.dtype, key=lambda dtype: dtype.itemsize)
+    coarser = min(DType[precision], dtype, key=lambda dtype: dtype.itemsize)
     return limits.get(coarser.name, limits["BF16"])
 
 

@@ -281,3 +281,12 @@ def test_what_the_module_itself_does_not_take_the_graph_need_not() -> None:
     model = Placed()
     exported = free(model, torch.randn(2, 6, 8), names="x", dynamic="x:1=length")
     assert prove(model, exported)["proved"]
+
+
+def test_an_extent_that_would_fill_the_memory_is_told_and_not_tried() -> None:
+    torch.manual_seed(0)
+    model = Asking(lambda x: x.shape[0] > 5000)
+    exported = free(model, torch.randn(3, 4), names="x", dynamic="")
+    assert prove(model, exported)["untried"] == ["batch <= 5000"]
+    plain = Given(lambda x: x)
+    assert "untried" not in prove(plain, free(plain, torch.randn(3, 4), names="x", dynamic=""))

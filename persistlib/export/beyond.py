@@ -1,10 +1,12 @@
 """A graph tried where torch's program of the module no longer holds.
 
 Law: where the module asks how long a free axis is, and does something else for some lengths, the
-graph is right there too, or it is refused; but for lengths beyond `conditions.FARTHEST`.
+graph is right there too, or it is refused, or the condition is told as untried; but for lengths
+beyond `conditions.FARTHEST`.
 
 Of each axis the extents nearest to the examples' on both sides are tried that break a condition. A
-module that takes none such (it knows no more positions) needs no graph that does.
+module that takes none such (it knows no more positions) needs no graph that does. Lengths that
+would fill the memory (attention takes their square) are not tried.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import torch
+    from pydantic import JsonValue
 
     from persistlib.export.calling import Named
     from persistlib.export.conditions import Condition
@@ -35,6 +38,12 @@ class _Step(NamedTuple):
     name: str
     extent: int
     condition: str
+    is_cheap: bool
+
+
+# What is tried is at most so long, or so many times the example's; and so many elements in all.
+_LONG, _TIMES = 1 << 10, 4
+_ELEMENTS = 1 << 24
 
 
 def require_right_beyond(
@@ -43,7 +52,7 @@ def require_right_beyond(
     draw: Callable[[Mapping[str, int]], tuple[torch.Tensor, ...]],
     compute: Callable[[tuple[torch.Tensor, ...]], Named],
     limit: Callable[[str, torch.Tensor], float],
-) -> None:
+) -> list[JsonValue]:
     """Compare the graph with the module where a condition of its program does not hold.
 
     Args:
@@ -53,10 +62,17 @@ def require_right_beyond(
         compute: gives the module's outputs.
         limit: gives how far an output may be off, of its name and the module's values.
 
+    Returns:
+        The conditions beyond which it was not tried, in the caller's names.
+
     Raises:
         ExportError: the module takes such inputs, and the graph is off there.
     """
+    untried: list[JsonValue] = []
     for step in _steps(exported):
+        if not step.is_cheap:
+            untried.append(step.condition)
+            continue
         inputs = draw({step.name: step.extent})
         try:
             expected = compute(inputs)
@@ -64,6 +80,7 @@ def require_right_beyond(
             continue
         if fault := _fault(session, inputs, expected, limit):
             raise _refusal(exported, step, fault)
+    return untried
 
 
 def _steps(exported: Exported) -> Iterator[_Step]:
@@ -97,7 +114,19 @@ def _around(
         if extent:
             changed = {**extents, **dict.fromkeys(axes, extent)}
             broken = next(one for one in conditions if not one.holds(changed))
-            yield _Step(name, extent, broken.spelled(names))
+            is_short = extent <= max(_LONG, _TIMES * extents[axes[0]])
+            is_cheap = is_short and _elements(changed) <= max(
+                _ELEMENTS, _TIMES * _elements(extents)
+            )
+            yield _Step(name, extent, broken.spelled(names), is_cheap)
+
+
+def _elements(extents: Mapping[Axis, int]) -> int:
+    """Return how many elements the inputs of some extents have together."""
+    sizes: dict[int, int] = {}
+    for axis, extent in extents.items():
+        sizes[axis.input] = sizes.get(axis.input, 1) * extent
+    return sum(sizes.values())
 
 
 def _fault(

@@ -144,7 +144,7 @@ def _proof(
         if (told := blamed(fault, trial.model, trial.exported, inputs, inner)) is fault:
             raise
         raise told from fault
-    require_right_beyond(
+    untried: list[JsonValue] = require_right_beyond(
         trial.exported,
         session,
         lambda extents: _drawn(trial, kind, extents, (0, 0)),
@@ -158,6 +158,7 @@ def _proof(
         "inputs": {"drawn": kind, "digest": PREFIX + digest(hashes.encode())},
         "batch_sizes": list(trial.sizes),
         **_other_axes(extents),
+        **({"untried": untried} if untried else {}),
         "outputs": rows,
         "reason": REASON,
         "provider": session.providers[0],

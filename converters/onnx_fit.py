@@ -14,6 +14,7 @@ from persistlib.converters.onnx_weights import place, weights_of
 from persistlib.dtypes import DType
 from persistlib.errors import Code, error
 from persistlib.graph_notes import Notes
+from persistlib.wording import with_rest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -181,8 +182,7 @@ class _Fitting:
 
 
 def _shown(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(repr(name) for name in names[:_SHOWN]) + more
+    return with_rest([*map(repr, names)], _SHOWN)
 
 
 def _described(entry: Entry) -> str:

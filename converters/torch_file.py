@@ -25,6 +25,7 @@ from persistlib.converters.torch_write import write, write_to
 from persistlib.converters.torch_zip import Record, check_crc, checked_windows
 from persistlib.dtypes import DType
 from persistlib.errors import Code, error
+from persistlib.wording import with_rest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -146,7 +147,7 @@ def part_notes(state: State) -> tuple[str, ...]:
     """Return what whoever reads a state_dict should know of where it was found."""
     notes: list[str] = []
     if state.is_chosen:
-        rest = _listed(state.candidates)
+        rest = with_rest(state.candidates, _SHOWN)
         more = f"; --key reads another: {rest}" if rest else ""
         notes.append(f"a training checkpoint; its part {state.path!r} is read{more}")
     if not state.tensors:
@@ -158,13 +159,10 @@ def _notes(state: State, views: dict[str, View]) -> tuple[str, ...]:
     """Return what whoever reads the file should know."""
     notes = [*part_notes(state)]
     if mixed := entangled(views):
-        notes.append(f"views of one storage, each read as a tensor of its own: {_listed(mixed)}")
+        notes.append(
+            f"views of one storage, each read as a tensor of its own: {with_rest(mixed, _SHOWN)}"
+        )
     return tuple(notes)
-
-
-def _listed(names: tuple[str, ...]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
 
 
 def open_file(path: StrPath, *, key: str | None = None, mapped: bool = True) -> TorchReader:

@@ -26,6 +26,7 @@ from torch import distributed
 from persistlib.architecture.module_state import dtype_of, tensor_bytes, tensor_of
 from persistlib.dtypes import DType
 from persistlib.errors import Code, PersistlibError, error
+from persistlib.wording import first_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -213,7 +214,7 @@ class Group:
             return error(Code.PROCESS_LOST, f"process {rank}", f"failed: {reason}", remedy)
         named = ", ".join(map(str, silent or others))
         where = f"process {named}" if len(silent or others) == 1 else f"processes {named}"
-        line = (str(fault).strip().splitlines() or [type(fault).__name__])[0]
+        line = first_line(fault)
         remedy = "see whether it was killed, for want of memory perhaps; start the run again"
         return error(Code.PROCESS_LOST, where, f"gave no sign any more: {line}", remedy)
 
@@ -329,7 +330,7 @@ def _made() -> Group:
             atexit.register(_left)
         torchs = distributed.new_group(backend=backend, timeout=limit)
     except (RuntimeError, ValueError) as fault:
-        line = (str(fault).strip().splitlines() or [type(fault).__name__])[0]
+        line = first_line(fault)
         names = ", ".join(_LAUNCHED)
         remedy = f"start it with torchrun or accelerate launch, which set {names}"
         raise error(Code.PROCESS_LOST, "process group", line, remedy) from fault

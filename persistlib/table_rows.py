@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from persistlib.errors import Code, PersistlibError, error, error_of, finding
+from persistlib.wording import first_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -158,7 +159,7 @@ def _array(rows: Any, record: TablePreprocessing) -> NDArray[np.float64]:
         raise _misfit("rows", f"not numbers: {fault}") from fault
     values = values.reshape(0, width) if not values.size and values.ndim < _RANK else values
     if values.ndim != _RANK or values.shape[1] != width:
-        shown = ", ".join(record.columns[:_SHOWN]) + (", ..." if width > _SHOWN else "")
+        shown = first_of(record.columns, _SHOWN)
         raise _misfit("rows", f"of shape {values.shape}; {width} columns are expected: {shown}")
     return values
 

@@ -31,7 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         *("amendment", "canonical", "clock", "digests", "dtypes", "files", "gap"),
         *("graph_notes", "graph_tensors", "images", "licenses", "lock", "patterns", "place"),
-        *("publish", "wire"),
+        *("publish", "wire", "wording"),
     ),
     ("checkpoint", "manifest"),
     ("formats", "installed"),

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from persistlib.manifest.schema import Interface, Lineage
+from persistlib.wording import with_rest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -86,7 +87,7 @@ class Adaptation:
             ("of another shape", tuple(item.name for item in self.reshaped)),
         ):
             if names:
-                yield f"{len(names)} tensors {what}: {_some(names)}"
+                yield f"{len(names)} tensors {what}: {with_rest(names, _NAMED)}"
 
     def to_dict(self) -> dict[str, JsonValue]:
         """Return the record as data, as `--json` gives it."""
@@ -130,8 +131,3 @@ def adaptation_of(model: Any) -> Adaptation | None:
 
 
 _NAMED = 4
-
-
-def _some(names: tuple[str, ...]) -> str:
-    more = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")

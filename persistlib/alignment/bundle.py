@@ -30,6 +30,7 @@ from persistlib.export.proof import prove
 from persistlib.manifest.schema import Lineage
 from persistlib.saving import Plan, save_module
 from persistlib.sources import BUNDLE
+from persistlib.wording import with_rest
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -217,18 +218,15 @@ def _extents(builder: str) -> dict[int, int]:
 def _notes(aligned: Aligned) -> list[str]:
     notes = [f"{len(aligned.exact)} tensors are the file's own bits"]
     if aligned.equivalent:
-        notes.append(f"{len(aligned.equivalent)} are equivalent: {_listed(aligned.equivalent)}")
+        notes.append(
+            f"{len(aligned.equivalent)} are equivalent: {with_rest(aligned.equivalent, _SHOWN)}"
+        )
     if aligned.absent:
         notes.append(
             f"{len(aligned.absent)} are not in the file and stand as built:"
-            f" {_listed(aligned.absent)}"
+            f" {with_rest(aligned.absent, _SHOWN)}"
         )
     return notes
-
-
-def _listed(names: tuple[str, ...]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
 
 
 def _misfit(reason: str) -> PersistlibError:

@@ -15,6 +15,7 @@ from persistlib.cli.text import size
 from persistlib.errors import Code, error
 from persistlib.formats import by_content
 from persistlib.rehearsal import rehearse
+from persistlib.wording import first_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -196,6 +197,6 @@ def _rows(source: str, record: Adaptation, manifest: Manifest) -> Iterator[tuple
     for index, note in enumerate(record.notes):
         yield "note" if index == 0 else "", note
     if labels := manifest.interface.labels:
-        shown = ", ".join(labels[:12]) + (", ..." if len(labels) > 12 else "")
+        shown = first_of(labels, 12)
         yield "labels", f"{len(labels)}: {shown}"
     yield "bundle", manifest.bundle_id

@@ -26,6 +26,7 @@ from persistlib.cli.text import command as words
 from persistlib.evaluation.intervals import DRAWS
 from persistlib.training.data_sources import is_table
 from persistlib.training.tasks import CLASSIFICATION
+from persistlib.wording import first_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -290,7 +291,7 @@ def _facts(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
     if metrics.averaged < len(metrics.classes):
         yield "averages", f"over {metrics.averaged} classes that occur or were answered"
     if missing := metrics.unanswered:
-        shown = ", ".join(missing[:_WHOLE]) + (", ..." if len(missing) > _WHOLE else "")
+        shown = first_of(missing, _WHOLE)
         yield "never answered", f"{shown}: precision is not defined, and counts as 0"
 
 

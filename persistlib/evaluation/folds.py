@@ -14,6 +14,7 @@ import numpy as np
 
 from persistlib.errors import Code, error, warn
 from persistlib.training.splits import draw
+from persistlib.wording import first_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -90,7 +91,7 @@ def require_members(
     _tell_rare(members, names)
     few = [f"{names[label]} ({own})" for label, own in members.items() if 1 < own < count]
     if few:
-        reason = f"some of the {count} folds have no sample of {_listed(few)}"
+        reason = f"some of the {count} folds have no sample of {first_of(few, _SHOWN)}"
         warn(
             Code.FOLDS,
             "data",
@@ -107,9 +108,5 @@ def _members(labels: Sequence[int], groups: NDArray[np.int64]) -> dict[int, int]
 
 def _tell_rare(members: Mapping[int, int], names: Sequence[str]) -> None:
     if rare := [names[label] for label, own in members.items() if own == 1]:
-        reason = f"one distinct sample of {_listed(rare)}: it is always answered wrong"
+        reason = f"one distinct sample of {first_of(rare, _SHOWN)}: it is always answered wrong"
         warn(Code.FOLDS, "data", reason, "add samples, or leave the class out")
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")

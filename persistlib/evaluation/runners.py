@@ -15,6 +15,7 @@ import numpy as np
 from persistlib.dtypes import DType
 from persistlib.errors import Code, error
 from persistlib.evaluation.inputs import count, cut, filled
+from persistlib.wording import first_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -139,9 +140,8 @@ def _outputs(model: torch.nn.Module, inputs: Any) -> dict[str, torch.Tensor]:
         return dict(named_outputs(call(model, inputs)))
     except Exception as fault:
         # A module is anybody's code and raises what it likes.
-        lines = str(fault).splitlines() or [type(fault).__name__]
         remedy = "see whether the inputs, or the recorded preprocessing, fit the model"
-        raise error(Code.RUN_FAILED, "forward", lines[0][:_MESSAGE], remedy) from fault
+        raise error(Code.RUN_FAILED, "forward", first_line(fault)[:_MESSAGE], remedy) from fault
 
 
 def _as_array(value: torch.Tensor) -> NDArray[Any]:

@@ -15,6 +15,7 @@ from persistlib import preprocessing
 from persistlib.errors import Code, Finding, error_of, finding, warn
 from persistlib.evaluation.seen import tell_seen
 from persistlib.training.tasks import IGNORED, MULTILABEL, REGRESSION, SEGMENTATION
+from persistlib.wording import first_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -54,7 +55,7 @@ def _class_faults(
     sides = ((first, second, names), (second, first, names[::-1]))
     for mine, theirs, (my_name, their_name) in sides:
         if extra := [name for name in dict.fromkeys(mine) if name not in theirs]:
-            shown = ", ".join(extra[:_SHOWN]) + (", ..." if len(extra) > _SHOWN else "")
+            shown = first_of(extra, _SHOWN)
             reason = f"{their_name} has no class {shown}"
             remedy = "compare models of the same classes, or give interface= with labels"
             yield finding(Code.DATA_CLASSES, my_name, reason, remedy)

@@ -23,6 +23,7 @@ from persistlib.training.data_sources import open_data
 from persistlib.training.labelled import ImageData, unknown_classes
 from persistlib.training.splits import again, part_of
 from persistlib.training.tasks import CLASSIFIER
+from persistlib.wording import first_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -230,11 +231,14 @@ def tell_absent(samples: Samples) -> None:
     present = set(map(int, samples.labels))
     absent = [name for index, name in enumerate(samples.classes) if index not in present]
     if absent:
-        more = ", ..." if len(absent) > _SHOWN else ""
-        shown = ", ".join(absent[:_SHOWN]) + more
         count = f"{len(absent)} of the model's {len(samples.classes)} classes"
         remedy = "averages are over the classes that occur"
-        warn(Code.DATA_CLASSES, samples.name, f"no sample of {count}: {shown}", remedy)
+        warn(
+            Code.DATA_CLASSES,
+            samples.name,
+            f"no sample of {count}: {first_of(absent, _SHOWN)}",
+            remedy,
+        )
 
 
 def _held_out(samples: Samples, read: ImageData | ArrayData, trained: Data | None) -> Samples:

@@ -15,6 +15,7 @@ from persistlib import publish
 from persistlib.dtypes import by_name
 from persistlib.errors import Code, PersistlibError, error
 from persistlib.files import read_fault
+from persistlib.wording import first_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -88,8 +89,7 @@ def read_file(path: StrPath) -> NDArray[Any] | dict[str, NDArray[Any]]:
     except OSError as fault:
         raise read_fault(fault, path) from fault
     except _FAULTS as fault:
-        lines = str(fault).splitlines() or [type(fault).__name__]
-        reason = f"no .npy or .npz file of plain numbers: {lines[0]}"
+        reason = f"no .npy or .npz file of plain numbers: {first_line(fault)}"
         raise error(Code.SESSION_INPUT, path, reason, "write it with numpy.save") from fault
 
 

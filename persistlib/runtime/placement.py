@@ -15,6 +15,7 @@ from persistlib.runtime import builds, libraries
 from persistlib.runtime.providers import CPU, absent, available, resolve, short
 from persistlib.runtime.refusals import operator_dtypes
 from persistlib.runtime.trials import trial
+from persistlib.wording import first_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -47,8 +48,7 @@ def require_runtime() -> None:
         importlib.import_module("onnxruntime")
     except Exception as fault:
         installed = builds.installed()
-        lines = str(fault).splitlines() or [type(fault).__name__]
-        reason = f"{builds.told(installed)}, and cannot be imported: {lines[0]}"
+        reason = f"{builds.told(installed)}, and cannot be imported: {first_line(fault)}"
         code = Code.PROVIDER_CLASH if len(installed) > 1 else Code.SESSION_FAILED
         raise error(code, "onnxruntime", reason, builds.repair(installed)) from fault
 

@@ -10,6 +10,7 @@ from persistlib import preparing
 from persistlib.errors import Code, error
 from persistlib.runtime import predictions
 from persistlib.training.answers import of_heads, primary
+from persistlib.wording import first_line
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -63,9 +64,8 @@ def _answered(
             outputs = model(batch.to(next(model.parameters()).dtype))
     except Exception as fault:
         # A module is anybody's code and raises what it likes.
-        lines = str(fault).splitlines() or [type(fault).__name__]
         remedy = "see whether the recorded preprocessing fits the model"
-        raise error(Code.RUN_FAILED, "forward", lines[0][:300], remedy) from fault
+        raise error(Code.RUN_FAILED, "forward", first_line(fault)[:300], remedy) from fault
     try:
         heads = predictions.heads_for(task, primary(outputs).shape)
         parts = of_heads(outputs, heads)

@@ -17,6 +17,7 @@ import torch
 
 from persistlib.errors import Code, warn
 from persistlib.training.snapshots import digests
+from persistlib.wording import with_rest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -66,10 +67,9 @@ def _take_values(group: Group, tensors: Mapping[str, torch.Tensor]) -> None:
     for name, value in group.tensors_from_first(wanted, "the model's values").items():
         tensors[name].copy_(value)
     if names and group.is_first:
-        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
         reason = "the processes' models hold other values; the first one's were taken"
         remedy = "seed before the model is built, or load the same weights"
-        warn(Code.PROCESSES_DIFFER, ", ".join(names[:_SHOWN]) + more, reason, remedy)
+        warn(Code.PROCESSES_DIFFER, with_rest(names, _SHOWN), reason, remedy)
 
 
 def _brief(value: Any) -> str:

@@ -13,6 +13,7 @@ from persistlib.training.labelled import Survey, class_findings
 from persistlib.training.raw_files import invalid
 from persistlib.training.tables import LARGEST, TableData, row_digests, size_findings
 from persistlib.training.tasks import CLASSIFICATION, MULTILABEL, REGRESSION
+from persistlib.wording import first_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -98,7 +99,7 @@ def _faults(inputs: NDArray[Any], targets: NDArray[Any], path: str, task: str) -
             reason = f"{array.dtype} are no numbers"
             yield finding(Code.DATA_INVALID, f"{path}: {name}", reason, "give numbers")
         elif bad := np.argwhere(~(np.abs(array.astype(np.float64)) <= LARGEST)).tolist():
-            places = ", ".join(map(str, bad[:_SHOWN])) + (", ..." if len(bad) > _SHOWN else "")
+            places = first_of([*map(str, bad)], _SHOWN)
             reason = f"{len(bad):,} numbers that are not finite, or beyond float32, at {places}"
             yield finding(Code.DATA_INVALID, f"{path}: {name}", reason, "leave these rows out")
     if targets.ndim != _RANK or len(targets) != len(inputs) or not targets.size:

@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 
 from persistlib.errors import Code, PersistlibError, UsageError, error, error_of, finding
 from persistlib.training import nests
+from persistlib.wording import first_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -314,8 +315,7 @@ class VariedSamples(Dataset[tuple[Any, Any]]):
             raise
         except Exception as fault:
             # Transforms raise what they like, and so does anybody's data set.
-            lines = str(fault).splitlines() or [type(fault).__name__]
-            raise _unfit(lines[0], "leave that step out") from fault
+            raise _unfit(first_line(fault), "leave that step out") from fault
         finally:
             torch.set_rng_state(before)
 

@@ -21,6 +21,7 @@ import numpy as np
 from persistlib.errors import Code, error, missing_extra, warn
 from persistlib.installed import is_importable
 from persistlib.training import affine
+from persistlib.wording import first_line
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -130,7 +131,7 @@ def fit(estimator: Any, rows: NDArray[Any], truth: NDArray[Any]) -> Any:
         try:
             fresh.fit(wide, truth)
         except (ValueError, ArithmeticError, np.linalg.LinAlgError) as fault:
-            text = (str(fault).strip().splitlines() or [type(fault).__name__])[0]
+            text = first_line(fault)
             remedy = "compare the targets with what it is for, and look for values not finite"
             raise error(Code.DATA_INVALID, name, f"it refuses them: {text}", remedy) from fault
     if caught:

@@ -27,6 +27,7 @@ from persistlib.training.tasks import (
     REGRESSION,
     SEGMENTATION,
 )
+from persistlib.wording import first_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -149,7 +150,7 @@ def told(
     """
     if isinstance(fault, MisfitError):
         return fault.reason, fault.remedy
-    text = (str(fault).strip().splitlines() or [type(fault).__name__])[0]
+    text = first_line(fault)
     remedy = "compare the model's inputs and outputs with the data's, or give task= or loss="
     own = None if model is None else own_dtype(model)
     floats = [item.dtype for item in nests.tensors(inputs) if item.is_floating_point()]

@@ -16,6 +16,7 @@ from torch import nn
 from persistlib.errors import Code, PersistlibError, error
 from persistlib.training.answers import primary
 from persistlib.training.batches import call
+from persistlib.wording import first_line
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -89,7 +90,7 @@ def require_taken(model: nn.Module, example: torch.Tensor) -> torch.Tensor:
         with torch.random.fork_rng(devices=[]):
             return primary(model(example))
     except Exception as fault:
-        text = (str(fault).strip().splitlines() or [type(fault).__name__])[0]
+        text = first_line(fault)
         raise _refused(example, text) from fault
 
 

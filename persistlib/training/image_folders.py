@@ -19,6 +19,7 @@ from persistlib.training import splits
 from persistlib.training.labelled import ImageData, Survey, unknown_classes
 from persistlib.training.raw_files import unusable
 from persistlib.training.split_files import read_listing
+from persistlib.wording import first_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -161,9 +162,8 @@ def _passed_over(path: str, others: Sequence[str]) -> Iterator[Finding]:
     if not others:
         return
     count = "one file" if len(others) == 1 else f"{len(others):,} files"
-    shown = ", ".join(os.path.relpath(name, path) for name in others[:_SHOWN])
-    more = ", ..." if len(others) > _SHOWN else ""
-    reason = f"{count} that no image would be called passed over: {shown}{more}"
+    shown = first_of([os.path.relpath(name, path) for name in others], _SHOWN)
+    reason = f"{count} that no image would be called passed over: {shown}"
     remedy = "remove them, or give images their ending"
     yield finding(Code.DATA_INVALID, path, reason, remedy, Severity.WARNING)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from persistlib.errors import Code, Finding, error_of, finding, tell
 from persistlib.training import splits
 from persistlib.training.sample_digests import digest_of_labelled
+from persistlib.wording import first_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -126,7 +127,7 @@ def unknown_classes(
     for name in names:
         if known is not None and name not in known:
             close = difflib.get_close_matches(name, known, n=1)
-            shown = ", ".join(known[:_SHOWN]) + (", ..." if len(known) > _SHOWN else "")
+            shown = first_of(known, _SHOWN)
             hint = f"did you mean {close[0]!r}?" if close else "rename it, or leave it out"
             reason = f"the model has no such class, but {len(known)}: {shown}"
             yield finding(Code.DATA_CLASSES, os.path.join(path, name), reason, hint)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from persistlib.errors import Code, PersistlibError, error
+from persistlib.wording import first_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -38,7 +39,7 @@ def naming_memory(settings: Settings, where: Callable[[], str]) -> Generator[Non
 
 def _no_memory(where: str, settings: Settings, fault: BaseException) -> PersistlibError:
     """Return our error: the batch size, and what to try."""
-    line = (str(fault).strip().splitlines() or [type(fault).__name__])[0]
+    line = first_line(fault)
     half = settings.batch_size // 2
     smaller = f"batch_size={half} with accumulate={settings.accumulate * 2} steps alike, in half"
     tries = [smaller] if half else []

@@ -26,6 +26,7 @@ from persistlib.training.head import replace_head
 from persistlib.training.labelled import Asked, Survey
 from persistlib.training.table_beginnings import columns_of
 from persistlib.training.tables import TableData
+from persistlib.wording import first_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -190,8 +191,7 @@ class Plan:
         if isinstance(data, TableData):
             yield "target", f"{', '.join(data.target_names)}: {data.task}"
         if classes:
-            more = ", ..." if len(classes) > _SHOWN_CLASSES else ""
-            yield "classes", f"{len(classes)}: {', '.join(classes[:_SHOWN_CLASSES])}{more}"
+            yield "classes", f"{len(classes)}: {first_of(classes, _SHOWN_CLASSES)}"
 
     def _input_rows(self) -> Iterator[tuple[str, str]]:
         record = self.preprocessing

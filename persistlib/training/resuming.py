@@ -22,9 +22,10 @@ from persistlib.training.checkpoints import Snapshot
 from persistlib.training.job import Kept
 from persistlib.training.settings import LAST
 from persistlib.training.tallies import Tally
+from persistlib.wording import with_rest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
     from persistlib.errors import Finding
     from persistlib.processes import Group
@@ -256,11 +257,12 @@ def _tensor_changes(
     known = {id(places[name]) for name in (*taken, *frozen) if name in places}
     new = [n for n, item in places.items() if id(item) not in known and n not in misfit]
     if misfit:
-        yield _said(_names(misfit), "has another shape or dtype: it keeps the model's new values")
+        reason = "has another shape or dtype: it keeps the model's new values"
+        yield _said(with_rest(misfit, _SHOWN), reason)
     if gone:
-        yield _said(_names(gone), "is not in the model: it was left out")
+        yield _said(with_rest(gone, _SHOWN), "is not in the model: it was left out")
     if new:
-        yield _said(_names(new), "is not in the checkpoint: it keeps the model's values")
+        yield _said(with_rest(new, _SHOWN), "is not in the checkpoint: it keeps the model's values")
 
 
 def _put_optimizer(trainer: Trainer, snapshot: Snapshot, taken: set[str]) -> Iterator[Finding]:
@@ -274,9 +276,8 @@ def _put_optimizer(trainer: Trainer, snapshot: Snapshot, taken: set[str]) -> Ite
         fit = {name: item for name, item in trainer.parameters.items() if name in taken}
         optimizers.put_state(trainer.optimizer, fit, snapshot.below("optimizer"), stored)
         if left := [name for name in stored if name not in fit]:
-            yield _said(
-                _names(left), "no longer trains, or is another: its optimizer state is gone"
-            )
+            reason = "no longer trains, or is another: its optimizer state is gone"
+            yield _said(with_rest(left, _SHOWN), reason)
     own = trainer.optimizer.param_groups
     scales = [group["scale"] for group in facts["groups"]]
     alike = scales == [group["scale"] for group in own] and all(
@@ -340,9 +341,3 @@ def _put_best(
 
 def _said(location: str, reason: str) -> Finding:
     return finding(Code.RUN_CHANGED, location, reason, severity=Severity.WARNING)
-
-
-def _names(names: Iterable[str]) -> str:
-    some = list(names)
-    more = f" and {len(some) - _SHOWN} more" if len(some) > _SHOWN else ""
-    return ", ".join(some[:_SHOWN]) + more

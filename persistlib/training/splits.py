@@ -17,6 +17,7 @@ from blake3 import blake3
 from persistlib.digests import PREFIX
 from persistlib.errors import Code, Finding, Severity, error, finding
 from persistlib.manifest import schema
+from persistlib.wording import first_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -200,7 +201,7 @@ def division_findings(data: Divisible, path: str) -> Iterator[Finding]:
             remedy = "move some there, or leave the class out"
             yield finding(Code.DATA_CLASSES, os.path.join(path, name), reason, remedy)
     if unjudged := [name for label, name in enumerate(data.classes) if label not in held]:
-        shown = ", ".join(unjudged[:_SHOWN]) + (", ..." if len(unjudged) > _SHOWN else "")
+        shown = first_of(unjudged, _SHOWN)
         reason = f"nothing is held out of {len(unjudged)} classes: {shown}"
         yield finding(Code.DATA_CLASSES, path, reason, severity=Severity.WARNING)
     yield from _leaks(data, split, path)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from persistlib.cli.answer import Exit, Style
 from persistlib.cli.layout import SHOWN, paint, render, severity_style
-from persistlib.errors import Code, Severity, finding, printable
+from persistlib.errors import Code, finding, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -161,11 +161,6 @@ class Output:
             _write(self._stderr, f"{text}\n")
         except (OSError, ValueError):
             _silence(self._stderr)
-
-
-def is_severe(findings: Iterable[Finding]) -> bool:
-    """Return whether any finding is an error."""
-    return any(found.severity == Severity.ERROR.value for found in findings)
 
 
 def _is_terminal(stream: TextIO | None) -> bool:

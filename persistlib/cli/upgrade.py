@@ -13,6 +13,7 @@ from persistlib.cli.answer import Answer, Exit, Findings, Line, Span, Style, Tab
 from persistlib.cli.command import Verb
 from persistlib.cli.text import clip, counted
 from persistlib.cli.text import command as words
+from persistlib.manifest import consistency
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -105,5 +106,5 @@ def _data(bundle: BundleUpgrade) -> dict[str, JSON]:
 def _hints(path: str, *, is_dry: bool) -> tuple[str, ...]:
     if is_dry:
         return (words("persistlib", "upgrade", path),)
-    is_bundle = os.path.exists(os.path.join(path, "manifest.json"))
+    is_bundle = os.path.exists(os.path.join(path, consistency.NAME))
     return (words("persistlib", "verify", path),) if is_bundle else ()

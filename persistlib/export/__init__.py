@@ -1,1 +1,1 @@
-"""."""
+"""Modules as ONNX graphs, each with the proof that it computes the same."""

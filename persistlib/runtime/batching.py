@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from persistlib.manifest.schema import Interface, TensorSpec
 
-# Images at once where the graph leaves it free: more only costs memory.
+# Images at once where nothing says how many: more only costs memory.
 BATCH = 32
 _ROWS = "samples"
 _IMAGE_RANK = 4  # samples, channels, height, width

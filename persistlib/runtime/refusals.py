@@ -12,13 +12,13 @@ from persistlib.runtime.providers import short
 from persistlib.runtime.walking import nodes_within
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import onnx
 
     from persistlib.runtime.providers import Provider
 
-LOCATION = "model.onnx"
+LOCATION = "model.onnx"  # what errors name where no file was named
 _NO_KERNEL = re.compile(r"implementation for (\S+?)\((\d+)\) node with name '(.*?)'")
 _NO_OPERATOR = re.compile(
     r"No Op registered for (\S+) with domain_version of|([^\s:]+)\(-?\d+\) is not a registered"
@@ -50,8 +50,7 @@ def refused(
     text = str(fault)
     reason = message(fault)
     if "IR version" in reason or "Opset" in reason:
-        remedy = "pip install --upgrade onnxruntime, or export with a lower opset"
-        return error(Code.GRAPH_VERSION, location, reason, remedy)
+        return error(Code.GRAPH_VERSION, location, reason, _OLDER)
     if (found := _NO_KERNEL.search(text)) is not None:
         return _no_kernel(model, found, providers)
     if (found := _NO_OPERATOR.search(text)) is not None:
@@ -96,13 +95,7 @@ def _opset(model: bytes, domain: str) -> tuple[str, int | str]:
 
 def dtypes_of(model: bytes, node: onnx.NodeProto) -> tuple[str, ...]:
     """Return the dtypes of a node's inputs as far as the graph says them, by persistlib's names."""
-    graph = _proto(model).graph
-    known = {tensor.name: tensor.data_type for tensor in graph.initializer}
-    for value in (*graph.input, *graph.value_info, *graph.output):
-        known[value.name] = value.type.tensor_type.elem_type
-    names = (dtype_name(known[name]) for name in node.input if name in known)
-    rows = (by_name("onnx", name) for name in names)
-    return tuple(dict.fromkeys(row.name for row in rows if row is not None))
+    return tuple(_inputs_of(node, _elements(_proto(model).graph)))
 
 
 def operator_dtypes(model: bytes) -> dict[str, tuple[str, ...]]:
@@ -114,15 +107,26 @@ def operator_dtypes(model: bytes) -> dict[str, tuple[str, ...]]:
     except Exception:  # noqa: BLE001 - a library in C++ raises what it likes; it is a message's detail
         inferred = model
     graph = _proto(inferred).graph
+    known = _elements(graph)
+    found: dict[str, dict[str, None]] = {}
+    for node in graph.node:
+        kinds = found.setdefault(node.op_type, {})
+        kinds |= _inputs_of(node, known)
+    return {kind: tuple(names) for kind, names in found.items()}
+
+
+def _elements(graph: onnx.GraphProto) -> dict[str, int]:
+    """Return ONNX's number of the element type of each value that a graph says one of."""
     known = {tensor.name: tensor.data_type for tensor in graph.initializer}
     for value in (*graph.input, *graph.value_info, *graph.output):
         known[value.name] = value.type.tensor_type.elem_type
-    found: dict[str, dict[str, None]] = {}
-    for node in graph.node:
-        rows = (by_name("onnx", dtype_name(known.get(name, 0))) for name in node.input)
-        kinds = found.setdefault(node.op_type, {})
-        kinds |= {row.name: None for row in rows if row is not None}
-    return {kind: tuple(names) for kind, names in found.items()}
+    return known
+
+
+def _inputs_of(node: onnx.NodeProto, known: Mapping[str, int]) -> dict[str, None]:
+    """Return the dtypes of a node's inputs that are known, each once, in their order."""
+    rows = (by_name("onnx", dtype_name(known.get(name, 0))) for name in node.input)
+    return {row.name: None for row in rows if row is not None}
 
 
 def _first(model: bytes, operator: str, name: str | None = None) -> onnx.NodeProto | None:

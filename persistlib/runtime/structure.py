@@ -19,6 +19,7 @@ from persistlib.graph_notes import SESSION_OPTIONS
 from persistlib.graph_tensors import dtype_name, place_of
 from persistlib.manifest.schema import TensorSpec
 from persistlib.runtime.functions import require_bounded
+from persistlib.runtime.refusals import LOCATION
 from persistlib.wire import measure
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
     import onnx
 
-LOCATION = "model.onnx"
 _STANDARD = frozenset({"", "ai.onnx", "ai.onnx.ml"})
 _ALLOWED = _STANDARD | {"com.microsoft"}
 # EPContext holds a provider's own binary, or its path; PyOp names a Python function.

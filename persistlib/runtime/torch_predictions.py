@@ -9,6 +9,7 @@ import torch
 from persistlib import preparing
 from persistlib.errors import Code, error
 from persistlib.runtime import predictions
+from persistlib.runtime.batching import BATCH
 from persistlib.training.answers import of_heads, primary
 from persistlib.wording import first_line
 
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 
     from persistlib.manifest.schema import Interface
     from persistlib.training.tasks import Head
-
-_BATCH = 32  # images at once: more only costs memory
 
 
 def predict(
@@ -48,8 +47,8 @@ def predict(
         raise error(Code.PREPROCESSING, "interface.preprocessing", "not recorded", remedy)
     found: list[Any] = []
     items = preparing.items_of(images)
-    for start in range(0, len(items), _BATCH):
-        batch = preparing.apply(items[start : start + _BATCH], interface.preprocessing)
+    for start in range(0, len(items), BATCH):
+        batch = preparing.apply(items[start : start + BATCH], interface.preprocessing)
         heads, parts = _answered(model, torch.from_numpy(batch), task)
         found.extend(predictions.told(parts, heads, interface.labels, top=top))
     return found

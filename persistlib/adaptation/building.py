@@ -9,6 +9,7 @@ from persistlib.adaptation.adapting import Origin, adapt
 from persistlib.adaptation.partial import REPORT, new_names, take_file
 from persistlib.adaptation.wishes import parse
 from persistlib.architecture import pretrained, recipe
+from persistlib.architecture.trusted import ZOO
 from persistlib.errors import Code, error
 from persistlib.manifest.schema import Interface
 from persistlib.selection import Selection, wrapper_of
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 
     from persistlib.adaptation.partial import Fit
     from persistlib.adaptation.wishes import Wishes
-
-_ZOO = "torchvision.models"
 
 
 def build(
@@ -90,7 +89,7 @@ def _renamed(file: Any, wishes: Wishes) -> tuple[Any, dict[str, str]]:
 def _labels(builder: str, weights: object) -> tuple[str, ...] | None:
     """Return the classes that torchvision's weights were made for."""
     module, _, name = builder.partition(":")
-    if weights is None or not module.startswith(_ZOO):
+    if weights is None or not module.startswith(ZOO):
         return None
     meta = getattr(weights, "meta", None)
     if isinstance(weights, str):

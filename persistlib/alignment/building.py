@@ -18,7 +18,7 @@ from persistlib.alignment.foreign import CONVOLUTION, PRODUCT
 from persistlib.architecture import recipe
 from persistlib.architecture.isolation import isolated
 from persistlib.architecture.recipe import Recipe
-from persistlib.architecture.trusted import resolve_builder
+from persistlib.architecture.trusted import ZOO, resolve_builder, whole_name
 from persistlib.errors import Code, error
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from persistlib.alignment.graph_side import GraphSide
     from persistlib.manifest.schema import Architecture
 
-_ZOO = "torchvision.models"  # where a name without a module is looked for
 _CLASSES = "num_classes"
 _TEXT = 10_000  # characters of a call; a recipe is longer, and a mapping
 _IMAGE = 4  # axes of a batch of images
@@ -44,7 +43,7 @@ def parse(given: str | Mapping[str, Any] | Architecture) -> Recipe:
     if not isinstance(given, str):
         return Recipe.of(given)
     name, is_call, rest = given.partition("(")
-    name = name.strip() if ":" in name else f"{_ZOO}:{name.strip()}"
+    name = whole_name(name.strip())
     if not is_call:
         return Recipe.of(name)
     try:
@@ -97,7 +96,7 @@ def _takes_classes(builder: str, trust: Collection[str]) -> bool:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):
         return False
-    is_zoo = builder.startswith("torchvision.models")
+    is_zoo = builder.startswith(ZOO)
     return _CLASSES in parameters or (
         is_zoo and any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     )

@@ -27,9 +27,10 @@ if TYPE_CHECKING:
 
     from persistlib.errors import PersistlibError
 
+ZOO = "torchvision.models"  # where a name without a module is looked for
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
 # Where a module class may come from without the caller's word.
-_PACKAGES = ("torch.nn", "torchvision.models", "torchvision.ops")
+_PACKAGES = ("torch.nn", ZOO, "torchvision.ops")
 # Of torch's own operators, those that reach a file or foreign memory; the rest of `torch`, where
 # `load` lives, is no operator and not allowed at all.
 _REACHING_OUT = frozenset({"from_file", "frombuffer"})
@@ -51,6 +52,11 @@ PARAMETRIZATIONS = frozenset(
     }
 )
 _EXAMPLE = "name one such as torchvision.models:resnet18"
+
+
+def whole_name(builder: str) -> str:
+    """Return a builder as `package.module:name`; a bare name is one of torchvision's."""
+    return builder if ":" in builder else f"{ZOO}:{builder}"
 
 
 def within(module: str, prefixes: Collection[str]) -> bool:

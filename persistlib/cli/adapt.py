@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from persistlib.adaptation.record import Adaptation
     from persistlib.manifest.schema import Manifest
 
-_ZOO = "torchvision.models"
 _SIZE = "--image-size"
 # Formats whose files may hold a model, of which `convert` makes a bundle.
 _WHOLE = ("onnx", "keras")
@@ -149,7 +148,9 @@ def _model(
     if builder is None:
         remedy = f"{words('persistlib', 'identify', source)} tells what to pass as --architecture"
         raise error(Code.USAGE, source, "a weights file does not say its model", remedy)
-    name = builder if ":" in builder else f"{_ZOO}:{builder}"
+    from persistlib.architecture.trusted import whole_name
+
+    name = whole_name(builder)
     return persistlib.build(name, weights=os.path.abspath(source), **how), None
 
 

@@ -16,17 +16,19 @@ import torch
 
 from persistlib import preparing
 from persistlib.architecture import freezing, pretrained, recipe
+from persistlib.architecture.trusted import whole_name
 from persistlib.errors import Code, TrainingError, UsageError, error
 from persistlib.preprocessing import ImagePreprocessing, Size, parse
 from persistlib.training import randomness
 from persistlib.training.head import drop_auxiliary_heads, find_head
-from persistlib.training.presets import EDGE, ZOO, preprocessings
+from persistlib.training.presets import EDGE, preprocessings
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
     from torch import nn
 
+    from persistlib.checkpoint import CheckpointReader
     from persistlib.errors import PersistlibError
     from persistlib.manifest.schema import Manifest
     from persistlib.preparing import Preparation
@@ -89,7 +91,7 @@ def named_builder(name: str) -> str:
         reason = "nothing stands there, and no builder has such a name"
         remedy = "check the path, or name a builder such as resnet18"
         raise error(Code.SOURCE_MISSING, name, reason, remedy)
-    return f"{ZOO}:{name}"
+    return whole_name(name)
 
 
 def _no_model(path: str) -> PersistlibError:
@@ -127,19 +129,53 @@ def of_builder(
         UsageError: the weights are a folder, or the model refuses images of that size.
     """
     builder = named_builder(builder)
+    model, path = built(builder, weights, seed=seed, trust=trust, arguments=arguments)
+    dropped = drop_auxiliary_heads(model)
+    preprocessing, head = _fitting(model, preprocessings(builder, model, weights, resize))
+    left_out = None
+    if path is not None:
+        with pretrained.open_checkpoint(path) as reader:
+            take(model, reader, path, apart=(head.path, *dropped))
+            left_out = _other_width(reader, head)
+    return Beginning(builder, model, dropped, preprocessing, head, left_out)
+
+
+def built(
+    builder: str,
+    weights: object,
+    *,
+    seed: int,
+    trust: Collection[str],
+    arguments: Mapping[str, Any],
+) -> tuple[nn.Module, str | None]:
+    """Return what a builder builds, and the file whose weights it is still to be given.
+
+    Fresh values are drawn from the seed: a run that goes on begins with the same model.
+
+    Raises:
+        ArchitectureError: the builder is unknown, untrusted, or failed.
+        UsageError: the weights are a folder.
+    """
     if isinstance(weights, (str, os.PathLike)) and os.path.isdir(weights):
         folder = os.fspath(weights)
         remedy = f"name it in place of the builder: persistlib finetune {folder} ..."
         raise error(Code.USAGE, f"weights={folder}", "a folder; a bundle says its model", remedy)
     path = recipe.checkpoint_path(weights)
-    # Fresh values are drawn from the seed too: a run that goes on begins with the same model.
     with randomness.own(seed, torch.device("cpu")):
         named = weights if path is None else None
-        model = recipe.build(builder, weights=named, trust=trust, **arguments)
-    dropped = drop_auxiliary_heads(model)
-    preprocessing, head = _fitting(model, preprocessings(builder, model, weights, resize))
-    left_out = None if path is None else _take(model, path, head, dropped)
-    return Beginning(builder, model, dropped, preprocessing, head, left_out)
+        return recipe.build(builder, weights=named, trust=trust, **arguments), path
+
+
+def take(model: nn.Module, reader: CheckpointReader, path: str, *, apart: tuple[str, ...]) -> None:
+    """Give a model the values of a weights file, but for some layers.
+
+    Raises:
+        TrainingError: the rest does not fit.
+    """
+    found = pretrained.load(model, reader, path, apart=apart)
+    if isinstance(found, pretrained.Unfit):
+        raise TrainingError(found.findings)
+    recipe.descend(model, found)
 
 
 def of_bundle(saved: Saved, *, resize: int | None) -> Beginning:
@@ -193,20 +229,8 @@ def _fitting(
     return last, find_head(model, example(last))
 
 
-def _take(model: nn.Module, path: str, head: Head, dropped: tuple[str, ...]) -> int | None:
-    """Give a model the values of a weights file, but for its heads.
-
-    Returns:
-        How many classes the file's own last layer has, where it is of another width.
-
-    Raises:
-        TrainingError: the rest does not fit.
-    """
-    with pretrained.open_checkpoint(path) as reader:
-        found = pretrained.load(model, reader, path, apart=(head.path, *dropped))
-        if isinstance(found, pretrained.Unfit):
-            raise TrainingError(found.findings)
-        recipe.descend(model, found)
-        stored = reader.tensors.get(f"{head.path}.weight")
+def _other_width(reader: CheckpointReader, head: Head) -> int | None:
+    """Return how many classes a weights file's own last layer has, where it is of another width."""
+    stored = reader.tensors.get(f"{head.path}.weight")
     is_other = stored is not None and stored.shape[:1] not in {(), (head.width,)}
     return stored.shape[0] if stored is not None and is_other else None

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
+from persistlib.architecture.trusted import ZOO
 from persistlib.preprocessing import ImagePreprocessing, Size
 
-ZOO = "torchvision.models"
 EDGE = 224
 # Of ImageNet, as nearly all of torchvision's classification weights.
 _MEAN = (0.485, 0.456, 0.406)

@@ -8,10 +8,9 @@ import torch
 
 from persistlib import preparing
 from persistlib.architecture import freezing, pretrained, recipe
-from persistlib.errors import Code, TrainingError, error, error_of, finding
+from persistlib.errors import Code, error, error_of, finding
 from persistlib.table_rows import TablePreprocessing
-from persistlib.training import randomness
-from persistlib.training.beginnings import Saved, named_builder
+from persistlib.training.beginnings import Saved, built, named_builder, take
 from persistlib.training.head import find_head, require_taken
 
 if TYPE_CHECKING:
@@ -59,20 +58,14 @@ def of_builder(
     Raises:
         TrainingError: the weights do not fit, or the last layer cannot be told.
         ArchitectureError: the builder is unknown, untrusted, or failed.
-        UsageError: the model refuses rows of that width.
+        UsageError: the weights are a folder, or the model refuses rows of that width.
     """
     builder = named_builder(builder)
-    path = recipe.checkpoint_path(weights)
-    with randomness.own(seed, torch.device("cpu")):
-        named = weights if path is None else None
-        model = recipe.build(builder, weights=named, trust=trust, **arguments)
+    model, path = built(builder, weights, seed=seed, trust=trust, arguments=arguments)
     head = _head(model, data)
     if path is not None:
         with pretrained.open_checkpoint(path) as reader:
-            found = pretrained.load(model, reader, path, apart=(head.path,) if head else ())
-            if isinstance(found, pretrained.Unfit):
-                raise TrainingError(found.findings)
-            recipe.descend(model, found)
+            take(model, reader, path, apart=(head.path,) if head else ())
     return RowsBeginning(builder, model, (), None, head)
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from persistlib.cli.answer import Fields, Line, Span, Table
 from persistlib.cli.manifest_text import PARTS
+from persistlib.cli.task_figures import WHOLE
 from persistlib.cli.text import counted, number, percent
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 
 _CHANCE = 0.05
 _LEAST = 1e-4  # smaller p-values are told to be smaller
-_WHOLE = 12
 _NUMBERS = {"MSE", "MAE", "R2"}  # no shares of one
 # Why an interval and a test of the same samples may part: the one of shares, the other of numbers.
 _APART = {
@@ -95,9 +95,9 @@ def _figures(against: Against, head: Comparison) -> Table:
 def _parts(head: Comparison, *, show_all: bool) -> Table:
     """Return classes, labels or outputs, those that differ most surely first where many are."""
     parts, title = list(head.parts), f"{PARTS.get(head.task, 'part')}"
-    if len(parts) > _WHOLE and not show_all:
+    if len(parts) > WHOLE and not show_all:
         parts.sort(key=lambda part: 1.0 if part.p_value is None else part.p_value)
-        parts, title = parts[:_WHOLE], f"{title} ({_WHOLE} of {len(head.parts)})"
+        parts, title = parts[:WHOLE], f"{title} ({WHOLE} of {len(head.parts)})"
     figure = "MAE" if head.overall[0].name == "MAE" else "recall"
     rows = tuple(
         (

@@ -21,6 +21,7 @@ from persistlib.cli.command import (
     trust_option,
     withdrawn_option,
 )
+from persistlib.cli.task_figures import WHOLE
 from persistlib.cli.text import bounded, counted, number, percent, trusting
 from persistlib.cli.text import command as words
 from persistlib.evaluation.intervals import DRAWS
@@ -38,8 +39,6 @@ if TYPE_CHECKING:
     from persistlib.evaluation.samples import Samples
     from persistlib.training.tasks import TaskLike
 
-# Above this many classes, rows and the matrix are folded to what matters most.
-_WHOLE = 12
 _BRACKETS = (
     "in brackets",
     f"the 95 % interval; of what is no share by {number(DRAWS)} draws of the samples",
@@ -205,7 +204,7 @@ def _noun(evaluation: Evaluation) -> str:
 
 def _taken_for(metrics: Metrics, *, show_all: bool) -> Iterator[Block]:
     """Yield what was taken for what: the matrix, or of many classes the most frequent mistakes."""
-    if len(metrics.classes) <= _WHOLE or show_all:
+    if len(metrics.classes) <= WHOLE or show_all:
         yield from _matrix(metrics)
     else:
         yield from _mistakes(metrics)
@@ -291,16 +290,16 @@ def _facts(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
     if metrics.averaged < len(metrics.classes):
         yield "averages", f"over {metrics.averaged} classes that occur or were answered"
     if missing := metrics.unanswered:
-        shown = first_of(missing, _WHOLE)
+        shown = first_of(missing, WHOLE)
         yield "never answered", f"{shown}: precision is not defined, and counts as 0"
 
 
 def _classes(result: RuntimeResult, nouns: str, *, show_all: bool) -> Iterator[Block]:
     rows = [row for row in result.metrics.classes if row.images or row.precision is not None]
     title = f"classes, {result.runtime}"
-    if len(rows) > _WHOLE and not show_all:
-        rows = sorted(rows, key=lambda row: row.f1 or 0)[:_WHOLE]
-        title = f"the {_WHOLE} worst of {len(result.metrics.classes)} {title}"
+    if len(rows) > WHOLE and not show_all:
+        rows = sorted(rows, key=lambda row: row.f1 or 0)[:WHOLE]
+        title = f"the {WHOLE} worst of {len(result.metrics.classes)} {title}"
     yield Line((Span(""),))
     yield Table(
         (title, nouns, "precision, %", "recall, %", "F1, %"),
@@ -337,7 +336,7 @@ def _mistakes(metrics: Metrics) -> Iterator[Block]:
     confused = metrics.confused()
     if not confused:
         return
-    rows = tuple((truth, answer, number(n)) for truth, answer, n in confused[:_WHOLE])
+    rows = tuple((truth, answer, number(n)) for truth, answer, n in confused[:WHOLE])
     yield Line((Span(""),))
-    more = f" (of {number(len(confused))} kinds)" if len(confused) > _WHOLE else ""
+    more = f" (of {number(len(confused))} kinds)" if len(confused) > WHOLE else ""
     yield Table(("most frequent mistakes" + more, "taken for", "images"), rows, frozenset({2}))

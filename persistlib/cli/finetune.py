@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import persistlib
-from persistlib.cli import begun, fitting, progress
+from persistlib.cli import begun, fitting, progress, tuned
 from persistlib.cli.answer import Answer, Exit, Fields, verdict
 from persistlib.cli.command import (
     Spread,
@@ -20,14 +20,12 @@ from persistlib.cli.command import (
     withdrawn_option,
 )
 from persistlib.cli.text import command as words
-from persistlib.cli.text import size, trusting
 from persistlib.errors import Code, TargetError, error, missing_extra
 from persistlib.installed import package_version
 from persistlib.rehearsal import rehearse
 
 if TYPE_CHECKING:
     from persistlib.cli.output import Output
-    from persistlib.summary import Summary
     from persistlib.training.beginnings import Saved
     from persistlib.training.loop import FinetuneResult
     from persistlib.training.plan import Plan
@@ -277,7 +275,7 @@ def _train(output: Output, plan: Plan, asked: dict[str, Any]) -> Answer:
         if os.path.isdir(run):
             output.note(f"go on with: {words(*_VERB, '--resume', run)}")
         raise
-    return _answer(plan, result, persistlib.inspect(out), asked, run)
+    return _answer(plan, result, asked, run)
 
 
 def _rates(context: click.Context, plan: Plan, asked: dict[str, Any]) -> Answer:
@@ -348,55 +346,18 @@ def _beginning(options: dict[str, Any]) -> str | Saved:
     return Saved(persistlib.load(name, **how), persistlib.inspect(name).manifest)
 
 
-def _answer(
-    plan: Plan, result: FinetuneResult, summary: Summary, asked: dict[str, Any], run: str
-) -> Answer:
-    path = summary.path
-    metrics = ", ".join(f"{name} {value:.4f}" for name, value in result.metrics.items())
-    versions = ", versions" if result.training.strategy["keep"] == "all" else ""
-    graphs = [entry.path for graph in summary.manifest.graphs for entry in graph.files]
-    divided = ["--split", asked["split"]] if asked["split"] else []
-    trusted = trusting(asked["trust"])
-    is_short = asked["onnx"] and not graphs
-    outcome = Exit.DEGRADED if is_short else Exit.OK
-    shown = ["none: the warning says why"] if is_short else graphs
-    return Answer(
+def _answer(plan: Plan, result: FinetuneResult, asked: dict[str, Any], run: str) -> Answer:
+    has_versions = result.training.strategy["keep"] == "all"
+    kept = f"history, curves, confusion, checkpoints{', versions' if has_versions else ''}"
+    return tuned.answer(
+        plan,
+        result,
+        asked,
         data={
-            "path": path,
-            "bundle_id": summary.manifest.bundle_id,
             "run": run,
             "resumed": result.resumed,
-            "plan": plan.to_dict(),
-            "metrics": {**result.metrics},
             "history": [{**row} for row in result.history],
         },
-        report=(
-            verdict(f"saved {path}", outcome, size(summary.size)),
-            Fields(
-                (
-                    ("held out", metrics),
-                    ("bundle", summary.manifest.bundle_id),
-                    ("run", f"{run}: history, curves, confusion, checkpoints{versions}"),
-                    *((("graph", ", ".join(shown)),) if shown else ()),
-                )
-            ),
-        ),
-        brief=(path,),
-        hints=(
-            words("persistlib", "inspect", path),
-            words("persistlib", "verify", path),
-            words(
-                "persistlib",
-                "evaluate",
-                path,
-                "--data",
-                asked["data"],
-                *divided,
-                *trusted,
-                "--held-out",
-            ),
-            *fitting.to_run(path, plan, asked["data"], trusted),
-            *([words("persistlib", "log", run)] if versions else []),
-        ),
-        exit=outcome,
+        run=(("run", f"{run}: {kept}"),),
+        log=run if has_versions else None,
     )

@@ -8,16 +8,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import persistlib
-from persistlib.cli.answer import Answer, Exit, Fields, verdict
+from persistlib.cli import tuned
+from persistlib.cli.answer import Answer, Fields
 from persistlib.cli.command import said
-from persistlib.cli.text import command as words
-from persistlib.cli.text import size, trusting
 from persistlib.errors import Code, error
-from persistlib.training.data_sources import is_table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from persistlib.cli.output import Output
     from persistlib.training.loop import FinetuneResult
     from persistlib.training.plan import Plan
@@ -91,51 +87,14 @@ def _named(estimator: Any, strength: float) -> str:
 
 
 def _answer(plan: Plan, result: FinetuneResult, asked: dict[str, Any]) -> Answer:
-    summary = persistlib.inspect(asked["out"])
-    path, made = summary.path, result.training.strategy
-    metrics = ", ".join(f"{name} {value:.4f}" for name, value in result.metrics.items())
-    graphs = [entry.path for graph in summary.manifest.graphs for entry in graph.files]
-    is_short = asked["onnx"] and not graphs
-    shown = ["none: the warning says why"] if is_short else graphs
-    outcome = Exit.DEGRADED if is_short else Exit.OK
-    divided = ["--split", asked["split"]] if asked["split"] else []
+    made = result.training.strategy
     fused = f"{made['layer']}, {made['dtype']}: every answer is scikit-learn's"
     proved = f"on {made['proved_on']:,} samples; within {made['difference']:.0e}"
-    data, trusted = ("--data", asked["data"]), trusting(asked["trust"])
-    folded = ("persistlib", "evaluate", path, *data, *trusted)
-    return Answer(
-        data={
-            "path": path,
-            "bundle_id": summary.manifest.bundle_id,
-            "plan": plan.to_dict(),
-            "classifier": dict(made),
-            "metrics": {**result.metrics},
-        },
-        report=(
-            verdict(f"saved {path}", outcome, size(summary.size)),
-            Fields(
-                (
-                    ("held out", metrics),
-                    ("last layer", f"{fused} {proved}"),
-                    ("bundle", summary.manifest.bundle_id),
-                    *((("graph", ", ".join(shown)),) if shown else ()),
-                )
-            ),
-        ),
-        brief=(path,),
-        hints=(
-            words("persistlib", "inspect", path),
-            words("persistlib", "verify", path),
-            words("persistlib", "evaluate", path, *data, *divided, *trusted, "--held-out"),
-            *([words(*folded, "--folds", "5")] if plan.is_of_images else []),
-            *to_run(path, plan, asked["data"], trusted),
-        ),
-        exit=outcome,
+    return tuned.answer(
+        plan,
+        result,
+        asked,
+        data={"classifier": dict(made)},
+        layer=(("last layer", f"{fused} {proved}"),),
+        folds="5" if plan.is_of_images else None,
     )
-
-
-def to_run(path: str, plan: Plan, data: str, trusted: Sequence[str]) -> tuple[str, ...]:
-    """Return the commands that run a new bundle: on an image, or on the table it was made from."""
-    if plan.is_of_images:
-        return (f"{words('persistlib', 'run', path, *trusted)} IMAGE",)
-    return (words("persistlib", "run", path, *trusted, data),) if is_table(data) else ()

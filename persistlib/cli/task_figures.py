@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from persistlib.evaluation.task_metrics import Measured, OutputScore, Region
 
 _UNDEFINED = "-"
-# Rows of a head above which the worst alone are shown.
-_WHOLE = 12
+# Rows above which a table shows some alone, unless all are asked for.
+WHOLE = 12
 
 
 def told(evaluation: Evaluation) -> str:
@@ -122,9 +122,9 @@ def _table(head: HeadResult, *, show_all: bool) -> Table:
             title, shown = "classes", ("samples", "precision, %", "recall, %", "F1, %")
             cells = [class_row(row) for row in metrics.classes]
     title = f"{name}: {title}" if name else title
-    if len(cells) > _WHOLE and not show_all:
-        title = f"the first {_WHOLE} of {len(cells)} {title} (--all)"
-        cells = cells[:_WHOLE]
+    if len(cells) > WHOLE and not show_all:
+        title = f"the first {WHOLE} of {len(cells)} {title} (--all)"
+        cells = cells[:WHOLE]
     return Table((title, *shown), tuple(cells), frozenset(range(1, len(shown) + 1)))
 
 

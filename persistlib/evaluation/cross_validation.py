@@ -20,8 +20,8 @@ import numpy as np
 from persistlib.errors import Code, error
 from persistlib.evaluation import folds as dividing
 from persistlib.evaluation import leave_one_out
-from persistlib.evaluation.intervals import wilson
-from persistlib.evaluation.metrics import Metrics, measure
+from persistlib.evaluation.intervals import LEVEL, wilson
+from persistlib.evaluation.metrics import Metrics, measure, sklearn_metrics
 from persistlib.evaluation.outcomes import Outcomes
 from persistlib.training.tasks import CLASSIFICATION, REGRESSION
 
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from pydantic import JsonValue
 
-_CONFIDENCE = 0.95
 CORRECTED, WILSON, STUDENT = "Nadeau-Bengio corrected t", "Wilson", "t over samples"
 
 
@@ -244,9 +243,7 @@ def _figures(
     problem: Problem, answers: NDArray[Any], tested: NDArray[np.int64]
 ) -> dict[str, float]:
     """Return the figures of some samples by name."""
-    from sklearn import metrics as made
-
-    metrics: Any = made
+    metrics = sklearn_metrics()
     truth, given = problem.truth[tested], answers[tested]
     if problem.has_classes:
         f1 = metrics.f1_score(truth, given, average="macro", zero_division=0.0)
@@ -275,17 +272,14 @@ def _over_samples(
     off = np.abs(problem.truth - answers).reshape(len(answers), -1)
     values = (off**2 if name == "mse" else off).mean(1)
     variance = values.var(ddof=1) / len(values)
-    return (
-        float(values.mean()),
-        _bounded(name, float(values.mean()), variance, len(off) - 1),
-        (STUDENT),
-    )
+    mean = float(values.mean())
+    return mean, _bounded(name, mean, variance, len(off) - 1), STUDENT
 
 
 def _bounded(name: str, mean: float, variance: float, freedom: int) -> tuple[float, float]:
     from scipy import stats
 
-    half = float(stats.t.ppf((1 + _CONFIDENCE) / 2, freedom)) * math.sqrt(variance)
+    half = float(stats.t.ppf((1 + LEVEL) / 2, freedom)) * math.sqrt(variance)
     most = 1.0 if name in {"accuracy", "f1"} else math.inf
     return max(mean - half, 0.0), min(mean + half, most)
 

@@ -206,13 +206,23 @@ def _averaged(
 
 def _class_intervals(confusion: NDArray[np.int64]) -> Iterator[dict[str, Interval | None]]:
     occurs, answered = confusion.sum(axis=1), confusion.sum(axis=0)
-    for right, row, column in zip(confusion.diagonal(), occurs, answered, strict=True):
-        hits, images, said = int(right), int(row), int(column)
-        yield {
-            "precision": share_interval(hits, said),
-            "recall": share_interval(hits, images),
-            "f1": f1_interval(hits, images + said - hits),
-        }
+    for counts in zip(confusion.diagonal(), occurs, answered, strict=True):
+        yield class_intervals(*map(int, counts))
+
+
+def class_intervals(right: int, images: int, answers: int) -> dict[str, Interval | None]:
+    """Return the intervals of a class' precision, recall and F1.
+
+    Args:
+        right: samples of it that were answered so.
+        images: samples of it.
+        answers: samples that were answered so.
+    """
+    return {
+        "precision": share_interval(right, answers),
+        "recall": share_interval(right, images),
+        "f1": f1_interval(right, images + answers - right),
+    }
 
 
 def average_data(average: Average) -> JsonValue:

@@ -19,7 +19,7 @@ import numpy as np
 
 from persistlib.evaluation import figures
 from persistlib.evaluation.bootstrap import METHOD
-from persistlib.evaluation.intervals import f1_interval, share_interval, wilson
+from persistlib.evaluation.intervals import wilson
 from persistlib.evaluation.metrics import (
     CONFUSION_SHOWN,
     Average,
@@ -28,6 +28,7 @@ from persistlib.evaluation.metrics import (
     average_data,
     bounds_data,
     class_data,
+    class_intervals,
     defined,
     sklearn_metrics,
 )
@@ -324,9 +325,5 @@ def _label(
     )
     hits, images, said = (int(np.sum(part)) for part in (truth & answers, truth, answers))
     scores: Sequence[float] = (float(precision[0]), float(recall[0]), float(f1[0]))
-    intervals: dict[str, Interval | None] = {
-        "precision": share_interval(hits, said),
-        "recall": share_interval(hits, images),
-        "f1": f1_interval(hits, images + said - hits),
-    }
+    intervals = class_intervals(hits, images, said)
     return ClassScore(name, images, *map(defined, scores), intervals=intervals)

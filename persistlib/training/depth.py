@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 
+from persistlib.architecture.behaviour import untouched
 from persistlib.training.batches import call
 
 if TYPE_CHECKING:
@@ -112,14 +113,12 @@ def _order(model: nn.Module, units: dict[str, nn.Module], inputs: Any) -> list[s
 
         return module.register_forward_pre_hook(enter)
 
-    modes = [(module, module.training) for module in model.modules()]
-    hooks = [watch(path, module) for path, module in units.items()]
-    model.eval()
-    try:
-        call(model, inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module, mode in modes:
-            module.training = mode
+    with untouched(model):
+        model.eval()
+        hooks = [watch(path, module) for path, module in units.items()]
+        try:
+            call(model, inputs)
+        finally:
+            for hook in hooks:
+                hook.remove()
     return [*(path for path in units if path not in entered), *entered]

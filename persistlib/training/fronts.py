@@ -52,7 +52,7 @@ def _rest_is_still(model: torch.nn.Module, prefix: str) -> bool:
     return all(
         is_kept_in_eval(module) or next(module.buffers(recurse=False), None) is None
         for path, module in model.named_modules()
-        if f"{path}.".startswith(f"{prefix}.") is False
+        if not f"{path}.".startswith(f"{prefix}.")
     )
 
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from persistlib.processes import ALONE
-from persistlib.versions import rank as rank  # noqa: PLC0414 - used by all that choose
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

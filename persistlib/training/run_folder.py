@@ -28,6 +28,7 @@ from persistlib.lock import locked
 from persistlib.place import FOLDER_FLAGS, make_parents
 from persistlib.publish import write_fault
 from persistlib.training import checkpoints, feature_files, plain
+from persistlib.training.watching import CONFUSION, CURVES, EVENTS, HISTORY
 from persistlib.versions import FOLDER, RUN, RUN_SCHEMA
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ _NAMES = {
 # Left by a writer that was killed, or by a deletion that was (`place`).
 _LEFT = re.compile(r"\.\d{6}(-\d{9})?\.(lock|(new|old|gone)-[0-9a-f]{16})|\.gone-[\d-]+")
 _LEFT_FEATURES = re.compile(r"\.features-[0-9a-f]{32}\.(lock|(new|old|gone)-[0-9a-f]{16})")
-_WATCHED = ("history.json", "curves.png", "confusion.png", "tensorboard")
+_WATCHED = (HISTORY, CURVES, CONFUSION, EVENTS)
 _KEPT = 2  # checkpoints: one may turn out damaged
 _LIMIT = 1 << 20
 _LOCK = ".lock"

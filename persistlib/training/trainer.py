@@ -17,7 +17,7 @@ from persistlib.training import freezes, nests, optimizers, randomness, snapshot
 from persistlib.training.events import BatchDone, EpochDone, RunsOnce
 from persistlib.training.features import Stage, stage
 from persistlib.training.finite import is_finite
-from persistlib.training.job import Kept, rank, valid_metrics
+from persistlib.training.job import Kept, valid_metrics
 from persistlib.training.memory import naming_memory
 from persistlib.training.precision import Precision
 from persistlib.training.schedules import Length, Scheduler
@@ -25,6 +25,7 @@ from persistlib.training.scoring import apply_batch, evaluate
 from persistlib.training.settings import ALL, LAST
 from persistlib.training.sharing import sum_gradients, together
 from persistlib.training.tallies import Tally
+from persistlib.versions import rank
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -281,9 +282,7 @@ class Trainer:
 
     def _judge(self, epoch: int) -> dict[str, float]:
         """Return how the model does on the held-out samples, empty without."""
-        if not self._is_finite():
-            reason = "a parameter is no longer finite"
-            raise error(Code.LOSS_NOT_FINITE, f"epoch {epoch}", reason, "lower lr")
+        self._require_finite(f"epoch {epoch}")
         self._require_alike(epoch)
         if self.stage.valid is None:
             return {}
@@ -323,16 +322,21 @@ class Trainer:
             self._checkpoint()
 
     def _checkpoint(self) -> None:
-        if not self._is_finite():
-            reason = "a parameter is no longer finite"
-            raise error(Code.LOSS_NOT_FINITE, self._where, reason, "lower lr")
+        self._require_finite(self._where)
         if self._folder:
             self._folder.write(self.done, self.batch, snapshots.take(self))
         self._stop_if_asked()
 
     @torch.no_grad()
-    def _is_finite(self) -> bool:
-        return all(map(is_finite, self.parameters.values()))
+    def _require_finite(self, where: str) -> None:
+        """Raise where the weights are no longer numbers.
+
+        Raises:
+            TrainingError: they are not.
+        """
+        if not all(map(is_finite, self.parameters.values())):
+            reason = "a parameter is no longer finite"
+            raise error(Code.LOSS_NOT_FINITE, where, reason, "lower lr")
 
     def _told(self, fault: PersistlibError) -> PersistlibError:
         """Return the fault, of a loss that is not finite with the last good checkpoint named."""

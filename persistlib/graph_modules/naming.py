@@ -1,7 +1,8 @@
 """Names for the weights of a graph that people can read.
 
-Law: no two names are equal, equal but for case, or a prefix of each other, and every part of one
-can be an attribute of a module.
+Laws: no two names are equal, equal but for case, or a prefix of each other, and every part of one
+can be an attribute of a module; whatever a graph calls its weights, the work grows with their
+number.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class Names:
     def __init__(self) -> None:
         self._taken: set[str] = set()
         self._folders: set[str] = set()
+        self._counts: dict[str, int] = {}  # of a path that was not free, the next number to try
 
     def name(self, value: str, user: tuple[Node, int] | None) -> str:
         """Return a free name for a weight.
@@ -60,27 +62,43 @@ class Names:
             parts = [*_scope(node), _slot(node, position)]
         parts = [part + "_" if part in _RESERVED else part for part in parts or ["tensor"]]
         *folders, leaf = parts[-_DEPTH:]
-        leaf, count = leaf[-_LENGTH:], 0
-        while not self._is_free(path := ".".join([*folders, f"{leaf}_{count}" if count else leaf])):
-            count += 1
-            if count == 1 and any(
-                ".".join(folders[: n + 1]).casefold() in self._taken for n in range(len(folders))
-            ):
-                folders = ["_".join(folders)[-_LENGTH:] + "_"]
+        path = ".".join([*folders, leaf[-_LENGTH:]])
+        if not self._is_free(path):
+            if not self._taken.isdisjoint(_above(path)):
+                path = f"{self._beside(folders)}.{leaf[-_LENGTH:]}"
+            path = self._numbered(path)
         self._taken.add(path.casefold())
-        pieces = path.casefold().split(".")
-        self._folders |= {".".join(pieces[: n + 1]) for n in range(len(pieces) - 1)}
+        self._folders.update(_above(path))
         return path
 
     def _is_free(self, path: str) -> bool:
-        pieces = path.casefold().split(".")
-        above = (".".join(pieces[: n + 1]) for n in range(len(pieces) - 1))
         whole = path.casefold()
         return (
             whole not in self._taken
             and whole not in self._folders
-            and not any(folder in self._taken for folder in above)
+            and self._taken.isdisjoint(_above(path))
         )
+
+    def _beside(self, folders: list[str]) -> str:
+        """Return a folder that is no weight, for what would stand below one."""
+        folder = "_".join(folders)[-_LENGTH:] + "_"
+        while folder.casefold() in self._taken:  # a reserved word has an underscore too
+            folder += "_"
+        return folder
+
+    def _numbered(self, path: str) -> str:
+        """Return a path with the first number behind it that makes it free."""
+        count = self._counts.get(path.casefold(), 1)
+        while not self._is_free(f"{path}_{count}"):
+            count += 1
+        self._counts[path.casefold()] = count + 1
+        return f"{path}_{count}"
+
+
+def _above(path: str) -> list[str]:
+    """Return the folders that a path lies in, as names are compared."""
+    pieces = path.casefold().split(".")
+    return [".".join(pieces[: n + 1]) for n in range(len(pieces) - 1)]
 
 
 def _parts(value: str) -> list[str]:

@@ -14,17 +14,16 @@ from typing import TYPE_CHECKING, Any
 import onnx.parser
 import pytest
 import torch
-from click.testing import CliRunner, Result
 from torch import nn
 
 import persistlib
 from adaptable_models import Centred, Choosy, Headless, Heads, Net, Patches, awake
+from command_line import invoke
 from persistlib.adaptation.adapting import Origin, adapt
 from persistlib.adaptation.wishes import parse
 from persistlib.architecture.recipe import Recipe
 from persistlib.architecture.skeleton import rebuild
 from persistlib.architecture.zoo_scan import builders
-from persistlib.cli.main import cli
 from persistlib.errors import Code, PersistlibError, PersistlibWarning
 from persistlib.manifest.schema import Interface
 from saved_models import Tied
@@ -486,10 +485,6 @@ def test_every_builder_of_the_zoo_takes_one_channel(builder: str) -> None:
     # The law is tried on the model itself, or it would be refused.
     adapt(model, Recipe(builder), Interface(), parse({"channels": 1}), Origin(renamed={}))
     assert [(change.before, change.after) for change in record(model).changes] == [("3", "1")]
-
-
-def invoke(*words: object) -> Result:
-    return CliRunner().invoke(cli, [str(word) for word in words])
 
 
 def test_the_verb_makes_a_bundle_and_shows_what_was_done(bundle: Path, tmp_path: Path) -> None:

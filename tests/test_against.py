@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
 
 import persistlib
+from command_line import invoke
 from persistlib.cli.against import report
 from persistlib.cli.layout import render
-from persistlib.cli.main import cli
 from persistlib.errors import PersistlibError, PersistlibWarning
 from persistlib.evaluation.comparing import MCNEMAR, WILCOXON, Against, compared
 from persistlib.evaluation.figures import bounded
@@ -497,10 +496,6 @@ def test_a_version_of_a_run_is_held_against_the_last(tmp_path: Path) -> None:
 
 
 # -- the command line --------------------------------------------------------------------------
-
-
-def invoke(*words: object) -> Result:
-    return CliRunner().invoke(cli, [str(word) for word in words])
 
 
 def test_people_read_a_sentence_and_programs_every_count(folder: Path) -> None:

@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
 from PIL import Image
 
 import persistlib
-from persistlib.cli.main import cli
+from command_line import invoke, told
 from persistlib.errors import Code, error
 from persistlib.export import proof
 
@@ -26,17 +25,6 @@ if TYPE_CHECKING:
 
 LABELS = ("cat", "dog", "owl")
 EDGE = 32
-
-
-def invoke(*words: object) -> Result:
-    return CliRunner().invoke(cli, [str(word) for word in words])
-
-
-def told(*words: object) -> tuple[dict[str, Any], int]:
-    result = invoke(*words, "--json")
-    envelope: dict[str, Any] = json.loads(result.stdout)
-    assert envelope["ok"] == (result.exit_code in {0, 3})
-    return envelope, result.exit_code
 
 
 @pytest.fixture(scope="module")

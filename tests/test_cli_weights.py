@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
 
 import persistlib
-from persistlib.cli.main import cli
+from command_line import invoke, told
 from persistlib.dtypes import DType
 from persistlib.formats import FORMATS, LOSSES, PROMISES
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-
-def invoke(*words: object) -> Result:
-    return CliRunner().invoke(cli, [str(word) for word in words])
-
-
-def told(*words: object) -> tuple[dict[str, Any], int]:
-    result = invoke(*words, "--json")
-    envelope: dict[str, Any] = json.loads(result.stdout)
-    assert envelope["ok"] == (result.exit_code in {0, 3})
-    return envelope, result.exit_code
 
 
 def refused(*words: object) -> tuple[str, int]:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
 
 import persistlib
+from command_line import invoke
+from digit_images import RECORD
 from persistlib import preprocessing
-from persistlib.cli.main import cli
 from persistlib.errors import Code, PersistlibError, finding
 from persistlib.evaluation.ranking import Absent, Candidate, Ranking, ranked
 from persistlib.evaluation.timing import Timing
@@ -27,13 +27,6 @@ if TYPE_CHECKING:
 
 pytest.importorskip("sklearn")
 
-RECORD: dict[str, Any] = {
-    "kind": "image",
-    "channels": 1,
-    "resize": [8, 8],
-    "mean": [0.3],
-    "std": [0.4],
-}
 QUICK: dict[str, Any] = {"calls": 0, "threads": 1}
 # Of these two one sees shapes, the other two numbers of an image alone.
 SEEING, BLIND = "seeing", "blind"
@@ -304,10 +297,6 @@ def test_bundles_keep_their_results_without_times_or_places(data: Path, tmp_path
 
 
 # -- the command line --------------------------------------------------------------------------
-
-
-def invoke(*words: object) -> Result:
-    return CliRunner().invoke(cli, [str(word) for word in words])
 
 
 def test_people_read_a_recommendation_and_programs_everything(

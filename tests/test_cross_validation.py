@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 import persistlib
-from persistlib.cli.main import cli
+from command_line import invoke
+from digit_images import RECORD
 from persistlib.errors import PersistlibError, PersistlibWarning
 from persistlib.evaluation import cross_validation, folds, leave_one_out
 from persistlib.evaluation.cross_validation import Problem
@@ -27,14 +27,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 pytest.importorskip("sklearn")
-
-RECORD: dict[str, Any] = {
-    "kind": "image",
-    "channels": 1,
-    "resize": [8, 8],
-    "mean": [0.3],
-    "std": [0.4],
-}
 
 
 def net(width: int = 10) -> nn.Sequential:
@@ -367,10 +359,6 @@ def test_a_bundle_that_predicts_numbers_is_cross_validated_on_a_file(tmp_path: P
     assert found.fits == 1
     assert found.outcomes.truth.shape == (50, 2)
     assert 0 < found["mse"].mean < np.var(targets.numpy(), axis=0).mean()
-
-
-def invoke(*words: Any) -> Any:
-    return CliRunner().invoke(cli, [*map(str, words)])
 
 
 def test_the_command_line_shows_folds_and_keeps_them(bundle: Path, tmp_path: Path) -> None:

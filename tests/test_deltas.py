@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from click.testing import CliRunner
 from torch import nn
 
 import persistlib
+from command_line import told
 from older_schemas import sealed
 from persistlib.bundle import open_bundle
-from persistlib.cli.main import cli
 from persistlib.errors import (
     IntegrityError,
     ManifestError,
@@ -57,12 +56,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(made: Path, tmp_path: Path) -> Path:
     shutil.copytree(made, tmp_path / "run", copy_function=os.link)
     return tmp_path / "run"
-
-
-def told(*words: object) -> tuple[dict[str, Any], int]:
-    result = CliRunner().invoke(cli, [*map(str, words), "--json"])
-    envelope: dict[str, Any] = json.loads(result.stdout)
-    return envelope, result.exit_code
 
 
 def same(model: nn.Module, other: nn.Module) -> bool:

@@ -15,14 +15,14 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 import persistlib
+from command_line import invoke
+from digit_images import RECORD
 from persistlib import preprocessing
-from persistlib.cli.main import cli
 from persistlib.errors import LockedError, PersistlibError, PersistlibWarning
 from persistlib.evaluation import recording, timing
 from persistlib.evaluation.intervals import wilson
@@ -44,13 +44,6 @@ if TYPE_CHECKING:
 
 pytest.importorskip("sklearn")
 
-RECORD: dict[str, Any] = {
-    "kind": "image",
-    "channels": 1,
-    "resize": [8, 8],
-    "mean": [0.3],
-    "std": [0.4],
-}
 QUICK: dict[str, Any] = {"calls": 0, "threads": 1}
 PETS = ("cat", "dog", "owl")
 
@@ -844,10 +837,6 @@ def test_results_are_kept_through_a_link_and_from_within(
 
 
 # -- the command line --------------------------------------------------------------------------
-
-
-def invoke(*words: object) -> Result:
-    return CliRunner().invoke(cli, [str(word) for word in words])
 
 
 @pytest.fixture(scope="module")

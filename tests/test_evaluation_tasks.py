@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics
 from torch import nn
 
 import persistlib
-from persistlib.cli.main import cli
+from command_line import invoke
 from persistlib.errors import PersistlibError, PersistlibWarning
 from persistlib.evaluation.collecting import collector
 from persistlib.evaluation.outcomes import Outcomes
@@ -346,10 +345,6 @@ def test_labels_have_the_figures_of_their_definitions(rows: list[Any]) -> None:
 
 
 # -- kept, and shown ---------------------------------------------------------------------------
-
-
-def invoke(*words: Any) -> Any:
-    return CliRunner().invoke(cli, [str(word) for word in words])
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import persistlib
-from test_cli_verbs import invoke, told
+from command_line import invoke, told
 from test_training_tables import write_csv
 
 if TYPE_CHECKING:

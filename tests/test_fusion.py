@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from torch import nn
 
 import persistlib
+from command_line import invoke
+from digit_images import RECORD
 from persistlib import preprocessing
 from persistlib.architecture.wide_linear import WideLinear
-from persistlib.cli.main import cli
 from persistlib.errors import PersistlibError, PersistlibWarning
 from persistlib.training import affine, classifiers
 from persistlib.training.data import ImageData, PreparedImages, open_data
@@ -28,14 +28,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 pytest.importorskip("sklearn")
-
-RECORD: dict[str, Any] = {
-    "kind": "image",
-    "channels": 1,
-    "resize": [8, 8],
-    "mean": [0.3],
-    "std": [0.4],
-}
 
 
 def net(width: int = 3) -> nn.Sequential:
@@ -459,10 +451,6 @@ def test_a_place_that_is_taken_is_refused_before_the_model_is_run(tmp_path: Path
     with pytest.raises(PersistlibError) as caught:
         persistlib.fit_classifier(model, some(), out=tmp_path / "m")
     assert (caught.value.code, runs) == ("PL401", [])
-
-
-def invoke(*words: Any) -> Any:
-    return CliRunner().invoke(cli, [*map(str, words)])
 
 
 def test_the_command_line_fits_a_classifier_and_saves_it(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from torch import nn
 
 import keras_assembly
 import persistlib
+from command_line import told
 from persistlib.architecture import zoo, zoo_forms
 from persistlib.architecture.recipe import Recipe
 from persistlib.architecture.skeleton import rebuild
@@ -490,12 +491,6 @@ def test_a_training_checkpoint_is_told_with_its_part_wrapper_and_optimizer(small
     assert "looked through" in told
 
 
-def invoke(*words: object) -> tuple[dict[str, Any], int]:
-    result = CliRunner().invoke(cli, [*(str(word) for word in words), "--json"])
-    envelope: dict[str, Any] = json.loads(result.stdout)
-    return envelope, result.exit_code
-
-
 def test_what_a_file_of_an_unknown_model_becomes_is_what_convert_takes(
     small: Small, tmp_path: Path
 ) -> None:
@@ -545,7 +540,7 @@ def test_the_verb_answers_without_torch_and_without_libraries_of_formats(small: 
 
 
 def test_the_envelope_has_the_members_that_are_promised(small: Small) -> None:
-    envelope, code = invoke("identify", small.folder / "last.ckpt")
+    envelope, code = told("identify", small.folder / "last.ckpt")
     data = envelope["data"]
     assert (envelope["ok"], code) == (True, 0)
     assert data["builder"] == "torchvision.models:squeezenet1_1"
@@ -560,13 +555,13 @@ def test_the_envelope_has_the_members_that_are_promised(small: Small) -> None:
 
 def test_the_verb_answers_no_as_an_answer_and_a_broken_file_as_an_error(tmp_path: Path) -> None:
     save_file({"alien": torch.ones(3)}, tmp_path / "alien.safetensors")
-    envelope, code = invoke("identify", tmp_path / "alien.safetensors")
+    envelope, code = told("identify", tmp_path / "alien.safetensors")
     assert (envelope["data"]["builder"], envelope["data"]["edits"], code) == (None, [], 0)
     (tmp_path / "broken.pth").write_bytes(b"PK\3\4 and no more")
-    envelope, code = invoke("identify", tmp_path / "broken.pth")
+    envelope, code = told("identify", tmp_path / "broken.pth")
     assert (envelope["ok"], envelope["data"], code) == (False, {}, 1)
-    assert invoke("identify", tmp_path / "absent.pth")[1] == 1
-    assert invoke("identify", tmp_path / "alien.safetensors", "--zoo", "alien")[1] == 2
+    assert told("identify", tmp_path / "absent.pth")[1] == 1
+    assert told("identify", tmp_path / "alien.safetensors", "--zoo", "alien")[1] == 2
 
 
 def test_a_near_miss_is_laid_out_within_the_columns(tmp_path: Path) -> None:
@@ -611,7 +606,7 @@ def test_a_file_becomes_a_bundle_that_computes_the_same(
     torch.manual_seed(0)
     model: nn.Module = make().eval()
     torch.save({f"module.{n}": t for n, t in model.state_dict().items()}, tmp_path / "old.pth")
-    envelope, code = invoke("identify", tmp_path / "old.pth", "--bundle", tmp_path / "b")
+    envelope, code = told("identify", tmp_path / "old.pth", "--bundle", tmp_path / "b")
     assert code == 0, envelope
     assert envelope["data"]["bundle"] == str(tmp_path / "b")
     manifest = persistlib.inspect(tmp_path / "b").manifest
@@ -639,7 +634,7 @@ def test_old_names_and_missing_counters_become_todays_in_the_bundle(tmp_path: Pa
         if not name.endswith("num_batches_tracked")
     }
     torch.save(state, tmp_path / "old.pth")
-    assert invoke("identify", tmp_path / "old.pth", "--bundle", tmp_path / "b")[1] == 0
+    assert told("identify", tmp_path / "old.pth", "--bundle", tmp_path / "b")[1] == 0
     again = persistlib.load(tmp_path / "b").state_dict()
     assert list(again) == list(model.state_dict())
     assert all(torch.equal(again[name], t) for name, t in model.state_dict().items())
@@ -649,7 +644,7 @@ def test_old_names_and_missing_counters_become_todays_in_the_bundle(tmp_path: Pa
 def test_halved_weights_stay_halved_in_the_bundle(tmp_path: Path) -> None:
     model = torchvision.models.squeezenet1_1().half()
     torch.save(model.state_dict(), tmp_path / "half.pth")
-    assert invoke("identify", tmp_path / "half.pth", "--bundle", tmp_path / "b")[1] == 0
+    assert told("identify", tmp_path / "half.pth", "--bundle", tmp_path / "b")[1] == 0
     again = persistlib.load(tmp_path / "b").state_dict()
     assert all(torch.equal(again[name], tensor) for name, tensor in model.state_dict().items())
 
@@ -660,14 +655,14 @@ def test_the_bundle_itself_is_told_by_its_manifest(tmp_path: Path) -> None:
     found = persistlib.identify(tmp_path / "b")
     assert (found.format, found.builder) == ("bundle", "torchvision.models:squeezenet1_1")
     assert found.parameters == 725061
-    envelope, code = invoke("identify", tmp_path / "b")
+    envelope, code = told("identify", tmp_path / "b")
     assert (envelope["data"]["builder"], code) == (found.builder, 0)
     weights = tmp_path / "b" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"    ")
     assert persistlib.identify(tmp_path / "b") == found
     with pytest.raises(UsageError):
         persistlib.identify(tmp_path / "b", key="model")
-    assert invoke("identify", tmp_path / "b", "--bundle", tmp_path / "c")[1] == 2
+    assert told("identify", tmp_path / "b", "--bundle", tmp_path / "c")[1] == 2
 
 
 def test_what_is_not_claimed_becomes_no_bundle_and_the_error_says_why(tmp_path: Path) -> None:
@@ -680,7 +675,7 @@ def test_what_is_not_claimed_becomes_no_bundle_and_the_error_says_why(tmp_path: 
         adopt(persistlib.identify(tmp_path / "m.pth"))
     assert caught.value.code == "PL301"
     assert "features.0.weight" in caught.value.reason
-    assert invoke("identify", tmp_path / "m.pth", "--bundle", tmp_path / "b")[1] == 1
+    assert told("identify", tmp_path / "m.pth", "--bundle", tmp_path / "b")[1] == 1
     assert not (tmp_path / "b").exists()
 
 
@@ -699,10 +694,10 @@ def test_what_stands_at_the_bundle_is_replaced_only_on_request(
     small: Small, tmp_path: Path
 ) -> None:
     words = ("identify", small.folder / "m.pth", "--bundle", tmp_path / "b")
-    assert invoke(*words)[1] == 0
-    envelope, code = invoke(*words)
+    assert told(*words)[1] == 0
+    envelope, code = told(*words)
     assert (envelope["findings"][0]["code"], code) == ("PL401", 1)
-    assert invoke(*words, "--overwrite")[1] == 0
+    assert told(*words, "--overwrite")[1] == 0
 
 
 def test_what_needs_torch_says_so_where_it_is_absent(
@@ -710,8 +705,8 @@ def test_what_needs_torch_says_so_where_it_is_absent(
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     words = ("identify", small.folder / "m.pth")
-    assert invoke(*words)[1] == 0
-    envelope, code = invoke(*words, "--bundle", tmp_path / "b")
+    assert told(*words)[1] == 0
+    envelope, code = told(*words, "--bundle", tmp_path / "b")
     assert (envelope["findings"][0]["code"], code) == ("PL902", 1)
 
 
@@ -721,7 +716,7 @@ def test_real_weights_of_the_first_years_are_known(tmp_path: Path) -> None:
     found = persistlib.identify(path)
     assert (found.builder, found.edits) == ("torchvision.models:mobilenet_v2", ())
     assert found.findings[0].code == "PL312"
-    assert invoke("identify", path, "--bundle", tmp_path / "b")[1] == 0
+    assert told("identify", path, "--bundle", tmp_path / "b")[1] == 0
     model = torchvision.models.mobilenet_v2()
     model.load_state_dict(torch.load(path, weights_only=True))
     assert same(model, persistlib.load(tmp_path / "b"), 1, 3, 64, 64)
@@ -755,7 +750,7 @@ def test_timms_models_are_known_and_kept(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(timm_zoo, "_asked", refuse)
     assert persistlib.identify(tmp_path / "m.pth", zoo="timm") == found
     words = ("identify", tmp_path / "m.pth", "--zoo", "timm", "--bundle", tmp_path / "b")
-    assert invoke(*words)[1] == 0
+    assert told(*words)[1] == 0
     again = persistlib.load(tmp_path / "b", trust={"timm"})
     assert same(model, again, 1, 3, 64, 64)
     assert np.isfinite(sum(p.sum().item() for p in again.parameters()))

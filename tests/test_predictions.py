@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
 
 import persistlib
+from command_line import invoke
 from persistlib import preparing
-from persistlib.cli.main import cli
 from persistlib.errors import PersistlibError
 from persistlib.runtime import torch_predictions
 from persistlib.runtime.predictions import Labels, Numbers, Prediction, heads_for, told
@@ -31,10 +30,6 @@ RECORD: dict[str, Any] = {
 }
 ROWS = np.random.default_rng(5).normal([3, -50, 0.25], [2, 20, 0.125], (40, 3))
 HEADS: Any = {"kind": "classification", "size": "regression"}
-
-
-def invoke(*words: object) -> Result:
-    return CliRunner().invoke(cli, [*map(str, words)])
 
 
 def trained(path: Path, task: Any, targets: Any, builder: str, **arguments: Any) -> Path:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
 from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 from onnx import TensorProto, helper
 
+from command_line import invoke, told
 from graph_assembly import model, of, value
-from persistlib.cli.main import cli
 from persistlib.errors import Code
 from persistlib.runtime.array_files import read_arrays, read_file, write_arrays
 from refusing import refused
@@ -23,16 +21,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 X = np.arange(10, dtype=np.float32).reshape(5, 2)
-
-
-def invoke(*words: object) -> Result:
-    return CliRunner().invoke(cli, [str(word) for word in words])
-
-
-def told(*words: object) -> tuple[dict[str, Any], int]:
-    result = invoke(*words, "--json")
-    envelope: dict[str, Any] = json.loads(result.stdout)
-    return envelope, result.exit_code
 
 
 @pytest.fixture

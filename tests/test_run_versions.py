@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import persistlib
+from leaving import LeftError, leave_after
 from persistlib.errors import UsageError
 from persistlib.training import plots
 from persistlib.training.events import EpochDone
@@ -58,10 +59,6 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
 
 
-class LeftError(Exception):
-    """The process is gone; the same one plays the next."""
-
-
 def test_every_epoch_is_kept_for_what_changed_and_nothing_else_changes(tmp_path: Path) -> None:
     seen: list[dict[str, torch.Tensor]] = []
     model = net()
@@ -89,12 +86,8 @@ def test_every_epoch_is_kept_for_what_changed_and_nothing_else_changes(tmp_path:
 def test_a_run_that_was_broken_off_goes_on_to_the_same_versions(tmp_path: Path) -> None:
     finetune(tmp_path / "whole")
 
-    def leave(event: Event) -> None:
-        if isinstance(event, EpochDone) and event.epoch == 2:
-            raise LeftError
-
     with pytest.raises(LeftError):
-        finetune(tmp_path / "run", progress=leave)
+        finetune(tmp_path / "run", progress=leave_after(1, EpochDone))
     # As if the process had gone between a version and its checkpoint.
     newest = max((tmp_path / "run" / "checkpoints").glob("0*"))
     newest.rename(tmp_path / "lost")

@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from click.testing import CliRunner, Result
 
 import persistlib
+from command_line import invoke, told
 from older_schemas import STEPS, make_older, sealed
-from persistlib.cli.main import cli
 from persistlib.errors import (
     CompatibilityError,
     ManifestError,
@@ -48,16 +47,6 @@ def raw(bundle: Path) -> dict[str, Any]:
 
 def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def invoke(*words: object) -> Result:
-    return CliRunner().invoke(cli, [str(word) for word in words])
-
-
-def told(*words: object) -> tuple[dict[str, Any], int]:
-    result = invoke(*words, "--json")
-    envelope: dict[str, Any] = json.loads(result.stdout)
-    return envelope, result.exit_code
 
 
 # -- setting it --------------------------------------------------------------------------------

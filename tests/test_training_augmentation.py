@@ -10,19 +10,18 @@ import torch
 from torch.utils.data import Dataset
 
 import persistlib
+from leaving import LeftError, leave_after
 from persistlib.errors import PersistlibError, PersistlibWarning
 from persistlib.preprocessing import apply, parse
 from persistlib.training import plots
 from persistlib.training.array_images import image_data
 from persistlib.training.augmentation import KINDS, Variation, in_words, steps_of
 from persistlib.training.data import PreparedImages
-from persistlib.training.events import BatchDone
 from persistlib.training.settings import Settings
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from persistlib.training.events import Event
     from persistlib.training.labelled import ImageData
 
 pytest.importorskip("torchvision")
@@ -168,27 +167,15 @@ def test_features_are_not_kept_of_what_changes() -> None:
     assert cached == ["5", None]
 
 
-class LeftError(Exception):
-    """The process is gone; the same one plays the next."""
-
-
 @pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("batches", [1, 4])
 def test_a_run_that_ended_in_the_midst_goes_on_to_the_same_bits(
     tmp_path: Path, workers: int, batches: int
 ) -> None:
-    left = batches
-
-    def leave(event: Event) -> None:
-        nonlocal left
-        left -= isinstance(event, BatchDone)
-        if left < 0:
-            raise LeftError
-
     how: dict[str, Any] = {"checkpoint_every": 1, "workers": workers}
     with pytest.raises(LeftError):
-        trained(tmp_path / "run", progress=leave, **how)
+        trained(tmp_path / "run", progress=leave_after(batches), **how)
     result = trained(tmp_path / "run", resume=True, **how)
     assert result.resumed
     assert same(result, trained())

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 from PIL import Image
 
+from command_line import invoke
 from dataset_files import (
     BATCHES,
     CLASSES,
@@ -28,7 +28,6 @@ from dataset_files import (
     write_mnist,
 )
 from persistlib import preprocessing
-from persistlib.cli.main import cli
 from persistlib.errors import PersistlibError, PersistlibWarning
 from persistlib.training.array_images import image_data
 from persistlib.training.data_sources import SOURCES, open_data
@@ -39,9 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-
-def invoke(*words: object) -> Result:
-    return CliRunner().invoke(cli, [str(word) for word in words])
+    from click.testing import Result
 
 
 def told(result: Result) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import persistlib
+from leaving import LeftError, leave_after
 from persistlib.canonical import parse
 from persistlib.errors import Code, PersistlibError, PersistlibWarning
 from persistlib.training import checkpoints, plots
@@ -58,22 +59,6 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("curves", "confusion"):
         monkeypatch.setattr(plots, name, lambda *_: None)
     monkeypatch.setattr("persistlib.training.watching.Watch._events", lambda *_: None)
-
-
-class LeftError(Exception):
-    """The process is gone; the same one plays the next."""
-
-
-def leave_after(batches: int) -> Callable[[Event], None]:
-    left = batches
-
-    def leave(event: Event) -> None:
-        nonlocal left
-        left -= isinstance(event, BatchDone)
-        if left < 0:
-            raise LeftError
-
-    return leave
 
 
 def broken(run: Path, batches: int, **how: Any) -> None:

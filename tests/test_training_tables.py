@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
 
 import persistlib
+from command_line import invoke
 from persistlib import table_rows
-from persistlib.cli.main import cli
 from persistlib.errors import PersistlibError
 from persistlib.training.beginnings import Saved
 from persistlib.training.data_sources import open_data, survey_data
@@ -32,10 +31,6 @@ if TYPE_CHECKING:
 SETTINGS = Settings(epochs=25, lr=0.02, batch_size=16, label_smoothing=0.0)
 QUICK: dict[str, Any] = {"calls": 0}
 MLP = "torchvision.ops:MLP"
-
-
-def invoke(*words: object) -> Result:
-    return CliRunner().invoke(cli, [str(word) for word in words])
 
 
 def read(path: Path, **asked: Any) -> TableData:

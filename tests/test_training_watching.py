@@ -18,11 +18,12 @@ from PIL import Image
 from torch import nn
 
 import persistlib
+from command_line import told
+from leaving import LeftError, leave_after
 from persistlib.errors import PersistlibWarning
 from persistlib.training import plots, watching
 from persistlib.training.run_folder import command
-from test_cli_verbs import told
-from test_training_resume import LeftError, arrays, leave_after
+from test_training_resume import arrays
 from training_trial import SETTINGS, finetune, net
 
 if TYPE_CHECKING:

@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
 import persistlib
 import runtime_models
-from persistlib.cli.main import cli
+from command_line import invoke
 from persistlib.compat import judging, verdicts
 from persistlib.compat.coverage import silent
 from persistlib.compat.describing import parse_target
@@ -50,10 +49,6 @@ if TYPE_CHECKING:
 MODELS = runtime_models.models()
 ALL_STORIES = {**STORIES, **FAULTS}
 NEW_GRAPH = MODELS["gelu-opset-20"].SerializeToString()  # 1.17.0 is the first that takes it
-
-
-def invoke(*words: object) -> Result:
-    return CliRunner().invoke(cli, [str(word) for word in words])
 
 
 @pytest.fixture(scope="module")

@@ -103,6 +103,52 @@ def test_an_output_without_a_row_for_each_sample_is_refused() -> None:
     assert fault.location == "y"
 
 
+def test_a_graph_that_tells_no_shapes_takes_what_its_operators_take() -> None:
+    node = helper.make_node("Add", ["x", "w"], ["y"])
+    unsaid = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in "xy"]
+    session = graph([node], unsaid[:1], unsaid[1:])
+    x = np.arange(14, dtype=np.float32).reshape(7, 2)
+    assert np.array_equal(session.run(x)["y"], x + 1)
+    assert np.array_equal(session.run(x[0])["y"], x[0] + 1)
+    half = graph([node], [value("x", shape=("n", 2))], unsaid[1:])
+    assert np.array_equal(half.run_batched(x, batch_size=3)["y"], x + 1)
+    mean = helper.make_node("ReduceMean", ["x"], ["y"], axes=[0], keepdims=0)
+    whole = graph([mean], [value("x", shape=("n", 2))], unsaid[1:])
+    refused(Code.SESSION_INPUT, lambda: whole.run_batched(x, batch_size=3))
+
+
+def test_an_array_of_another_byte_order_is_the_same_array() -> None:
+    x = np.arange(6, dtype=np.float32).reshape(3, 2)
+    assert np.array_equal(FREE.run(x.astype(">f4"))["y"], x + 1)
+    assert np.array_equal(FREE.run_batched(x.astype(">f4"), batch_size=2)["y"], x + 1)
+
+
+def test_what_is_masked_has_no_value_and_is_not_taken_for_one() -> None:
+    x = np.ma.masked_array(np.ones((2, 2), np.float32), [[False, True], [False, False]])
+    fault = refused(Code.SESSION_INPUT, lambda: FREE.run(x))
+    assert fault.reason == "a masked array, of which some entries have no value"
+    assert FREE.run(x.filled(0))["y"].tolist() == [[2, 1], [2, 2]]
+    assert FREE.run(np.ma.masked_array(x.data))["y"].tolist() == [[2, 2], [2, 2]]
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (helper.make_tensor_type_proto(TensorProto.STRING, ["n"]), "string goes in or out"),
+        (
+            helper.make_sequence_type_proto(helper.make_tensor_type_proto(TensorProto.FLOAT, [])),
+            "sequence goes in or out",
+        ),
+    ],
+)
+def test_what_is_no_tensor_of_numbers_is_called_by_its_kind(kind: Any, words: str) -> None:
+    node = helper.make_node("Identity", ["x"], ["y"])
+    values = [helper.make_value_info(name, kind) for name in "xy"]
+    fault = refused(Code.GRAPH_INVALID, lambda: graph([node], values[:1], values[1:]))
+    assert words in fault.reason
+    assert "zipmap=False" in fault.remedy
+
+
 def test_a_graph_without_an_axis_has_no_samples() -> None:
     node = helper.make_node("Neg", ["x"], ["y"])
     session = graph([node], [value("x", shape=())], [value("y", shape=())])

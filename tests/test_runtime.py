@@ -61,7 +61,6 @@ def test_an_array_need_not_be_dense(opened: Session) -> None:
         ({}, "x", "missing"),
         ([ROW, ROW], "inputs", "2 given"),
         (ROW.astype(np.float64), "x", "given float64"),
-        (ROW.astype(">f4"), "x", "expected dtype float32"),
         (ROW[0], "x", r"expected shape (n, 2), given (2,)"),
         (np.zeros((1, 3), np.float32), "x", "given (1, 3)"),
         ("text", "x", "float32"),
@@ -181,7 +180,9 @@ def test_an_unknown_provider_is_told_apart_from_an_absent_one() -> None:
         assert "onnxruntime-gpu" in fault.remedy
 
 
-@pytest.mark.parametrize("wish", [{"providers": []}, {"providers": ["cpu", "CPU"]}, {"threads": 0}])
+@pytest.mark.parametrize(
+    "wish", [{"providers": []}, {"providers": ["cpu", "CPU"]}, {"threads": 0}, {"threads": 10**9}]
+)
 def test_a_wish_that_means_nothing_is_refused(wish: dict[str, Any]) -> None:
     refused(Code.USAGE, lambda: open_session(of(model()), **wish))
 

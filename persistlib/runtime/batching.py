@@ -123,7 +123,8 @@ def cut(
     """
     fed = rows if isinstance(pieces.axis, str) else pieces.size
     for spec in specs:
-        axis = spec.shape[0] if spec.shape else 0
+        # A graph may tell nothing of a shape, and that looks as if it had no axes.
+        axis = spec.shape[0] if spec.shape else pieces.axis
         given = outputs[spec.name].shape
         if given[:1] != (fed,) or (isinstance(axis, int) and axis != pieces.axis):
             reason = f"shape {given} for {fed} samples: it has no row for each"

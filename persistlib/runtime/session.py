@@ -105,7 +105,7 @@ class Session:
         if tensors not in ("numpy", "torch"):
             reason = "is no kind of tensor"
             raise error(Code.USAGE, f"tensors={tensors!r}", reason, 'use "numpy" or "torch"')
-        given = conform(inputs, self.inputs)
+        given = conform(inputs, self.inputs, self.facts.shapeless)
         device = next((a.device for a in given.values() if torch_tensors.is_on_device(a)), None)
         if device is not None and device.type not in self.providers:
             given = {name: _on_host(array) for name, array in given.items()}

@@ -18,6 +18,7 @@ _FATAL = 4  # ONNX Runtime's highest log level; what fails is raised as well
 _CONFIG = "ORT_LOAD_CONFIG_FROM_MODEL"
 # What folding constants may add at once while a session opens: a constant of a few bytes can say
 # that it is as large as the machine. A weight that is only turned round is smaller.
+_THREADS = 1 << 12  # more than a machine has; the runtime reserves memory for each
 _FOLDED_BYTES = 1 << 30
 
 
@@ -67,6 +68,9 @@ def session_options(
     if threads is not None:
         if type(threads) is not int or threads < 1:
             raise error(Code.USAGE, "threads", f"{threads!r} is no count", "give 1 or more")
+        if threads > _THREADS:
+            remedy = "give as many as the machine has cores"
+            raise error(Code.USAGE, "threads", f"{threads} is more than {_THREADS}", remedy)
         options.intra_op_num_threads = threads
     if graph is not None and graph.values:
         options.add_external_initializers(list(graph.values), list(graph.values.values()))

@@ -34,6 +34,7 @@ _FOREIGN = frozenset({"EPContext", "PyOp"})
 # It sets session options from the file when an environment variable says so.
 _FORBIDDEN_METADATA = frozenset({SESSION_OPTIONS})
 _REMEDY = "do not use this file; export the model again"
+_NUMBERS = "export it with numbers for names, and without ZipMap (skl2onnx: options zipmap=False)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,8 @@ class GraphFacts:
         outputs: likewise.
         external: the names of external data files, sorted.
         has_loops: whether values alone say how often a part of it is computed.
+        shapeless: names of inputs and outputs of which not even the rank is said; each stands among
+            the others with no axes.
     """
 
     ir_version: int
@@ -55,6 +58,7 @@ class GraphFacts:
     outputs: tuple[TensorSpec, ...]
     external: tuple[str, ...]
     has_loops: bool = False
+    shapeless: frozenset[str] = frozenset()
 
 
 def check_graph(
@@ -89,6 +93,11 @@ def check_graph(
         outputs=_specs(proto.graph.output, location),
         external=tuple(sorted(check.external)),
         has_loops=check.has_loops,
+        shapeless=frozenset(
+            value.name
+            for value in (*proto.graph.input, *proto.graph.output)
+            if not value.type.tensor_type.HasField("shape")
+        ),
     )
 
 
@@ -252,8 +261,10 @@ def _spec(value: onnx.ValueInfoProto, location: object) -> TensorSpec:
     dtype = by_name("onnx", dtype_name(kind.elem_type))
     if not value.type.HasField("tensor_type") or dtype is None:
         where = f"{location}: {value.name}"
-        reason = "no tensor of a dtype that persistlib knows"
-        raise error(Code.GRAPH_INVALID, where, reason, _REMEDY)
+        held = value.type.WhichOneof("value") or "nothing"
+        told = dtype_name(kind.elem_type) if held == "tensor_type" else held.removesuffix("_type")
+        reason = f"{told.lower()} goes in or out there; persistlib runs tensors of numbers alone"
+        raise error(Code.GRAPH_INVALID, where, reason, _NUMBERS)
     return TensorSpec(name=value.name, dtype=dtype.name, shape=tuple(_extents(value)))
 
 

@@ -1,14 +1,14 @@
 """Arrays in and out of ONNX Runtime, checked against what the graph says of them.
 
-Law: what passes `conform` has the input's name, dtype and rank, its fixed extents, and one extent
-for each free one that two inputs share.
+Law: what passes `conform` has the input's name and dtype and, where the graph tells its rank, that
+and its fixed extents, and one extent for each free one that two inputs share.
 """
 
 from __future__ import annotations
 
 import ctypes
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,12 +26,15 @@ if TYPE_CHECKING:
 _BITS = {8: np.uint8, 16: np.uint16}
 
 
-def conform(inputs: object, specs: Sequence[TensorSpec]) -> dict[str, Any]:
+def conform(
+    inputs: object, specs: Sequence[TensorSpec], shapeless: Collection[str] = ()
+) -> dict[str, Any]:
     """Return the inputs by name, as dense arrays; tensors on a device stay tensors.
 
     Args:
         inputs: arrays or tensors by name; or in order, in a list or tuple; or the only one.
         specs: what the graph takes.
+        shapeless: those that it takes in any shape.
 
     Raises:
         SessionError: a name is missing or unknown, or a dtype or shape is wrong.
@@ -41,7 +44,8 @@ def conform(inputs: object, specs: Sequence[TensorSpec]) -> dict[str, Any]:
     arrays: dict[str, Any] = {}
     for spec in specs:
         array = _array(named[spec.name], spec)
-        if fault := _shape_fault(tuple(array.shape), spec, extents):
+        is_any = spec.name in shapeless
+        if not is_any and (fault := _shape_fault(tuple(array.shape), spec, extents)):
             raise _refusal(spec, fault, f"give shape {_shown(spec.shape)}")
         if torch_tensors.is_tensor(array):
             arrays[spec.name] = array.detach().contiguous()
@@ -111,6 +115,11 @@ def _array(value: object, spec: TensorSpec) -> Any:
     except Exception as fault:  # any class may define what becomes of it as an array
         reason = f"a {type(value).__name__}, which is no array: {fault}"
         raise _refusal(spec, reason, "give a numpy array") from fault
+    if np.ma.is_masked(value):
+        reason = "a masked array, of which some entries have no value"
+        raise _refusal(spec, reason, "give .filled(VALUE)")
+    if array.dtype.newbyteorder("=") == expected:  # big-endian too, as some files have them
+        return array.astype(expected, copy=False)
     if array.dtype != expected:
         reason = f"expected dtype {expected.name}, given {array.dtype.name}"
         raise _refusal(spec, reason, f"convert it with {_cast(value, spec)}")

@@ -1,12 +1,14 @@
 """Where a model may be cut in two: a part that ends it, and what goes into that part.
 
 A part ends a model when it is entered once, with one tensor that has a row a sample and came about
-without a random number, and when what it returns is what the model returns. None of this is
-assumed: it is tried on a batch.
+without a random number, and when what it returns is what the model returns. What goes into it may
+be kept when no row of it depends on the other samples of the batch: every epoch has other
+batches. None of this is assumed: it is tried on a batch.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -60,7 +62,7 @@ def _rest_is_still(model: torch.nn.Module, prefix: str) -> bool:
 def trained_entry(model: torch.nn.Module, path: str, batch: Batch) -> torch.Tensor | None:
     """Return what goes into a part, or None where training it is not training the model.
 
-    It is where the part ends the model, and is given the same in both modes.
+    It is where the part ends the model, and is given the same in both modes and in any company.
     """
     part = model.get_submodule(path)
     model.eval()
@@ -82,8 +84,35 @@ def trained_entry(model: torch.nn.Module, path: str, batch: Batch) -> torch.Tens
         and moved.features.equal(entry.features)
         and moved.random.equal(before)
         and len(entry.features) == nests.count(batch.targets)
+        and _is_of_each(model, part, batch, entry.features)
     )
     return entry.features if holds else None
+
+
+def _is_of_each(
+    model: torch.nn.Module, part: torch.nn.Module, batch: Batch, features: torch.Tensor
+) -> bool:
+    """Return whether each row that goes into a part is of its own sample alone.
+
+    It is not where statistics of the batch take part, as in a BatchNorm without running ones. Each
+    half is run again, in its place, while copies of it stand where the other half was: kernels take
+    rows of one place and one shape alike, bit for bit.
+    """
+    count = len(features)
+    places = torch.arange(count, device=features.device)
+    for kept in filter(len, (places[: count // 2], places[count // 2 :])):
+        company = kept[places % len(kept)]
+        company[kept] = kept
+        among = nests.each(partial(_taken, company, count), batch.inputs)
+        entries, _ = watched(model, part, among)
+        if len(entries) != 1 or not entries[0].features[kept].equal(features[kept]):
+            return False
+    return True
+
+
+def _taken(rows: torch.Tensor, count: int, item: torch.Tensor) -> torch.Tensor:
+    """Return the rows of what has one a sample; anything else as it is."""
+    return item[rows] if item.ndim and len(item) == count else item
 
 
 @torch.no_grad()

@@ -14,10 +14,11 @@ import threading
 import warnings
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, TensorDataset
 
 import persistlib
 from leaving import LeftError, leave_after
@@ -120,6 +121,57 @@ def shuffled() -> dict[str, Any]:
     return {"train": DataLoader(Augmented(40, 0), batch_size=6, shuffle=True)}
 
 
+def sampled() -> dict[str, Any]:
+    """Batches whose generators lie deeper, one of each kind."""
+    data = TensorDataset(*fixed(40))
+    order = RandomSampler(data, generator=torch.Generator().manual_seed(5))
+    return {
+        "train": DataLoader(data, batch_sampler=BatchSampler(order, 6, drop_last=False)),
+        "valid": Drawn(15, [random.Random(5)]),
+    }
+
+
+class Drawn:
+    """Batches of an object of one's own, in an order that its own generator draws."""
+
+    def __init__(self, count: int, generators: list[Any]) -> None:
+        self.inputs, self.targets = fixed(count)
+        self.generators = generators
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        order = [*range(len(self.targets))]
+        for generator in self.generators:
+            generator.shuffle(order)
+        for begin in range(0, len(order), 6):
+            part = order[begin : begin + 6]
+            yield self.inputs[part], self.targets[part]
+
+
+def drawn() -> dict[str, Any]:
+    numpys = [np.random.default_rng(5), np.random.RandomState(5)]
+    numpys.append(np.random.Generator(np.random.MT19937(5)))
+    return {"train": Drawn(40, numpys), "valid": fixed(15)}
+
+
+class Noisy(Dataset[Any]):
+    """Samples with a generator of their own, which goes on from epoch to epoch."""
+
+    def __init__(self) -> None:
+        self.inputs, self.targets = fixed(40)
+        self.generator = torch.Generator().manual_seed(5)
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, index: int) -> Any:
+        noise = torch.randn(self.inputs[index].shape, generator=self.generator)
+        return self.inputs[index] + noise, self.targets[index]
+
+
+def noisy() -> dict[str, Any]:
+    return {"train": Noisy()}
+
+
 def fixed(count: int) -> tuple[torch.Tensor, torch.Tensor]:
     data = Augmented(count, 0)
     return data.inputs + torch.tensor(data.labels).view(-1, 1, 1, 1), torch.tensor(data.labels)
@@ -143,6 +195,9 @@ VARIANTS: dict[str, tuple[dict[str, Any], Callable[[], dict[str, Any]]]] = {
     "last": ({"keep": "last", "class_weights": "balanced"}, nothing_special),
     "own": ({}, loaders),
     "shuffled": ({}, shuffled),
+    "sampled": ({"schedule": "constant"}, sampled),
+    "drawn": ({}, drawn),
+    "noisy": ({}, noisy),
     "workers": ({"workers": 2}, nothing_special),
 }
 
@@ -162,6 +217,67 @@ def test_every_way_to_train_goes_on_to_the_same_bits(tmp_path: Path, name: str) 
     assert isinstance(told[0], WentOn)
     assert (told[0].epoch, told[0].batch) > (0, 3)
     assert digest(result) == digest(uninterrupted)
+
+
+@pytest.mark.parametrize("name", ["own", "shuffled", "sampled", "drawn", "noisy"])
+def test_generators_of_ones_own_go_on_from_the_end_of_an_epoch(tmp_path: Path, name: str) -> None:
+    how, data = VARIANTS[name]
+    uninterrupted = finetune(None, data=data(), **how)
+    broken(tmp_path / "run", 7, data=data(), **how)
+    told = list[Any]()
+    result = finetune(tmp_path / "run", data=data(), resume=True, progress=told.append, **how)
+    assert (told[0].epoch, told[0].batch) == (1, 0)
+    assert digest(result) == digest(uninterrupted)
+
+
+class Remembering(nn.Module):
+    """What it computes depends on what it keeps in plain attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.head = nn.Linear(36, 8), nn.Linear(8, 3)
+        self.queue = torch.zeros(8)
+        self.last: torch.Tensor | None = None
+        self.counts = {"calls": 0, "held": [1.0]}
+        self.is_cold = True
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        rows = torch.tanh(self.layer(images.flatten(1)))
+        if self.training:
+            self.queue = 0.9 * self.queue + 0.1 * rows.detach().mean(0)
+            self.last = rows.detach()[0]
+            self.counts["calls"] += 1  # type: ignore[operator]
+            self.counts["held"] = [0.95 * self.counts["held"][0]]  # type: ignore[index]
+            self.is_cold = not self.is_cold
+        last = 0.0 if self.last is None else self.last
+        scale = self.counts["held"][0] + 0.1 * self.is_cold  # type: ignore[index]
+        scores: torch.Tensor = self.head(rows - self.queue + 0.1 * last) * scale
+        return scores
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize("lr", [3.0, 0.01])  # the best epoch is the last one, or is not
+@pytest.mark.parametrize("batches", [7, 10])
+def test_what_a_module_keeps_in_plain_attributes_goes_on(
+    tmp_path: Path, lr: float, batches: int
+) -> None:
+    how: dict[str, Any] = {"data": arrays(), "lr": lr, "epochs": 3}
+    uninterrupted = finetune(None, model=Remembering(), **how)
+    broken(tmp_path / "run", batches, model=Remembering(), **how)
+    result = finetune(tmp_path / "run", resume=True, model=Remembering(), **how)
+    assert digest(result) == digest(uninterrupted)
+    found, known = result.model, uninterrupted.model
+    assert isinstance(found, Remembering)
+    assert isinstance(known, Remembering)
+    assert found.queue.equal(known.queue)
+    assert found.last is not None
+    assert known.last is not None
+    assert found.last.equal(known.last)
+    assert (found.counts, found.is_cold) == (known.counts, known.is_cold)
+    kept = uninterrupted.training.strategy["kept_epoch"]
+    assert known.counts["calls"] == 7 * int(str(kept))
+    assert (lr == 3.0) == (kept == 3)
 
 
 def two_parts() -> nn.Sequential:
@@ -282,14 +398,14 @@ def test_a_signal_ends_the_computing_of_features_too(tmp_path: Path) -> None:
     def interrupt(*_: Any) -> None:
         nonlocal calls
         calls += 1
-        if calls == 6:
+        if calls == 8:
             os.kill(os.getpid(), signal.SIGINT)
 
     hook = front.register_forward_hook(interrupt)
     how: dict[str, Any] = {"freeze": ["*", "!1"], "data": arrays()}
     with pytest.raises(KeyboardInterrupt):
         finetune(tmp_path / "run", model=model, **how)
-    assert calls == 6
+    assert calls == 8
     hook.remove()
     again = finetune(tmp_path / "run", model=two_parts(), resume=True, **how)
     assert again.resumed is None

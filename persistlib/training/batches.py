@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from persistlib.errors import Code, PersistlibError, error
 from persistlib.processes import ALONE
-from persistlib.training import nests, randomness
+from persistlib.training import generators, nests, randomness
 from persistlib.training.batch import Batch
 from persistlib.training.drawn import Drawn, worker_end
 from persistlib.training.own_dtypes import cast_inputs, cast_targets
@@ -95,13 +95,9 @@ class Batches:
         self._is_ready = self._pair is not None and self._stays(self._pair)
 
     @property
-    def generators(self) -> tuple[torch.Generator, ...]:
-        """The generators of their own that the caller's batches are drawn with."""
-        loader = self._samples if self.size is None else None
-        places = (loader, getattr(loader, "sampler", None))
-        found = (getattr(place, "generator", None) for place in places)
-        own = {id(item): item for item in found if isinstance(item, torch.Generator)}
-        return tuple(own.values())
+    def generators(self) -> list[generators.Own]:
+        """The generators of their own that the caller's samples are drawn with."""
+        return [] if self._pair is not None else generators.found_in(self._samples)
 
     def in_order(self) -> Iterator[Batch]:
         """Yield the batches once, in the order of the samples, each the same every time."""
@@ -153,7 +149,8 @@ class Batches:
             return known
         if self.size is None:
             return ""
-        return digest_of(Drawn(self._samples, self.seed, 0), self.size)
+        with generators.untouched(self.generators):
+            return digest_of(Drawn(self._samples, self.seed, 0), self.size)
 
     def identity(self) -> str | None:
         """Return what tells the samples from all others; None where nothing surely does."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from persistlib.processes import ALONE
+from persistlib.training.remembered import Memory
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -65,11 +66,12 @@ class Job:
 
 
 class Kept(NamedTuple):
-    """The weights of an epoch, and how they did."""
+    """The weights of an epoch, what the model remembered, and how they did."""
 
     epoch: int
     metrics: dict[str, float]
     tensors: Mapping[str, torch.Tensor]
+    memory: Memory = Memory({}, {})
 
 
 def valid_metrics(row: Mapping[str, float]) -> dict[str, float]:

@@ -17,9 +17,10 @@ import torch
 from persistlib.architecture.module_state import dtype_of, tensor_bytes
 from persistlib.digests import digest
 from persistlib.errors import Code, PersistlibError, Severity, error, error_of, finding, tell
-from persistlib.training import optimizers, plain, randomness
+from persistlib.training import generators, optimizers, plain, randomness, remembered
 from persistlib.training.checkpoints import Snapshot
 from persistlib.training.job import Kept
+from persistlib.training.remembered import Memory
 from persistlib.training.settings import LAST
 from persistlib.training.tallies import Tally
 from persistlib.wording import with_rest
@@ -146,11 +147,14 @@ def _restore(trainer: Trainer, snapshot: Snapshot, best: Snapshot | None) -> lis
     taken = _take_over(trainer, tensors)
     changes += _tensor_changes(trainer, tensors, taken, facts["frozen"])
     changes += _put_optimizer(trainer, snapshot, taken)
-    _put_random(trainer, snapshot)
+    changes += _put_memory(trainer, snapshot)
+    changes += _put_random(trainer, snapshot)
     trainer.history = [dict(row) for row in facts["history"]]
     trainer.done, trainer.steps = int(facts["epoch"]), int(facts["steps"])
     changes += _put_place(trainer, snapshot)
     changes += _put_best(trainer, facts["best"], best)
+    # What has changed once is kept from here on, though it may become again what it is now.
+    trainer.began = trainer.began.without(_memory(snapshot).numbers)
     # Of the phase that was at work; another one looks anew at what need be run.
     phase, done = trainer.job.strategy.phase, trainer.done
     is_same_phase = phase(done + 1 if facts["batch"] else max(done, 1)) == phase(done + 1)
@@ -297,12 +301,27 @@ def _put_optimizer(trainer: Trainer, snapshot: Snapshot, taken: set[str]) -> Ite
 _RATES = ("lr", "weight_decay", "schedule", "schedule_options", "epochs")
 
 
-def _put_random(trainer: Trainer, snapshot: Snapshot) -> None:
+def _memory(snapshot: Snapshot) -> Memory:
+    return Memory(snapshot.below("memory"), snapshot.facts.get("memory", {}))
+
+
+def _put_memory(trainer: Trainer, snapshot: Snapshot) -> Iterator[Finding]:
+    """Let the model remember what it did outside its weights."""
+    if left := remembered.put(trainer.job.model, _memory(snapshot)):
+        yield _said(_names(left), "was remembered, and the model has no such place: left out")
+
+
+def _put_random(trainer: Trainer, snapshot: Snapshot) -> Iterator[Finding]:
     """Put the random generators where they were; an accelerator that was none keeps its own."""
     state = randomness.RandomState(snapshot.below("random"), snapshot.facts["random"])
     device = trainer.job.device
     host = torch.device("cpu")
     randomness.restore(state, device if "device" in state.tensors else host)
+    known = snapshot.below("own")
+    for some in (trainer.job.train, trainer.job.valid):
+        if some is not None and not generators.put_all(some.name, some.generators, known):
+            reason = "are drawn with other generators than before, which begin anew"
+            yield _said(f"{some.name} samples", reason)
 
 
 def _put_place(trainer: Trainer, snapshot: Snapshot) -> Iterator[Finding]:
@@ -336,7 +355,8 @@ def _put_best(
         return
     # What trains only now had then the values that it has still.
     tensors = {name: item.clone() for name, item in moving.items()} | stored
-    trainer.best = Kept(int(facts["epoch"]), dict(facts["metrics"]), tensors)
+    memory = _memory(best).over(trainer.began)
+    trainer.best = Kept(int(facts["epoch"]), dict(facts["metrics"]), tensors, memory)
 
 
 def _said(location: str, reason: str) -> Finding:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from persistlib.architecture.module_state import dtype_of, tensor_bytes
 from persistlib.digests import digest_all
-from persistlib.training import optimizers, randomness
+from persistlib.training import generators, optimizers, randomness, remembered
 from persistlib.training.checkpoints import Snapshot
 
 if TYPE_CHECKING:
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     import torch
 
+    from persistlib.training.job import Kept
+    from persistlib.training.remembered import Memory
     from persistlib.training.trainer import Trainer
 
 
@@ -23,13 +25,19 @@ def take(trainer: Trainer) -> Snapshot:
     slots, plain_slots = optimizers.take_state(trainer.optimizer, names)
     random = randomness.capture(trainer.job.device)
     kinds = {"model": trainer.moving(), "optimizer": slots, "random": random.tensors}
+    memory = remembered.take(trainer.job.model).since(trainer.began)
+    samples = [some for some in (trainer.job.train, trainer.job.valid) if some is not None]
+    own = [generators.states(some.name, some.generators) for some in samples]
     kinds |= {
+        "memory": memory.tensors,
+        "own": {name: item for states in own for name, item in states.items()},
         "tally": trainer.tally.state(),
         "entry": trainer.entry.tensors if trainer.entry else {},
     }
     facts = {
         "plan": trainer.job.plan,
         "frozen": trainer.frozen_digests,
+        "memory": memory.numbers,
         "epoch": trainer.done,
         "batch": trainer.batch,
         "steps": trainer.steps,
@@ -49,9 +57,17 @@ def take(trainer: Trainer) -> Snapshot:
     return Snapshot(tensors, facts)
 
 
-def weights(tensors: Mapping[str, torch.Tensor], epoch: int) -> Snapshot:
-    """Return the weights of an epoch alone."""
-    return Snapshot({f"model/{name}": item for name, item in tensors.items()}, {"epoch": epoch})
+def weights(kept: Kept, began: Memory) -> Snapshot:
+    """Return the weights of an epoch alone, and what the model remembered.
+
+    Args:
+        kept: the epoch's.
+        began: what it remembered when the run began.
+    """
+    memory = kept.memory.since(began)
+    tensors = {f"model/{name}": item for name, item in kept.tensors.items()}
+    tensors |= {f"memory/{name}": item for name, item in memory.tensors.items()}
+    return Snapshot(tensors, {"epoch": kept.epoch, "memory": memory.numbers})
 
 
 def frozen_digests(

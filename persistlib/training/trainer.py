@@ -13,7 +13,15 @@ import torch
 
 from persistlib.architecture.freezing import Frozen
 from persistlib.errors import Code, PersistlibError, error
-from persistlib.training import freezes, nests, optimizers, randomness, snapshots
+from persistlib.training import (
+    freezes,
+    generators,
+    nests,
+    optimizers,
+    randomness,
+    remembered,
+    snapshots,
+)
 from persistlib.training.events import BatchDone, EpochDone, RunsOnce
 from persistlib.training.features import Stage, stage
 from persistlib.training.finite import is_finite
@@ -62,6 +70,7 @@ class Trainer:
         tally: of the next epoch so far.
         best: the best weights so far, where they are kept.
         entry: the random state in which the caller's own batches of this epoch were begun.
+        began: what the model remembered outside its weights when the run began.
         stage_path: the part that is run in each epoch, where that is known.
         stage: what is trained on what; made by `train`.
         keep_version: called at the end of each epoch, where all are kept, before its checkpoint.
@@ -89,6 +98,7 @@ class Trainer:
         self._progress = progress
         self._asked = asked
         self.frozen = Frozen((), (), ())
+        self.began = remembered.take(job.model)
         self._phase: Phase | None = None
         self._window = 0  # samples whose gradients wait for a step
         self._where = ""
@@ -217,13 +227,12 @@ class Trainer:
         own = samples.generators
         if not self.batch or self.entry is None:
             state = randomness.capture(device)
-            drawn = {f"own{number}": item.get_state() for number, item in enumerate(own)}
-            self.entry = randomness.RandomState({**state.tensors, **drawn}, state.numbers)
+            drawn = {**state.tensors, **generators.states("own", own)}
+            self.entry = randomness.RandomState(drawn, state.numbers)
             return samples.shuffled(epoch)
         now = randomness.capture(device)
         randomness.restore(self.entry, device)
-        for number, generator in enumerate(own):
-            generator.set_state(self.entry.tensors[f"own{number}"])
+        generators.put_all("own", own, self.entry.tensors)
         return samples.shuffled(epoch, self.batch, lambda: randomness.restore(now, device))
 
     def _train_batch(self, epoch: int, number: int, batch: Batch) -> None:
@@ -313,9 +322,9 @@ class Trainer:
         is_kept = bool(scores) and self.job.settings.keep != LAST
         if is_kept and (self.best is None or rank(scores) > rank(self.best.metrics)):
             tensors = {name: item.clone() for name, item in self.moving().items()}
-            self.best = Kept(self.done, scores, tensors)
+            self.best = Kept(self.done, scores, tensors, remembered.take(self.job.model))
             if self._folder:
-                self._folder.write_best(self.done, snapshots.weights(tensors, self.done))
+                self._folder.write_best(self.done, snapshots.weights(self.best, self.began))
         if self.job.settings.keep == ALL:
             self.keep_version(Kept(self.done, scores, {}))
         if self._keeps:
@@ -357,4 +366,5 @@ class Trainer:
         moving = self.moving()
         for name, value in self.best.tensors.items():
             moving[name].copy_(value)
+        remembered.put(self.job.model, self.best.memory)
         return self.best

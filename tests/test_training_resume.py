@@ -280,6 +280,15 @@ def test_what_a_module_keeps_in_plain_attributes_goes_on(
     assert (lr == 3.0) == (kept == 3)
 
 
+@pytest.mark.usefixtures("no_pictures")
+def test_what_has_no_place_in_the_model_any_more_is_said(tmp_path: Path) -> None:
+    model = Remembering()
+    model.spare = torch.zeros(2)
+    broken(tmp_path / "run", 7, model=model, data=arrays())
+    _, told = changed(tmp_path / "run", model=Remembering(), data=arrays())
+    assert told == ["PL813 spare: was remembered, and the model has no such place: it was left out"]
+
+
 def two_parts() -> nn.Sequential:
     torch.manual_seed(0)
     front = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten())

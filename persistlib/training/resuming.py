@@ -308,7 +308,8 @@ def _memory(snapshot: Snapshot) -> Memory:
 def _put_memory(trainer: Trainer, snapshot: Snapshot) -> Iterator[Finding]:
     """Let the model remember what it did outside its weights."""
     if left := remembered.put(trainer.job.model, _memory(snapshot)):
-        yield _said(_names(left), "was remembered, and the model has no such place: left out")
+        reason = "was remembered, and the model has no such place: it was left out"
+        yield _said(with_rest(left, _SHOWN), reason)
 
 
 def _put_random(trainer: Trainer, snapshot: Snapshot) -> Iterator[Finding]:

@@ -12,6 +12,7 @@ import numpy as np
 from persistlib.dtypes import by_name
 from persistlib.errors import Code, error
 from persistlib.export.comparison import INTEGERS, Observed
+from persistlib.quantization.columns import Columns
 from persistlib.quantization.samples import digest_of
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class Agreement:
     Attributes:
         seen: its errors and its spread.
         dot: sums of products, of centred rows: both, the source's own, the derived one's own.
+        columns: the same of each index of each axis.
         rows: how many rows of scores were compared.
         same: how many have the same best class.
         right: of labelled rows, how many the source gets right, and how many the derived graph.
@@ -41,6 +43,7 @@ class Agreement:
 
     seen: Observed
     dot: NDArray[np.float64] = field(default_factory=lambda: np.zeros(3))
+    columns: Columns = field(default_factory=Columns)
     rows: int = 0
     same: int = 0
     right: tuple[int, int] = (0, 0)
@@ -62,6 +65,7 @@ class Agreement:
         if not self.seen.is_float or expected.shape != given.shape:
             return
         one, other = expected.astype(np.float64), given.astype(np.float64)
+        self.columns.add(one, other)
         if one.ndim:
             one = one - one.mean(-1, keepdims=True)
             other = other - other.mean(-1, keepdims=True)
@@ -109,6 +113,8 @@ def _row(one: Agreement, limit: float | None) -> dict[str, JsonValue]:
         row["tolerance"] = allowed
     if one.seen.is_float:
         row["cosine"] = round(one.cosine, 6)
+        if (scaled := one.columns.cosine) is not None:
+            row["scaled_cosine"] = round(scaled, 6)
     if one.top1 is not None:
         row["top1"] = round(one.top1, 6)
     if one.labelled:

@@ -166,7 +166,8 @@ def told(derived: Derived) -> ToldGraph:
         rows = "1 row" if derived.rows == 1 else f"{derived.rows} rows"
         notes.append(f"a run of {rows} {took}")
     for name, row in sorted(derived.measured.items()):
-        parts = [f"{word} {row[word]:.4g}" for word in ("cosine", "top1") if word in row]
+        words = ("cosine", "scaled_cosine", "top1")
+        parts = [f"{word.replace('_', ' ')} {row[word]:.4g}" for word in words if word in row]
         if "accuracy" in row:
             parts.append("accuracy {:.4g}, was {:.4g}".format(*reversed(row["accuracy"])))
         notes.append(f"{name}: differs by {row['error']:.2g} of its spread; " + ", ".join(parts))

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from persistlib.runtime.session import Session
 
 # Where int8 falls below these it is marked: of the best class in rows of scores whose classes are
-# named, and else of the cosine between centred rows.
+# named, and else of the cosine between centred rows, and between indices scaled to their own size.
 TOP1_FLOOR, COSINE_FLOOR = 0.9, 0.95
 INT8 = "I8"
 _HALVES = (DType.F16, DType.BF16)
@@ -305,7 +305,11 @@ class _Deriving:
         labels = self.source.interface.labels
         if labels is not None and one.top1 is not None:
             return one.top1 - TOP1_FLOOR, f"top-1 agreement {one.top1:.3g}, at least {TOP1_FLOOR}"
-        return one.cosine - COSINE_FLOOR, f"cosine {one.cosine:.3g}, at least {COSINE_FLOOR}"
+        scaled = one.columns.cosine
+        word, cosine = "cosine", one.cosine
+        if scaled is not None and scaled < cosine:
+            word, cosine = "cosine of parts scaled to their own size", scaled
+        return cosine - COSINE_FLOOR, f"{word} {cosine:.3g}, at least {COSINE_FLOOR}"
 
     def _state(self) -> frozenset[str]:
         names = self.notes.state

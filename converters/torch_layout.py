@@ -47,6 +47,14 @@ class View(NamedTuple):
     shape: tuple[int, ...]
     strides: tuple[int, ...]
 
+    def __hash__(self) -> int:
+        """Return a hash that no file can foresee: text has a secret in its own, numbers have none.
+
+        Strides of an axis with one element may be anything, so a file could make all its views
+        collide, and looking them up cost the square of their number.
+        """
+        return hash(repr(tuple(self)))
+
     def entry(self, name: str) -> Entry:
         """Return the tensor that the view shows; of pairs, twice as many elements."""
         shape = (*self.shape[:-1], 2 * self.shape[-1]) if self.dtype.is_packed else self.shape
@@ -227,7 +235,8 @@ def _view(tensor: Tensor, record: Record, where: str) -> View:
     span = 1
     for extent in tensor.shape:
         span *= max(extent, 1)
-    if len(tensor.shape) > _RANK or span * dtype.itemsize >= _EXTENT:
+    is_endless = max((tensor.offset, *tensor.strides)) >= _EXTENT
+    if len(tensor.shape) > _RANK or span * dtype.itemsize >= _EXTENT or is_endless:
         reason = "more dimensions or elements than any memory holds"
         raise error(Code.FORMAT_LIMIT, where, reason, "do not use this file")
     view = View(

@@ -2,7 +2,8 @@
 
 The walk knows the opcodes and the globals that `torch.save` needs for tensors, containers and
 plain values; every other one is refused by name. What it builds are the descriptions of
-`torch_values`, each no larger than the bytes that spelt it, so a small file stays small.
+`torch_values`. A container takes a hundred times the byte that spells an empty one, so there may
+only be as many as a pickle of that length has that somebody means; a small file stays small.
 
 Law: the walk of a pickle takes time and memory proportional to its length, whatever it holds.
 """
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from persistlib.converters.torch_calls import Calls
 
 _MARKS = 256
+_FEW = 1 << 17  # containers, and values kept, that any pickle may have
 _SCRIPT = "__torch__."
 _INERT = Inert()
 _REMEDY = "load it with the code that made it, and save the state_dict alone"
@@ -48,10 +50,12 @@ class Walk(Cursor):
         storages: a view of each storage that was named, by its key.
         calls: what calling each global is described by.
         opcodes: the most that are read.
+        spelling: bytes of the pickle, at least, for each container and each value kept.
     """
 
     calls: ClassVar[Calls] = CALLS
     opcodes: ClassVar[int] = 1 << 22  # about 100,000 tensors
+    spelling: ClassVar[int] = 6
 
     def __init__(
         self, data: memoryview, location: str, *, position: int = 0, folder: str | None = None
@@ -71,7 +75,8 @@ class Walk(Cursor):
         self._stack: list[object] = []
         self._marks: list[list[object]] = []
         self._memo: dict[int, object] = {}
-        self._copied = 0
+        self._copied = self._made = 0
+        self._room = _FEW + len(data) // self.spelling
         self.storages: dict[str, Storage] = {}
 
     def run(self) -> object:
@@ -131,7 +136,7 @@ class Walk(Cursor):
     def push_tuple(self) -> None:
         """Close a tuple."""
         items = tuple(self._items())
-        self._stack.append(items)
+        self._hold(items)
 
     def append(self) -> None:
         """Add one item to a list."""
@@ -161,6 +166,8 @@ class Walk(Cursor):
     def remember(self, index: int) -> None:
         """Keep the top of the stack under `index`."""
         self._memo[index] = self._stack[-1]
+        if len(self._memo) > self._room:
+            self._refuse(Code.FORMAT_LIMIT, f"more than {self._room} values are kept")
 
     def recall(self, index: int) -> None:
         """Push what was kept under `index`."""
@@ -186,7 +193,7 @@ class Walk(Cursor):
         if kind.name == SIZE:
             self._stack.append(self._call(kind.name, (arguments[0],)))
         elif self._makes(kind.name) and not arguments:
-            self._stack.append(Instance(kind.name))
+            self._hold(Instance(kind.name))
         else:
             self._refuse(Code.FORMAT_UNSAFE, f"an object of {kind.name} is never made")
 
@@ -206,7 +213,7 @@ class Walk(Cursor):
         function = self._stack.pop()
         if type(function) is not Global or type(arguments) is not tuple:
             raise TypeError
-        self._stack.append(self._call(function.name, arguments))
+        self._hold(self._call(function.name, arguments))
 
     def persistent(self) -> None:
         """Push the storage that a persistent id names."""
@@ -247,11 +254,19 @@ class Walk(Cursor):
         if len(items) != count:
             raise IndexError
         del self._stack[-count:]
-        self._stack.append(items)
+        self._hold(items)
 
     def wrap(self) -> None:
         """Push a tuple of the last value."""
-        self._stack[-1] = (self._stack[-1],)
+        self._hold((self._stack.pop(),))
+
+    def make_list(self) -> None:
+        """Push an empty list."""
+        self._hold([])
+
+    def make_mapping(self) -> None:
+        """Push an empty dict."""
+        self._hold(Mapping())
 
     def skip(self, size: int) -> None:
         """Push a bytes object, which nobody will ask for."""
@@ -278,6 +293,13 @@ class Walk(Cursor):
         return state if type(state) is Mapping else None
 
     # What they have in common.
+
+    def _hold(self, value: object) -> None:
+        """Push a value that takes memory of its own, of which there are not too many."""
+        self._made += 1
+        if self._made > self._room:
+            self._refuse(Code.FORMAT_LIMIT, f"more than {self._room} containers")
+        self._stack.append(value)
 
     def _items(self) -> list[object]:
         items = self._stack
@@ -365,10 +387,10 @@ _OPCODE_HANDLERS: dict[bytes, Callable[[Walk], None]] = {
     b"\x85": Walk.wrap,
     b"\x86": lambda walk: walk.pack(2),
     b"\x87": lambda walk: walk.pack(3),
-    b"]": lambda walk: walk.push([]),
+    b"]": Walk.make_list,
     b"a": Walk.append,
     b"e": Walk.appends,
-    b"}": lambda walk: walk.push(Mapping()),
+    b"}": Walk.make_mapping,
     b"s": Walk.set_item,
     b"u": Walk.set_items,
     b"\x8f": lambda walk: walk.push(_INERT),

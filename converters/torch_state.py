@@ -36,7 +36,7 @@ _AVERAGED = (
 )
 _OPTIMIZER = "param_groups"
 _DEPTH = 64
-_VISITS = 1 << 19
+VISITS = 1 << 19  # values that are looked at
 _RENAME = "rename the tensor, and save the file again"
 LONE = "tensor"  # the name of a tensor that was saved alone
 
@@ -212,8 +212,8 @@ class _Search:
 
     def _spend(self, visits: int) -> None:
         self._visits += visits
-        if self._visits > _VISITS:
-            raise self._limit(f"more than {_VISITS} values")
+        if self._visits > VISITS:
+            raise self._limit(f"more than {VISITS} values")
 
     def _limit(self, reason: str) -> PersistlibError:
         return error(Code.FORMAT_LIMIT, self._location, reason, "save the state_dict alone")

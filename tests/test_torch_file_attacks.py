@@ -458,3 +458,76 @@ def test_a_boolean_that_is_neither_is_refused(tmp_path: Path) -> None:
     reads(asm.placed(tmp_path, asm.archive({**records, "data/0": b"\0\1\1\0"})))
     fault = refused(asm.placed(tmp_path, asm.archive({**records, "data/0": b"\0\1\2\0"})))
     assert fault.code == Code.FORMAT_VALUE.identifier
+
+
+def colliding(count: int) -> bytes:
+    """Return as many tensors of one element, whose strides all have one hash as numbers."""
+    prime = sys.hash_info.modulus
+    signs = [[sign >> place & 1 for place in range(12)] for sign in range(count)]
+    strides = [tuple(1 + prime * bit for bit in bits) for bits in signs]
+    assert len({hash(stride) for stride in strides}) == 1
+    views = [asm.tensor((1,) * 12, stride) for stride in strides]
+    return asm.dictionary(*(asm.text(f"w{n}") + view for n, view in enumerate(views)))
+
+
+def test_views_whose_numbers_have_one_hash_are_no_more_work_than_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from persistlib.converters.torch_layout import View
+
+    compared = 0
+
+    def equal(one: View, other: object) -> bool:
+        nonlocal compared
+        compared += 1
+        return tuple.__eq__(one, other)
+
+    monkeypatch.setattr(View, "__eq__", equal)
+    path = asm.placed(tmp_path, asm.checkpoint(colliding(1_000)))
+    with pytest.raises(PersistlibError) as caught:  # a thousand views of one storage
+        torch_file.open_file(path)
+    assert caught.value.code == Code.FORMAT_LIMIT.identifier
+    assert compared < 10_000
+
+
+def test_a_stride_that_no_memory_has_is_refused(tmp_path: Path) -> None:
+    body = asm.dictionary(asm.text("w"), asm.tensor((1, 4), (1 << 63, 1)))
+    with pytest.raises(PersistlibError) as caught:
+        torch_file.open_file(asm.placed(tmp_path, asm.checkpoint(body)))
+    assert caught.value.code == Code.FORMAT_LIMIT.identifier
+
+
+@pytest.mark.parametrize(
+    "opcodes",
+    [
+        b"}",
+        b"]",
+        b"(t(t",
+        b"\x94",
+    ],
+    ids=["dicts", "lists", "tuples", "kept values"],
+)
+def test_a_pickle_of_empty_containers_is_refused_before_it_takes_much_memory(
+    tmp_path: Path, opcodes: bytes
+) -> None:
+    import tracemalloc
+
+    count = (1 << 19) // len(opcodes)
+    body = b"N" + opcodes * count
+    path = asm.placed(tmp_path, asm.checkpoint(body))
+    tracemalloc.start()
+    try:
+        with pytest.raises(PersistlibError) as caught:
+            torch_file.open_file(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert caught.value.code == Code.FORMAT_LIMIT.identifier
+    assert peak < 60 * len(body)
+
+
+def test_a_checkpoint_of_many_small_containers_is_read(tmp_path: Path) -> None:
+    pairs = b"(" + b"K\1K\2\x86" * 100_000 + b"t"
+    body = asm.dictionary(asm.text("pairs"), pairs, asm.text("w"), asm.tensor())
+    with torch_file.open_file(asm.placed(tmp_path, asm.checkpoint(body))) as reader:
+        assert [entry.name for entry in reader.entries] == ["w"]

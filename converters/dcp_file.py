@@ -24,7 +24,7 @@ from persistlib.converters import torch_file
 from persistlib.converters.dcp_metadata import AGAIN, LIMIT, Held, Piece, Place, Stored, parse
 from persistlib.converters.dcp_tiling import bands, tiling_fault
 from persistlib.converters.file_bytes import Ahead, FileBytes, Stretch
-from persistlib.converters.torch_state import LONE, State, find
+from persistlib.converters.torch_state import LONE, VISITS, State, find
 from persistlib.converters.torch_values import Inert, Mapping, Storage, Tensor
 from persistlib.dtypes import by_name
 from persistlib.errors import Code, PersistlibError, error, error_of, finding
@@ -128,7 +128,7 @@ def open_file(path: StrPath, *, key: str | None = None) -> DcpReader:
             data = FileBytes(os.open(METADATA, _FLAGS, dir_fd=folder.fd), where)
             held = parse(data[: LIMIT + 1], where)
             data.close()
-            return _reader(folder, held, find(_tree(held), key, location))
+            return _reader(folder, held, find(_tree(held, location), key, location))
     except OSError as fault:
         raise read_fault(fault, path) from fault
 
@@ -154,7 +154,8 @@ def _files(folder: Folder, places: tuple[Place, ...]) -> tuple[dict[str, FileByt
     ahead = Ahead()
     files: dict[str, FileBytes] = {}
     faults: list[Finding] = []
-    for name in sorted({place.file for place in places}):
+    ends = {place.file: place.begin + place.size for place in sorted(places)}
+    for name in sorted(ends):
         where = os.path.join(folder.path, name)
         if flaw := name_fault(name):
             faults.append(finding(Code.FORMAT_UNSAFE, where, f"the name {flaw}", AGAIN))
@@ -163,6 +164,10 @@ def _files(folder: Folder, places: tuple[Place, ...]) -> tuple[dict[str, FileByt
             files[name] = FileBytes(folder.open(name), where, ahead=ahead)
         except PersistlibError as fault:
             faults += fault.findings
+            continue
+        if (end := ends[name]) > (size := files[name].size):
+            reason = f"{size} bytes, where {end} are needed"
+            faults.append(finding(Code.FORMAT_TRUNCATED, where, reason, AGAIN))
     for one, other in pairwise(sorted(places)):
         if one.file == other.file and one.begin + one.size > other.begin:
             where = os.path.join(folder.path, one.file)
@@ -177,16 +182,28 @@ def _faults(files: dict[str, FileBytes], where: str, stored: Stored) -> list[Fin
     if dtype is None:
         reason = f"the dtype {stored.dtype}, which is not read in pieces"
         return [finding(Code.FORMAT_DTYPE, where, reason, "cast it and save again")]
+    places = [piece.place for piece in stored.pieces]
+    if any(place.file not in files for place in places):
+        return []  # which was told of the file
+    # Before they are compared: numbers beyond what files have can be made to collide.
+    if math.prod(stored.shape) > sum(min(one.size, files[one.file].size) for one in places):
+        return [
+            finding(Code.FORMAT_SHAPE, where, "more elements than its pieces have bytes", AGAIN)
+        ]
     if flaw := tiling_fault(stored.shape, [piece.box for piece in stored.pieces]):
         return [finding(Code.FORMAT_SHAPE, where, flaw, AGAIN)]
-    faults: list[Finding] = []
-    for piece in stored.pieces:
-        if piece.place.file in files:
-            try:
-                _opened(files, where, stored, piece)
-            except PersistlibError as fault:
-                faults += fault.findings
-    return faults
+    return [one for piece in stored.pieces for one in _piece_faults(files, where, stored, piece)]
+
+
+def _piece_faults(
+    files: dict[str, FileBytes], where: str, stored: Stored, piece: Piece
+) -> tuple[Finding, ...]:
+    """Return why a piece is not what the metadata says."""
+    try:
+        _opened(files, where, stored, piece)
+    except PersistlibError as fault:
+        return fault.findings
+    return ()
 
 
 def _opened(files: dict[str, FileBytes], name: str, stored: Stored, piece: Piece) -> TorchReader:
@@ -212,21 +229,30 @@ def _entry(name: str, stored: Stored) -> Entry:
     return Entry(name, dtype, stored.shape)
 
 
-def _tree(held: Held) -> Mapping:
-    """Return the state that was saved, as a file of torch would describe it."""
+def _tree(held: Held, location: str) -> Mapping:
+    """Return the state that was saved, as a file of torch would describe it.
+
+    Raises:
+        FormatError: its paths are those of more parts than are ever looked at.
+    """
     root = Mapping()
-    inner: dict[tuple[str, ...], Mapping] = {(): root}
+    inner: dict[tuple[int, str], Mapping] = {}
     for name, stored in held.values.items():
-        path = held.paths[name]
-        texts = tuple(map(str, path))
-        for depth, key in enumerate(path[:-1]):
-            if texts[: depth + 1] not in inner:
-                inner[texts[: depth + 1]] = made = Mapping()
-                inner[texts[:depth]].items.append((key, made))
+        *path, last = held.paths[name]
+        part = root
+        for key in path:
+            place = (id(part), str(key))
+            if place not in inner:
+                inner[place] = made = Mapping()
+                part.items.append((key, made))
+            part = inner[place]
+        if len(inner) > VISITS:
+            reason = f"values in more than {VISITS} parts"
+            raise error(Code.FORMAT_LIMIT, location, reason, "save the state_dict alone")
         leaf: object = Inert()
         if stored is not None:
             size = math.prod(stored.shape)
             storage = Storage(name, stored.dtype, size, 0, size)
             leaf = Tensor(storage, stored.dtype, 0, stored.shape, (), is_lazy=False)
-        inner[texts[:-1]].items.append((path[-1], leaf))
+        part.items.append((last, leaf))
     return root

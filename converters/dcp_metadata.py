@@ -117,6 +117,7 @@ class _Walk(Walk):
     """A walk over metadata."""
 
     opcodes: ClassVar[int] = _OPCODES
+    spelling: ClassVar[int] = 8
     calls: ClassVar[Calls] = {
         **{name: CALLS[name] for name in (SIZE, "torch.serialization._get_layout")},
         **dict.fromkeys(_PATHS, lambda _: Inert()),
@@ -212,10 +213,14 @@ class _Reading:
                 values[name] = self._try(name, self._value, name, value)
         for name, offsets in self._places:
             self._fault(name, f"a piece at {offsets} that no value has")
-        paths: dict[str, tuple[str | int, ...]] = {name: (name,) for name in values}
+        said: dict[str, tuple[str | int, ...]] = {}
         if fields.get("planner_data") is not None:
             for name, keys in self._pairs(fields, "planner_data"):
-                self._try(str(name)[:99], self._path, name, keys, paths)
+                if type(name) is not str or name not in values or name in said:
+                    self._fault(repr(name)[:99], "a path to no value, or a second one")
+                else:
+                    said[name] = self._try(name, self._path, name, keys) or (name,)
+        paths: dict[str, tuple[str | int, ...]] = {name: (name,) for name in values} | said
         self._require_apart(paths)
         if self._faults:
             raise error_of(self._faults)
@@ -243,11 +248,16 @@ class _Reading:
 
     def _require_apart(self, paths: dict[str, tuple[str | int, ...]]) -> None:
         """Refuse a value that others stand inside of."""
-        texts = {name: tuple(map(str, path)) for name, path in paths.items()}
-        inner = {path[:depth] for path in texts.values() for depth in range(1, len(path))}
-        for name, path in texts.items():
-            if path in inner:
-                self._fault(name, "a value, and a part that holds others")
+        # Looked up and not kept: all beginnings of a deep path are many times the path.
+        whole = {tuple(map(str, path)): name for name, path in paths.items()}
+        holders = {
+            name: None
+            for path in whole
+            for depth in range(1, len(path))
+            if (name := whole.get(path[:depth])) is not None
+        }
+        for name in holders:
+            self._fault(name, "a value, and a part that holds others")
 
     def _place(self, key: object, value: object) -> None:
         """Keep where a piece stands."""
@@ -298,10 +308,8 @@ class _Reading:
         return Piece(Box(offsets, sizes), place)
 
     @staticmethod
-    def _path(name: object, keys: object, paths: dict[str, tuple[str | int, ...]]) -> None:
-        """Keep the keys that lead to a value; joined with dots they are its name."""
-        if type(name) is not str or name not in paths:
-            raise _MalformedError("a path to no value")
+    def _path(name: str, keys: object) -> tuple[str | int, ...]:
+        """Return the keys that lead to a value; joined with dots they are its name."""
         if not isinstance(keys, tuple) or not 0 < len(keys) <= _DEPTH:
             raise _MalformedError("a path that is none")
         path = tuple(key for key in keys if type(key) in (str, int))
@@ -309,4 +317,4 @@ class _Reading:
         length = sum(map(len, texts)) + len(texts) - 1
         if len(path) != len(keys) or length != len(name) or ".".join(texts) != name:
             raise _MalformedError("a path that leads elsewhere")
-        paths[name] = path
+        return path

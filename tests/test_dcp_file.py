@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle  # noqa: TID251 - writes attacks, reads nothing
 import random
 import shutil
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -409,3 +410,82 @@ def test_losing_what_is_no_tensor_must_be_allowed(tmp_path: Path) -> None:
     save(trained(), tmp_path / "pieces")
     with pytest.raises(LossError):
         persistlib.convert(tmp_path / "pieces", tmp_path / "out.pt")
+
+
+def test_offsets_that_no_file_has_room_for_are_refused_before_they_are_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from persistlib.converters import dcp_file
+
+    def compared(*_: object) -> None:
+        pytest.fail("numbers that collide are compared")
+
+    monkeypatch.setattr(dcp_file, "tiling_fault", compared)
+    step = sys.hash_info.modulus
+    folder = save_cut({"w": (torch.ones(4), [((0,), (2,)), ((2,), (2,))])}, tmp_path / "x")
+
+    def far(said: Any) -> None:
+        stored = said.state_dict_metadata["w"]
+        stored.size = size((2 * step,))
+        places = list(said.storage_data.values())
+        said.storage_data = {}
+        for number, chunk in enumerate(stored.chunks):
+            chunk.offsets, chunk.sizes = size((number * step,)), size((step,))
+            said.storage_data[MetadataIndex("w", chunk.offsets)] = places[number]
+
+    assert refused(change(folder, far)).code == Code.FORMAT_SHAPE.identifier
+
+
+def test_a_piece_beyond_its_file_is_told_once_for_the_file(tmp_path: Path) -> None:
+    folder = save({"w": torch.ones(4), "v": torch.ones(2)}, tmp_path / "x")
+
+    def far(said: Any) -> None:
+        for place in said.storage_data.values():
+            place.offset += 1 << 40
+
+    told = refused(change(folder, far)).findings
+    where = str(folder / "__0_0.distcp")
+    assert [found.code for found in told if found.location == where] == [
+        Code.FORMAT_TRUNCATED.identifier
+    ]
+
+
+def test_a_path_that_is_said_twice_is_refused_where_it_is_said_again(tmp_path: Path) -> None:
+    folder = save({"a": {"b": torch.ones(2)}}, tmp_path / "x")
+
+    def again(said: Any) -> None:
+        said.planner_data["a.?"] = ("a", "?")
+
+    path = change(folder, again) / ".metadata"
+    path.write_bytes(path.read_bytes().replace(b"a.?", b"a.b").replace(b"\x01?", b"\x01b"))
+    fault = refused(folder)
+    assert fault.code == Code.FORMAT_HEADER.identifier
+    assert "second" in fault.reason
+
+
+def test_deep_paths_take_no_more_memory_than_the_parts_that_they_name(tmp_path: Path) -> None:
+    import tracemalloc
+
+    keys = ("a",) * 63
+    names = {(f"{n}", *keys): n for n in range(500)}
+    folder = save({"w": torch.ones(2)}, tmp_path / "x")
+
+    def deepen(said: Any) -> None:
+        place = next(iter(said.storage_data.values()))
+        stored = said.state_dict_metadata["w"]
+        said.state_dict_metadata = {"w": stored}
+        for path in names:
+            name = ".".join(path)
+            said.state_dict_metadata[name] = BytesStorageMetadata()
+            said.planner_data[name] = path
+            said.storage_data[MetadataIndex(name)] = place
+
+    change(folder, deepen)
+    length = (folder / ".metadata").stat().st_size
+    tracemalloc.start()
+    try:
+        refused(folder)  # all stand in one place
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 60 * length

@@ -67,7 +67,9 @@ class DataFolder:
             PersistlibError: as `size`.
         """
         data = FileBytes(self._file(place.name, where), self._seen[place.name].st_size, where)
-        if place.checksum and (key := f"{place.checksum} {place.name}") not in self._checked:
+        # Case says nothing: each spelling of one checksum would cost a reading of the whole file.
+        key = f"{place.checksum.lower()} {place.name}"
+        if place.checksum and key not in self._checked:
             self._compare(data, place, where)
             self._checked.add(key)
         return data

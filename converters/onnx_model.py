@@ -31,6 +31,8 @@ MODEL_LIMIT = (1 << 31) - 1
 METADATA_LIMIT = 64 << 20
 # Ten times what a large language model has; each takes some microseconds and a thousand bytes.
 TENSORS_LIMIT = 50_000
+# Bytes of all names that are made of places: a node's name is in the name of each tensor inside.
+NAMES_LIMIT = 64 << 20
 # Fields by number: of ModelProto, GraphProto, NodeProto, AttributeProto and FunctionProto.
 IR_VERSION, PRODUCER, PRODUCER_VERSION, GRAPH, OPSETS, METADATA, FUNCTIONS = 1, 2, 3, 7, 8, 14, 25
 NODE, INITIALIZER, SPARSE = 1, 5, 15
@@ -219,6 +221,7 @@ class _Tensors:
         self.whole = whole
         self.found: list[Named] = []
         self._taken: Counter[str] = Counter()
+        self._room = NAMES_LIMIT
         self._graph(model.span, "")
         for field in model.fields if whole else ():
             if field.number == FUNCTIONS:
@@ -235,7 +238,7 @@ class _Tensors:
                     where = f"{model.location}: {prefix}{tensor.name}"
                     raise error(Code.FORMAT_NAME, where, "the initializer stands twice", _AGAIN)
                 own.add(tensor.name)
-                self._add(prefix + tensor.name, tensor)
+                self._add(self._joined(prefix, tensor.name), tensor)
             elif field.number == SPARSE:
                 self._refuse_sparse(field, prefix)
             elif field.number == NODE and self.whole:
@@ -283,12 +286,12 @@ class _Tensors:
                 continue
             inner = list(model.inside((field.start, field.end)))
             if is_constant:
-                self._constant(inner, prefix + output)
+                self._constant(inner, self._joined(prefix, output))
             name = next((model.text(f) for f in inner if f.number == _ATTRIBUTE_NAME), "")
             graphs = [f for f in inner if f.number in {_SUBGRAPH, _SUBGRAPHS}]
             for index, graph in enumerate(graphs):
                 place = f"{name}.{index}" if graph.number == _SUBGRAPHS else name
-                self._graph((graph.start, graph.end), f"{prefix}{label}.{place}.")
+                self._graph((graph.start, graph.end), self._joined(prefix, f"{label}.{place}."))
 
     def _constant(self, attribute: list[Field], name: str) -> None:
         """Add the value of a Constant node; one of strings is added as such, and not kept."""
@@ -309,6 +312,14 @@ class _Tensors:
         for number, make in makers.items():
             if found := tuple(f for f in attribute if f.number == number):
                 self._add(name, make(found))
+
+    def _joined(self, prefix: str, name: str) -> str:
+        """Return a name made of its place, while all such names are of a moderate size."""
+        self._room -= len(prefix)
+        if self._room < 0:
+            reason = f"names of over {NAMES_LIMIT} characters, made of the places of tensors"
+            raise error(Code.FORMAT_LIMIT, self.model.location, reason, "leave key= out")
+        return prefix + name
 
     def _add(self, name: str, tensor: Tensor) -> None:
         unique = name

@@ -1071,3 +1071,47 @@ def test_a_name_that_no_reader_would_open_gets_no_data_file(tmp_path: Path) -> N
         write(made, tmp_path / ".m.onnx", tmp_path / "t.onnx", 0)
     assert caught.value.code == Code.NAME_UNSAFE.identifier
     assert os.listdir(tmp_path) == ["t.onnx"]
+
+
+def test_names_made_of_long_places_are_refused_before_they_fill_the_memory(tmp_path: Path) -> None:
+    inner = helper.make_graph(
+        [], "inner", [], [], [helper.make_tensor(f"w{n}", 1, [], [0.0]) for n in range(2_000)]
+    )
+    node = helper.make_node("If", ["c"], ["y"], name="N" * 100_000, then_branch=inner)
+    path = tmp_path / "m.onnx"
+    path.write_bytes(
+        graph_assembly.of(helper.make_model(helper.make_graph([node], "g", [], []), ir_version=8))
+    )
+    with onnx_graph.open_file(path) as reader:
+        assert not reader.entries
+    with pytest.raises(PersistlibError) as caught:
+        onnx_graph.open_file(path, key="")
+    assert caught.value.code == Code.FORMAT_LIMIT.identifier
+
+
+def test_spellings_of_one_checksum_are_compared_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from persistlib.converters import onnx_data
+
+    (tmp_path / "w.bin").write_bytes(b"abcdefgh")
+    said = hashlib.sha1(b"abcdefgh").hexdigest()
+    entry = Entry("w", DType.U8, (4,))
+    tensors = []
+    for name, offset, spelt in (("v", "0", said.lower()), ("w", "4", said.upper())):
+        place = {"location": "w.bin", "offset": offset, "length": "4", "checksum": spelt}
+        tensors.append(outside_of(Entry(name, entry.dtype, entry.shape), place))
+    save(model_of(*tensors), tmp_path / "m.onnx")
+    count = 0
+    compare = onnx_data.DataFolder._compare
+
+    def counted(*arguments: Any) -> None:
+        nonlocal count
+        count += 1
+        compare(*arguments)
+
+    monkeypatch.setattr(onnx_data.DataFolder, "_compare", counted)
+    with onnx_graph.open_file(tmp_path / "m.onnx") as reader:
+        for one in reader:
+            assert len(reader.read_bytes(one.name)) == 4
+    assert count == 1

@@ -31,8 +31,33 @@ DEPTH_LIMIT = 64
 OBJECT_LIMIT = 100_000
 ATTRIBUTE_LIMIT = 1_000
 TEXT_LIMIT = 16 << 20
+# All attributes together may have this many times the bytes of their file, and a few texts more: one
+# text of the file's heap can be the attribute of every object.
+_ATTRIBUTE_TIMES, _ATTRIBUTES_FREE = 4, 4 * TEXT_LIMIT
 _OBJECT_BYTES = 64  # of a file, at least, for each object
 _FEW = 1_000
+
+
+@dataclass
+class Room:
+    """What may still be read of a file's attributes.
+
+    Attributes:
+        left: in bytes.
+    """
+
+    left: int
+
+    def take(self, size: int, where: str) -> None:
+        """Count some bytes that were read, or are to be.
+
+        Raises:
+            FormatError: they are too many.
+        """
+        self.left -= size
+        if self.left < 0:
+            reason = "attributes out of proportion to the file: many are one and the same text"
+            raise refusal(Code.FORMAT_LIMIT, where, reason)
 
 
 @dataclass
@@ -42,10 +67,12 @@ class Item:
     Attributes:
         paths: its paths from the root, joined by slashes, sorted; the root's is empty.
         root: the root group of h5py's low-level interface.
+        room: that of all attributes of the file.
     """
 
     paths: list[str]
     root: Any
+    room: Room
 
     @property
     def id(self) -> Any:
@@ -80,12 +107,13 @@ def survey(file: Any, size: int) -> Tree:
     Raises:
         FormatError: a link is no hard link, or the tree is deeper or larger than it may be.
     """
-    return _Survey(file, min(OBJECT_LIMIT, _FEW + size // _OBJECT_BYTES)).run()
+    most = min(OBJECT_LIMIT, _FEW + size // _OBJECT_BYTES)
+    return _Survey(file, most, Room(_ATTRIBUTES_FREE + _ATTRIBUTE_TIMES * size)).run()
 
 
 class _Survey:
-    def __init__(self, file: Any, most: int) -> None:
-        self._tree, self._most = Tree(), most
+    def __init__(self, file: Any, most: int, room: Room) -> None:
+        self._tree, self._most, self._room = Tree(), most, room
         self._met: dict[int, Item] = {}
         self._waiting: list[tuple[Item, int]] = []
         self._links = 0
@@ -140,7 +168,7 @@ class _Survey:
                 raise refusal(Code.FORMAT_UNSAFE, path, reason)
             known.paths.append(path)
             return
-        self._met[info.addr] = item = Item([path], self._root)
+        self._met[info.addr] = item = Item([path], self._root, self._room)
         if info.type == h5o.TYPE_GROUP:
             self._tree.groups[path] = item
             self._waiting.append((item, depth))
@@ -193,10 +221,13 @@ def _value(item: Item, owner: Any, name: bytes) -> Any:
         )
     if space.get_simple_extent_type() not in {h5s.SCALAR, h5s.SIMPLE}:
         return None
+    item.room.take(count * kind.get_size(), where)
     if isinstance(kind, h5t.TypeStringID):
         raw = np.empty(opened.shape, opened.dtype)
         opened.read(raw)
-        if sum(len(value) for value in raw.flat) > TEXT_LIMIT:
+        length = sum(len(value) for value in raw.flat)
+        item.room.take(length, where)
+        if length > TEXT_LIMIT:
             raise refusal(Code.FORMAT_LIMIT, where, f"more than {TEXT_LIMIT} bytes of text")
         texts = [_text(value, where) for value in raw.flat]
         return texts if opened.shape else texts[0]

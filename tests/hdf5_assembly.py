@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import re
+import struct
 import zlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -290,6 +292,26 @@ def large_attribute(path: Path) -> None:
     with h5py.File(path, "w", libver="latest") as file:
         space = _low.h5s.create_simple((1 << 23,))
         _low.h5a.create(file.id, b"a", _low.h5t.NATIVE_FLOAT, space)
+
+
+@hostile(Code.FORMAT_LIMIT)
+def one_text_as_every_attribute(path: Path) -> None:
+    with h5py.File(path, "w") as file:
+        file.attrs["long"] = "x" * (2 * MIB)
+        for number in range(64):
+            file.create_dataset(f"w{number}", data=np.float32(number)).attrs["short"] = "y"
+    data = path.read_bytes()
+
+    def references(length: int) -> set[bytes]:
+        """Return length, heap and index of texts of that length, as attributes say them."""
+        found = re.finditer(re.escape(struct.pack("<I", length)) + b"(?s:.{12})", data)
+        heaps = {hit[0]: int.from_bytes(hit[0][4:12], "little") for hit in found}
+        return {said for said, heap in heaps.items() if data[heap : heap + 4] == b"GCOL"}
+
+    (long,) = references(2 * MIB)
+    for short in references(1):
+        data = data.replace(short, long)
+    path.write_bytes(data)
 
 
 @hostile(Code.FORMAT_SHAPE)

@@ -31,8 +31,8 @@ DEPTH_LIMIT = 64
 OBJECT_LIMIT = 100_000
 ATTRIBUTE_LIMIT = 1_000
 TEXT_LIMIT = 16 << 20
-# All attributes together may have this many times the bytes of their file, and a few texts more: one
-# text of the file's heap can be the attribute of every object.
+# All attributes may have this many times the bytes of their file, and a few texts more: one
+# text of the heap can be the attribute of every object.
 _ATTRIBUTE_TIMES, _ATTRIBUTES_FREE = 4, 4 * TEXT_LIMIT
 _OBJECT_BYTES = 64  # of a file, at least, for each object
 _FEW = 1_000

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from persistlib.errors import PersistlibError
 
 PREFIX = "blake3:"
-DIGEST_HEX = 64
 # Below this a thread pool costs more than it saves (measured: 128 kB hash in about 30 us).
 _WIDE = 1 << 20
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from persistlib.compat.releases import UNLIMITED
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -17,7 +19,6 @@ if TYPE_CHECKING:
 
 HALF, SINGLE = "tensor(float16)", "tensor(float)"
 _UNNAMED = "???"  # an attribute's type for which the releases' own list has no word
-_UNLIMITED = (1 << 31) - 1
 
 
 class Signature(NamedTuple):
@@ -111,7 +112,7 @@ def kernel_for(kernels: Iterable[Kernel], schema: Schema, signature: Signature) 
 
 def _covers(kernel: Kernel, schema: Schema) -> bool:
     """Return whether a kernel is for a version; one without end is for its first version alone."""
-    if kernel.end == _UNLIMITED:
+    if kernel.end == UNLIMITED:
         return kernel.start == schema.since
     return kernel.start <= schema.since <= kernel.end
 

@@ -21,7 +21,7 @@ from persistlib.compat.names import canonical
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-UNLIMITED = (1 << 31) - 1
+UNLIMITED = (1 << 31) - 1  # the last version of a kernel that the table gives no end
 _Name = tuple[str, str]
 
 

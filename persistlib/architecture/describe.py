@@ -29,7 +29,7 @@ from persistlib.errors import Code, Severity, error, finding
 from persistlib.manifest.schema import Architecture
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
     from torch import nn
 
@@ -56,17 +56,14 @@ def describe(
     model: nn.Module,
     *,
     architecture: str | Mapping[str, Any] | Architecture | None = None,
-    trust: Collection[str] = (),
     inputs: Any = None,
     is_hollow: bool = False,
 ) -> Description:
-    """Return the architecture of a live module.
+    """Return the architecture of a live module, whose own classes are trusted: they run already.
 
     Args:
         model: the module with values, on any device; it is left as it was.
         architecture: a builder's name, or a recipe, where nothing was recorded.
-        trust: packages that the recipe may name beyond the allow-list; the classes of the module
-            itself are trusted here, since they run already.
         inputs: arguments of `forward` to compare outputs on.
         is_hollow: whether the module has no values that it could be run with.
 
@@ -76,7 +73,7 @@ def describe(
         ModelError: the module keeps tensors where no file can hold them.
     """
     _refuse_strays(model)
-    vouched = frozenset(trust) | _own_modules(model)
+    vouched = _own_modules(model)
     recipe, built = fitting(model, architecture, vouched)
     rebuilt = from_recipe(recipe, vouched)
     if found := differences(model, rebuilt):

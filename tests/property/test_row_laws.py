@@ -42,9 +42,10 @@ def written(path: Path, columns: tuple[str, ...], rows: list[dict[str, Any]]) ->
 def test_a_table_with_its_columns_in_another_order_gives_a_model_that_names_them_the_same_rows(
     folder: Path, given_rows: list[tuple[float, float, float, str]], order: list[str]
 ) -> None:
-    rows = [dict(zip(("a", "b", "c", "kind"), row, strict=True)) for row in given_rows]
+    columns = tuple[str, ...](("a", "b", "c", "kind"))
+    rows: list[dict[str, Any]] = [dict(zip(columns, row, strict=True)) for row in given_rows]
     asked = Asked(1, known=("x", "y"), task="classification", columns=("a", "b", "c"))
-    plain = written(folder / "plain.csv", ("a", "b", "c", "kind"), rows)
+    plain = written(folder / "plain.csv", columns, rows)
     turned = written(folder / "turned.csv", tuple(order), rows)
     one, other = (tables.survey(path, asked).require() for path in (plain, turned))
     assert isinstance(one, tables.TableData)

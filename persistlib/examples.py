@@ -155,27 +155,40 @@ def run(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch
             f"the model raised {type(fault).__name__}: {str(fault).splitlines()[0:1]}",
             "give inputs that the model takes",
         ) from fault
-    return dict(named_outputs(result))
+    return named_outputs(result)
 
 
-def named_outputs(value: Any, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the tensors in what a model returned, by key, field or position; others are left out.
+def named_outputs(value: Any) -> dict[str, torch.Tensor]:
+    """Return the tensors in what a model returned, by key, field or position; others are left out.
 
     A lone tensor is `output`.
+
+    Raises:
+        UsageError: two of them have one name.
     """
+    found: dict[str, torch.Tensor] = {}
+    for name, tensor in _tensors(value, ""):
+        if name in found:
+            reason, remedy = "two outputs of the model have this name", "give them different keys"
+            raise error(Code.USAGE, name, reason, remedy)
+        found[name] = tensor
+    return found
+
+
+def _tensors(value: Any, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
     if isinstance(value, torch.Tensor):
         yield prefix or "output", value
     elif isinstance(value, dict):
         for key, item in value.items():
-            yield from named_outputs(item, f"{prefix}.{key}" if prefix else str(key))
+            yield from _tensors(item, f"{prefix}.{key}" if prefix else str(key))
     elif isinstance(value, tuple) and hasattr(value, "_fields"):
-        yield from named_outputs(value._asdict(), prefix)  # type: ignore[attr-defined]
+        yield from _tensors(value._asdict(), prefix)  # type: ignore[attr-defined]
     elif isinstance(value, (list, tuple)):
         for index, item in enumerate(value):
-            yield from named_outputs(item, f"{prefix or 'output'}_{index}")
+            yield from _tensors(item, f"{prefix or 'output'}_{index}")
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-        yield from named_outputs(fields, prefix)
+        yield from _tensors(fields, prefix)
 
 
 def describe_interface(interface: Interface, examples: Examples) -> Interface:

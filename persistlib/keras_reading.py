@@ -222,7 +222,7 @@ def _tried(
 
     inputs = _drawn(model, extent, drawing)
     result = model([*inputs.values()] if len(inputs) > 1 else next(iter(inputs.values())))
-    return inputs, {name: t.detach().cpu().numpy() for name, t in named_outputs(result)}
+    return inputs, {name: t.detach().cpu().numpy() for name, t in named_outputs(result).items()}
 
 
 def _telling(outputs: Mapping[str, np.ndarray]) -> float:

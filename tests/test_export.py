@@ -14,8 +14,9 @@ import torchvision
 from google.protobuf import text_format
 from torch import nn
 
+import persistlib
 from persistlib.dtypes import DType
-from persistlib.errors import Code
+from persistlib.errors import Code, UsageError
 from persistlib.export import proof as proof_module
 from persistlib.export.comparison import Observed
 from persistlib.export.onnx_export import DATA, MODEL, Exported, ExportedFile, export
@@ -546,9 +547,36 @@ class Either(nn.Module):
         return truth
 
 
-def test_a_graph_that_the_runtime_refuses_is_said_to_be_torchs() -> None:
+def test_a_graph_that_the_runtime_refuses_is_told_as_not_made() -> None:
     torch.manual_seed(0)
     model = Either().eval()
     fault = refused(Code.EXPORT_FAILED, lambda: prove(model, small(model, torch.randn(2, 4))))
-    assert "what torch made of the module" in fault.reason
+    assert "the graph made of the module" in fault.reason
     assert "tensor(bool)" in fault.reason
+
+
+class Keyed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Linear(4, 3)
+        self.other = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return {"a.b": self.one(x), "a": {"b": self.other(x)}}
+
+
+def test_two_outputs_of_one_name_are_refused_and_none_is_lost(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        persistlib.save(Keyed().eval(), tmp_path / "b", example_inputs=torch.randn(2, 4))
+    assert (caught.value.location, "have this name" in caught.value.reason) == ("a.b", True)
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_module_that_takes_no_single_sample_is_told_so_and_how_to_export_it() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.BatchNorm1d(4, track_running_stats=False), nn.Linear(4, 3)).eval()
+    free = small(model, torch.randn(4, 4))
+    fault = refused(Code.EXPORT_DEGENERATE, lambda: prove(model, free))
+    assert fault.reason.startswith("the module raised with batch 1: ValueError: Expected more than")
+    assert "--dynamic none" in fault.remedy
+    assert prove(model, small(model, torch.randn(4, 4), dynamic=("none",)))["proved"]

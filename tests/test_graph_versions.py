@@ -120,6 +120,8 @@ CASES: dict[str, tuple[onnx.NodeProto, dict[str, Any], int]] = {
     ),
     "squeeze": (node("Squeeze", "axes"), {"axes": np.zeros(0, np.int64)}, 1),
     "unsqueeze": (node("Unsqueeze", "axes"), {"axes": [0, -1]}, 1),
+    "unsqueeze by none": (node("Unsqueeze", "axes"), {"axes": np.zeros(0, np.int64)}, 1),
+    "squeeze all": (node("Squeeze"), {}, 1),
     "at least": (node("GreaterOrEqual", "limit"), {"limit": np.float32(0.1)}, 1),
     "scatter": (
         node("ScatterND", "places", "values", reduction="none"),

@@ -97,7 +97,7 @@ class Trial:
         except Exception as fault:
             text = (str(fault).strip().splitlines() or [""])[0]
             raise FailedError(f"{type(fault).__name__}: {text}") from fault
-        return {name: tuple(tensor.shape) for name, tensor in named_outputs(result)}
+        return {name: tuple(tensor.shape) for name, tensor in named_outputs(result).items()}
 
     def main(self) -> str:
         """Return the name of the output that answers: the first, or the one called logits.

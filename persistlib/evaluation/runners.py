@@ -137,7 +137,7 @@ def _outputs(model: torch.nn.Module, inputs: Any) -> dict[str, torch.Tensor]:
     from persistlib.training.batches import call
 
     try:
-        return dict(named_outputs(call(model, inputs)))
+        return named_outputs(call(model, inputs))
     except Exception as fault:
         # A module is anybody's code and raises what it likes.
         remedy = "see whether the inputs, or the recorded preprocessing, fit the model"

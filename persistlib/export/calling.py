@@ -94,4 +94,4 @@ def call(
         outputs = torch.func.functional_call(
             model, dict(state), tuple(tensor.to(device, copy=True) for tensor in inputs)
         )
-        return {name: tensor.detach().cpu() for name, tensor in named_outputs(outputs)}
+        return {name: tensor.detach().cpu() for name, tensor in named_outputs(outputs).items()}

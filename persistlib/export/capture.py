@@ -68,7 +68,7 @@ class _Traced(torch.nn.Module):
         self.module = module
 
     def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return tuple(tensor for _, tensor in named_outputs(self.module(*inputs)))
+        return tuple(named_outputs(self.module(*inputs)).values())
 
 
 def capture(

@@ -58,6 +58,19 @@ def _in_attribute(name: str, *, index: int = 1, optional: bool = True) -> Rule:
     return Rule(rewrite, refusal)
 
 
+def _unsqueeze() -> Rule:
+    """Return the rule for an operator that adds no axes where it is given none."""
+    inner = _in_attribute("axes", optional=False)
+
+    def rewrite(node: onnx.NodeProto, context: Context) -> Nodes:
+        axes = context.constant(node, 1)
+        if axes is not None and not axes.size:
+            return [make_node("Identity", [node.input[0]], list(node.output), node.name)]
+        return inner.rewrite(node, context)
+
+    return Rule(rewrite, inner.refusal)
+
+
 def _reduction() -> Rule:
     """Return the rule for a reduction whose axes became an input."""
     inner = _in_attribute("axes")
@@ -326,6 +339,6 @@ RULES: Mapping[tuple[str, int], Rule] = {
     ("Resize", 13): Rule(_resize),
     ("Split", 13): _in_attribute("split"),
     ("Squeeze", 13): _in_attribute("axes"),
-    ("Unsqueeze", 13): _in_attribute("axes", optional=False),
+    ("Unsqueeze", 13): _unsqueeze(),
     ("Constant", 12): Rule(_plain_constant, _plain_constant_refusal),
 }

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 REASON = "two runtimes sum in different orders; the error grows with the dtype's rounding step"
 _BATCHES = (1, 3)
+_UNTAKEN = "leave the axis fixed (--dynamic none), or give example inputs that it was made for"
 
 
 # What the runtime's CPU provider computes in; a graph of another precision may stay unproved.
@@ -112,11 +113,11 @@ def prove(
 
 
 def _unmade(fault: SessionError, exported: Exported) -> PersistlibError:
-    """Return the fault; of a graph that torch made just now, what it is to the caller."""
+    """Return the fault; of a graph made just now, what it is to the caller."""
     is_graph = (fault.code, fault.location) == (Code.SESSION_FAILED.identifier, LOCATION)
     if not is_graph or exported.program is None:
         return fault
-    reason = f"the runtime refuses what torch made of the module: {fault.reason}"
+    reason = f"the runtime refuses the graph made of the module: {fault.reason}"
     remedy = "write the operator in another way, or save the model without a graph"
     return error(Code.EXPORT_FAILED, fault.location, reason, remedy)
 
@@ -215,7 +216,9 @@ def _runs(trial: _Trial, kind: str, sizes: Sequence[Mapping[str, int]]) -> list[
         try:
             run = _Run(first, call(trial.model, first), call(trial.model, second))
         except Exception as fault:
-            raise degenerate("outputs", f"the module raised: {summary(fault)}") from fault
+            told = ", ".join(f"{name} {extent}" for name, extent in extents.items())
+            reason = f"the module raised{f' with {told}' if told else ''}: {summary(fault)}"
+            raise error(Code.EXPORT_DEGENERATE, "outputs", reason, _UNTAKEN) from fault
         for name, tensor in (*run.expected.items(), *run.other.items()):
             if not np.all(np.isfinite(array_of(tensor, name).astype(np.complex128))):
                 raise degenerate(name, "holds NaN or infinity")

@@ -436,6 +436,12 @@ def test_what_does_not_take_the_rows_is_refused(diabetes: Path, iris: Path) -> N
     assert caught.value.code == "PL802"
 
 
+def test_weights_that_are_a_folder_are_refused_as_for_images(iris: Path, tmp_path: Path) -> None:
+    with pytest.raises(PersistlibError, match="a bundle says its model") as caught:
+        plan(MLP, data=iris, weights=tmp_path, settings=SETTINGS, **mlp([3], 4))
+    assert str(tmp_path) in str(caught.value.remedy)
+
+
 def test_a_bundle_goes_on_with_its_own_standardization(iris: Path, tmp_path: Path) -> None:
     made = plan(MLP, data=iris, settings=Settings(epochs=2, lr=0.01), **mlp([8, 3], 4))
     first = tmp_path / "first"

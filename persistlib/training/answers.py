@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from persistlib.training import nests
 from persistlib.training.tasks import ANSWERS
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def primary(outputs: Any) -> torch.Tensor:
     """
     if isinstance(outputs, torch.Tensor):
         return outputs
-    if isinstance(outputs, Mapping):
+    if isinstance(outputs := _named(outputs), Mapping):
         known = (outputs[name] for name in ANSWERS if name in outputs)
         outputs = next(known, next(iter(outputs.values()), None))
     elif isinstance(outputs, Sequence) and outputs:
@@ -79,9 +79,8 @@ def _named(nest: Any) -> Any:
     """Return a nest whose parts have names as a mapping, and any other as it is."""
     if hasattr(nest, "_fields"):
         return nest._asdict()
-    if dataclasses.is_dataclass(nest) and not isinstance(nest, type):
-        return {field.name: getattr(nest, field.name) for field in dataclasses.fields(nest)}
-    return nest
+    own = nests.fields_of(nest)
+    return nest if own is None else own
 
 
 def _parts(nest: Any, heads: Sequence[Head], what: str) -> list[torch.Tensor]:

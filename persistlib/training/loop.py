@@ -14,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from persistlib.architecture import freezing
 from persistlib.divided import has_parts
@@ -38,7 +39,7 @@ from persistlib.training.watching import Watch, together
 from persistlib.training.weighing import weighings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Mapping
+    from collections.abc import Callable, Container, Generator, Mapping
     from contextlib import AbstractContextManager
 
     from typing_extensions import Unpack
@@ -206,7 +207,7 @@ def finetune(
     require_known(numbers, _OWN)
     settings, what = Settings(epochs=epochs, lr=lr, **numbers), objective(task, loss)
     where = folder or Folder()
-    _require_values(model, settings, valid)
+    _require_values(model, settings, valid, metrics or ())
     _require_folder(settings, where)
     record = partial(_record, patterns=freeze, data=data, what=what)
     with _processes(alone=alone) as group, torch.inference_mode(mode=False), torch.enable_grad():
@@ -326,19 +327,27 @@ def require_model(model: Any) -> dict[str, torch.nn.Parameter]:
     """Return a model's parameters, which have values.
 
     Raises:
-        UsageError: it is no module.
-        ModelError: a parameter is on the meta device.
+        UsageError: it is no module, or made in inference mode.
+        ModelError: it is TorchScript, or a parameter is on the meta device.
     """
     if not isinstance(model, torch.nn.Module):
         raise error(Code.USAGE, "model", f"{type(model).__name__} is no torch.nn.Module")
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        remedy = "fine-tune the module that was scripted or traced"
+        raise error(Code.MODEL_WRAPPED, "model", "is TorchScript, which no part freezes in", remedy)
     named = dict(model.named_parameters(remove_duplicate=False))
+    if fixed := [n for n, item in named.items() if not is_lazy(item) and item.is_inference()]:
+        remedy = "build or load the model outside of it"
+        raise error(Code.USAGE, fixed[0], "was made in inference mode: it cannot train", remedy)
     if absent := [name for name, item in named.items() if item.is_meta]:
         remedy = "load weights into the model first"
         raise error(Code.MODEL_META, absent[0], "has no values (meta device)", remedy)
     return named
 
 
-def _require_values(model: Any, settings: Settings, valid: Samples | None) -> None:
+def _require_values(
+    model: Any, settings: Settings, valid: Samples | None, metrics: Container[str]
+) -> None:
     """Check, before anything changes, that there is a model with values, and what needs what."""
     named = require_model(model)
     if not any(item.requires_grad for item in named.values()):
@@ -349,6 +358,8 @@ def _require_values(model: Any, settings: Settings, valid: Samples | None) -> No
         raise error(Code.USAGE, "model", "its tensors are divided among processes", remedy)
     if settings.patience is not None and valid is None:
         raise error(Code.USAGE, "patience", "needs held-out samples", "give valid=")
+    if "loss" in metrics:
+        raise error(Code.USAGE, "metrics.loss", "is what the held-out loss is called", "rename it")
 
 
 def _require_folder(settings: Settings, where: Folder) -> None:

@@ -5,16 +5,20 @@ Law: what is done to a nest is done to each tensor in it, and the form stays.
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
+_PLAIN = (bool, int, float, str, bytes)
+
 
 def each(change: Callable[[torch.Tensor], torch.Tensor], nest: Any) -> Any:
     """Return a nest with each tensor changed; what is no tensor stays, and a list becomes a tuple.
 
-    A named tuple stays one.
+    A named tuple stays one, and so does a dataclass.
     """
     if isinstance(nest, torch.Tensor):
         return change(nest)
@@ -22,6 +26,8 @@ def each(change: Callable[[torch.Tensor], torch.Tensor], nest: Any) -> Any:
         return {name: each(change, item) for name, item in nest.items()}
     if isinstance(nest, (list, tuple)):
         return like(nest, [each(change, item) for item in nest])
+    if (own := fields_of(nest)) is not None:
+        return _filled(nest, {name: each(change, item) for name, item in own.items()})
     return nest
 
 
@@ -34,6 +40,8 @@ def leaves(nest: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         items: list[tuple[Any, Any]] = [*nest.items()]
     elif isinstance(nest, (list, tuple)):
         items = [*enumerate(nest)]
+    elif (own := fields_of(nest)) is not None:
+        items = [*own.items()]
     else:
         yield path, nest
         return
@@ -54,18 +62,24 @@ def count(nest: Any) -> int:
 def joined(nests: Sequence[Any]) -> Any:
     """Return nests of one form as one, their samples after one another.
 
+    Single numbers in tensors become a row. What is neither tensor nor plain value is left out: None
+    stands in its place.
+
     Raises:
         RuntimeError: their shapes do not fit.
         ValueError: their forms differ.
     """
     first = nests[0]
     if isinstance(first, torch.Tensor):
-        return torch.cat([*nests])
+        return torch.cat([*nests]) if first.ndim else torch.stack([*nests])
     if isinstance(first, Mapping):
         return {name: joined([nest[name] for nest in nests]) for name in first}
     if isinstance(first, (list, tuple)):
         return like(first, [joined(parts) for parts in zip(*nests, strict=True)])
-    return first
+    if (own := fields_of(first)) is not None:
+        parts = {name: joined([getattr(nest, name) for nest in nests]) for name in own}
+        return _filled(first, parts)
+    return first if isinstance(first, _PLAIN) else None
 
 
 def equal(left: Any, right: Any) -> bool:
@@ -77,6 +91,21 @@ def equal(left: Any, right: Any) -> bool:
         isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) and a.equal(b)
         for (_, a), (_, b) in zip(*pairs, strict=True)
     )
+
+
+def fields_of(nest: Any) -> dict[str, Any] | None:
+    """Return the fields of a dataclass, such as a model may answer with; None of anything else."""
+    if not dataclasses.is_dataclass(nest) or isinstance(nest, type):
+        return None
+    return {item.name: getattr(nest, item.name) for item in dataclasses.fields(nest)}
+
+
+def _filled(form: Any, parts: Mapping[str, Any]) -> Any:
+    """Return a dataclass with other fields."""
+    made = copy.copy(form)
+    for name, item in parts.items():
+        object.__setattr__(made, name, item)
+    return made
 
 
 def like(form: Any, items: Sequence[Any]) -> Any:

@@ -8,15 +8,17 @@ Law: `put_state(optimizer, names, *take_state(optimizer, names))` changes no bit
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from persistlib.errors import Code, PersistlibError, error, finding
+from persistlib.training.memory import is_out_of_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Generator, Iterable, Iterator, Mapping
 
     from persistlib.errors import Finding
 
@@ -68,6 +70,25 @@ def make(
     return made
 
 
+@contextlib.contextmanager
+def stepping(name: str, where: str) -> Generator[None]:
+    """Say of what an optimizer raises in a step that it is the optimizer's.
+
+    Raises:
+        UsageError: it refuses gradients or parameters of such a kind.
+        RuntimeError: memory ran out.
+    """
+    try:
+        yield
+    except (NotImplementedError, RuntimeError, TypeError, ValueError) as fault:
+        if isinstance(fault, PersistlibError) or is_out_of_memory(fault):
+            raise
+        remedy = "take another optimizer; gradients that are sparse or complex are not for all, nor"
+        remedy += " for every weight_decay and precision"
+        text = (str(fault).strip().splitlines() or [type(fault).__name__])[0]
+        raise error(Code.USAGE, f"optimizer {name}", f"{where}: {text}", remedy) from fault
+
+
 def take_state(
     optimizer: torch.optim.Optimizer, names: Mapping[int, str]
 ) -> tuple[dict[str, torch.Tensor], dict[str, dict[str, Any]]]:
@@ -86,7 +107,7 @@ def take_state(
         name = names[id(parameter)]
         plain[name] = {}
         for slot, value in slots.items():
-            if isinstance(value, torch.Tensor):
+            if isinstance(value, torch.Tensor) and value.layout is torch.strided:
                 tensors[f"{slot}/{name}"] = value
             elif isinstance(value, (bool, int, float, type(None))):
                 plain[name][slot] = value

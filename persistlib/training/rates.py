@@ -90,7 +90,7 @@ def find_rate(
     """
     settings, what = Settings(epochs=1, lr=_LOW, **numbers), objective(task, loss)
     place = torch.device(device) if device is not None else next(model.parameters()).device
-    trial = copy.deepcopy(model).to(place)
+    trial = _copy(model).to(place)
     samples = gathered(train, "train", settings, place, dtype=own_dtype(model))
     with (
         torch.inference_mode(mode=False),
@@ -107,6 +107,19 @@ def find_rate(
         steps = _steps(trial, work, [*parameters.values()], settings, chosen)
         lrs, losses = zip(*steps, strict=True)
     return RateRange(lrs, losses, _steepest(lrs, losses))
+
+
+def _copy(model: torch.nn.Module) -> torch.nn.Module:
+    """Return a copy of a model.
+
+    Raises:
+        UsageError: it cannot be copied, as after a call with torch's old weight_norm.
+    """
+    try:
+        return copy.deepcopy(model)
+    except (RuntimeError, TypeError) as fault:
+        remedy = "use torch.nn.utils.parametrizations, or give a model that was not run yet"
+        raise error(Code.USAGE, "model", f"cannot be copied: {fault}", remedy) from fault
 
 
 def _steps(

@@ -113,10 +113,24 @@ def evaluate(model: torch.nn.Module, samples: Batches, job: Job, where: str) -> 
             kept.append(nests.each(torch.Tensor.cpu, (_judged(outputs, batch), batch.targets)))
     result = tally.result()
     for name, metric in job.metrics.items():
-        result[name] = float(metric(*nests.joined(kept)))
+        result[name] = _number(name, metric(*nests.joined(kept)), where)
         if not math.isfinite(result[name]):
             raise error(Code.LOSS_NOT_FINITE, where, f"the metric {name} is {result[name]}")
     return result
+
+
+def _number(name: str, value: Any, where: str) -> float:
+    """Return what a metric of the caller's gave.
+
+    Raises:
+        UsageError: it is no number.
+    """
+    try:
+        return float(value)
+    except (RuntimeError, TypeError, ValueError) as fault:
+        shape = f" of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else ""
+        reason = f"{where}: it gives a {type(value).__name__}{shape}, not one number"
+        raise error(Code.USAGE, f"metrics.{name}", reason, "give the mean") from fault
 
 
 def _judged(outputs: Any, batch: Batch) -> Any:

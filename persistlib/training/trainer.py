@@ -277,7 +277,8 @@ class Trainer:
                 if item.grad is not None:
                     item.grad.mul_(share)
         sum_gradients(self.job.group, parameters)
-        self.precision.step(self.optimizer, parameters, settings.clip)
+        with optimizers.stepping(settings.optimizer, self._where):
+            self.precision.step(self.optimizer, parameters, settings.clip)
         self._window = 0
         self.steps += 1
         if self.scheduler is not None:

@@ -7,6 +7,7 @@ round-trip tests, the loss report, `persistlib formats` and the table in README.
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import stat
 import zipfile
@@ -149,6 +150,7 @@ _HDF5 = b"\x89HDF\r\n\x1a\n"
 # An HDF5 file may begin with a block of the user's (the superblock is at 0, 512, 1024, ...).
 _HDF5_PLACES = tuple([0] + [512 << shift for shift in range(12)])
 _DCP, _MANIFEST = ".metadata", "manifest.json"
+_DIRECTORY = 1 << 20  # bytes; that of a Keras archive has some hundred, assets take more
 _KERAS = {"config.json", "model.weights.h5"}
 _MAP = b'"weight_map"'
 _INDEX_HEAD = 1 << 16
@@ -260,10 +262,18 @@ def _has_superblock(handle: Any) -> bool:
     return False
 
 
+class _Glance(io.FileIO):
+    """A file of which no more than the directory of an archive of few records is read at once."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Return some bytes, fewer where more are asked for than a Keras model needs."""
+        return super().read(min(size, _DIRECTORY) if size is not None and size >= 0 else _DIRECTORY)
+
+
 def _is_keras(path: StrPath) -> bool:
     """Return whether a zip archive is a Keras model; what is odd is left to the strict audit."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with _Glance(path, opener=_opened) as handle, zipfile.ZipFile(handle) as archive:
             return set(archive.namelist()) >= _KERAS
     except Exception:  # noqa: BLE001 - a hostile archive may make the library raise anything
         return False

@@ -11,8 +11,9 @@ import pytest
 from older_schemas import STEPS, older, sealed
 from persistlib.canonical import encode
 from persistlib.digests import PREFIX, digest
-from persistlib.errors import IntegrityError, ManifestError, PersistlibError
+from persistlib.errors import Code, IntegrityError, ManifestError, PersistlibError
 from persistlib.manifest import document, upgrades
+from persistlib.manifest.misfits import LENGTH_LIMIT, PROBLEMS_LIMIT
 from persistlib.manifest.schema import (
     Architecture,
     Edit,
@@ -597,3 +598,40 @@ def test_a_manifest_of_many_tensors_is_read() -> None:
     draft = draft.model_copy(update={"identity": document.identity_of_weights(draft)})
     read = document.read(data_of(manifest(weights=draft, state=State())))
     assert len(read.weights.tensors) == 5000
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("evaluations", [0] * 5_000),
+        ("graphs", [{}] * 400),
+        ("weights.aliases", {f"a{n}": 0 for n in range(5_000)}),
+        ("interface", {"labels": [0] * 5_000}),
+        ("interface", {"labels": ["a"] * (LENGTH_LIMIT + 1)}),
+        ("weights.tensors", [{"shape": [-1] * 5_000}]),
+        ("requires", {f"p{n}": None for n in range(5_000)}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_a_manifest_that_is_malformed_throughout_is_refused_before_each_place_is_explained(
+    place: str, value: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def explained(*_: object) -> None:
+        pytest.fail("each problem is explained, at hundreds of bytes")
+
+    data = sealed(put(raw_of(), place, value))
+    monkeypatch.setattr(Manifest, "model_validate_json", explained)
+    fault = refused(data)
+    assert fault.code == Code.MANIFEST_FIELD.identifier
+    assert len(fault.findings) == 1
+    assert place in fault.location
+
+
+def test_as_many_problems_as_are_read_are_all_told() -> None:
+    raw = put(raw_of(), "evaluations", [0] * PROBLEMS_LIMIT)
+    assert len(refused(sealed(raw)).findings) == PROBLEMS_LIMIT
+
+
+def test_more_waived_fields_than_problems_are_kept() -> None:
+    waived = {f"later{n}": {"must_understand": False} for n in range(2 * PROBLEMS_LIMIT)}
+    assert len(document.read(sealed({**raw_of(), **waived})).unknown) == len(waived)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import torch_assembly as asm
-from persistlib.converters import torch_file
+from persistlib.converters import torch_file, torch_zip
 from persistlib.errors import Code, PersistlibError
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def test_no_pickle_executes_anything(tmp_path: Path) -> None:
     trial = """
 import os, sys
 import numpy
-from persistlib.converters import torch_file
+from persistlib.converters import torch_file, torch_zip
 from persistlib.errors import PersistlibError
 folder, seen = sys.argv[1], []
 def hook(event, arguments):
@@ -531,3 +531,25 @@ def test_a_checkpoint_of_many_small_containers_is_read(tmp_path: Path) -> None:
     body = asm.dictionary(asm.text("pairs"), pairs, asm.text("w"), asm.tensor())
     with torch_file.open_file(asm.placed(tmp_path, asm.checkpoint(body))) as reader:
         assert [entry.name for entry in reader.entries] == ["w"]
+
+
+def test_a_directory_of_many_records_is_not_read_to_tell_the_format(tmp_path: Path) -> None:
+    import tracemalloc
+
+    from persistlib import formats
+
+    rows = b"".join(
+        torch_zip.CENTRAL.pack(b"PK\1\2", *(0,) * 9, 6, *(0,) * 6) + b"%06d" % number
+        for number in range(60_000)
+    )
+    head = torch_zip.LOCAL.pack(b"PK\3\4", *(0,) * 8, 6, 0) + b"000000"
+    end = torch_zip.END.pack(b"PK\5\6", 0, 0, 60_000, 60_000, len(rows), len(head), 0)
+    path = asm.placed(tmp_path, head + rows + end)
+    assert len(zipfile.ZipFile(path).namelist()) == 60_000
+    tracemalloc.start()
+    try:
+        assert formats.by_content(path).name == "torch"
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 16 << 20

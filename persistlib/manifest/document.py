@@ -21,6 +21,7 @@ from persistlib.errors import Code, Finding, error, error_of, finding
 from persistlib.manifest import upgrades
 from persistlib.manifest.consistency import NAME, REFETCH, contradictions
 from persistlib.manifest.identity import bundle_id, identity_of_weights
+from persistlib.manifest.misfits import require_few
 from persistlib.manifest.schema import Manifest
 from persistlib.manifest.version import MAJOR, MINOR
 
@@ -82,6 +83,7 @@ def read(
             REFETCH,
         )
     current = upgrades.upgrade(raw, steps, location)
+    require_few(current, location)
     manifest, unknown = _validate(data if current is raw else encode(current), current, location)
     if findings := tuple(contradictions(manifest, location)):
         raise error_of(findings)

@@ -95,7 +95,7 @@ def read(data: bytes) -> Manifest | None:
             encode_parsed(content)
         ):
             return None
-        rule = _schema()
+        rule = schema()
         # Only the version that the schema describes; the rest may need upgrade steps.
         if raw.get("manifest_version") != rule["properties"]["manifest_version"]["default"]:
             return None
@@ -120,17 +120,28 @@ def _is_beyond_the_schema(manifest: Manifest, data: bytes) -> bool:
 
 
 @cache
-def _schema() -> Rule:
+def schema() -> Rule:
+    """Return the published schema of a manifest."""
     with open(_SCHEMA, encoding="utf-8") as file:
         schema: Rule = json.load(file)
     return schema
 
 
-def _resolved(rule: Rule) -> Rule:
+def resolved(rule: Rule) -> Rule:
+    """Return a rule, or the one that it refers to."""
     if "$ref" in rule:
-        definition: Rule = _schema()["$defs"][rule["$ref"].removeprefix("#/$defs/")]
+        definition: Rule = schema()["$defs"][rule["$ref"].removeprefix("#/$defs/")]
         return definition
     return rule
+
+
+def accepts(value: Any, rule: Rule) -> bool:
+    """Return whether a rule accepts a value."""
+    try:
+        _value(value, rule)
+    except _UnfitError:
+        return False
+    return True
 
 
 def _value(value: Any, rule: Rule) -> Any:
@@ -139,7 +150,7 @@ def _value(value: Any, rule: Rule) -> Any:
     Raises:
         _UnfitError: the rule does not accept it, or is not understood.
     """
-    rule = _resolved(rule)
+    rule = resolved(rule)
     if "anyOf" in rule:
         return _first(value, rule["anyOf"])
     if not rule:
@@ -240,11 +251,11 @@ _KINDS: dict[str, Callable[[Any, Rule], Any]] = {
 
 def _dumped(value: Any, rule: Rule, exclude_defaults: bool) -> Any:
     """Return a value that a rule accepts as plain JSON, members with their default left out."""
-    rule = _resolved(rule)
+    rule = resolved(rule)
     if "anyOf" in rule:
         if value is None:
             return None
-        rule = next(_resolved(c) for c in rule["anyOf"] if c.get("type") != "null")
+        rule = next(resolved(c) for c in rule["anyOf"] if c.get("type") != "null")
     if "items" in rule:
         return [_dumped(item, rule["items"], exclude_defaults) for item in value]
     if "properties" in rule:

@@ -16,6 +16,7 @@ from persistlib.canonical import encode
 from persistlib.digests import PREFIX, digest
 from persistlib.errors import PersistlibError
 from persistlib.manifest import document, identity, light
+from persistlib.manifest.misfits import misfits
 from property.strategies import manifests
 
 if TYPE_CHECKING:
@@ -60,6 +61,12 @@ def test_a_sealed_manifest_is_read_alike(manifest: Manifest) -> None:
     is_read = assert_law(data)
     # A NUL in any text and others' extensions are left to the strict reader.
     assert is_read or manifest.extensions or b"\\u0000" in data or strictly(data) is None
+
+
+@given(manifests())
+def test_what_the_schema_accepts_has_no_misfits(manifest: Manifest) -> None:
+    raw = json.loads(document.write(manifest))
+    assert not [*misfits(raw, light.schema(), ("manifest.json",))]
 
 
 @given(manifests(), st.data())

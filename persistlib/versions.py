@@ -131,7 +131,8 @@ def log(run: StrPath) -> Versions:
     except OSError as fault:
         raise read_fault(fault, folder) from fault
     if not read and not findings:
-        remedy = 'finetune(keep="all") keeps every epoch; name a folder with bundles in it'
+        keeping = 'finetune --keep all (keep="all") keeps every epoch in one'
+        remedy = f"name a folder with bundles in it; {keeping}"
         raise error(Code.NOT_A_BUNDLE, folder, "no bundle in it", remedy)
     return Versions(folder, _versions(read), tuple(findings))
 

@@ -167,3 +167,29 @@ def test_a_file_in_the_place_of_a_model_is_told_the_way(
         assert found["findings"][0]["code"] == code
         assert remedy.format(path=path) in found["findings"][0]["remedy"]
         assert "trust" not in found["findings"][0]["remedy"]
+
+
+def test_a_complete_run_is_told_how_to_train_longer_and_by_its_bundle_too(
+    numbers: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    told(*begun(numbers, out))
+    shown, code = told("finetune", "--resume", f"{out}.run", "--trust", "table_models")
+    remedy = shown["findings"][0]["remedy"]
+    assert (shown["findings"][0]["code"], code) == ("PL401", 1)
+    longer = shlex.split(remedy[remedy.index("persistlib ") :])[1:]
+    assert told(*longer)[1] == 0
+    missed, code = told("finetune", "--resume", out)
+    assert (missed["findings"][0]["remedy"], code) == (f"go on with that: --resume {out}.run", 1)
+
+
+def test_a_run_of_numbers_tells_what_it_left_and_nothing_that_it_did_not(
+    numbers: Path, tmp_path: Path
+) -> None:
+    shown = invoke(*begun(numbers, tmp_path / "out"))
+    runs = [line for line in shown.output.splitlines() if line.startswith("  run     ")]
+    assert " 1 epoch, " in runs[0]
+    assert "history" in runs[1]
+    assert "confusion" not in runs[1]
+    assert not (tmp_path / "out.run" / "confusion.png").exists()
+    assert "frozen nothing" in " ".join(shown.output.split())

@@ -349,7 +349,7 @@ def test_a_bundle_for_other_classes_gets_a_new_last_layer(
         (tmp_path / other).symlink_to(folder / name)
     before = persistlib.load(saved).state_dict()
     made = plan(opened(saved), data=tmp_path, settings=SETTINGS)
-    assert dict(made.rows())["last layer"] == "classifier.1: 3 classes become 3"
+    assert dict(made.rows())["last layer"] == "classifier.1: made anew for 3 classes"
     now = made.model.state_dict()
     changed = {name for name, value in before.items() if not value.equal(now[name])}
     assert changed == {"classifier.1.weight", "classifier.1.bias"}

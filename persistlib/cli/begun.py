@@ -7,11 +7,12 @@ imported are never taken from a file.
 from __future__ import annotations
 
 import os
+import shlex
 from typing import TYPE_CHECKING, Any
 
 from persistlib import versions
 from persistlib.cli.command import said
-from persistlib.errors import Code, error_of, finding
+from persistlib.errors import Code, error, error_of, finding
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,6 +63,11 @@ def options(context: click.Context, given: dict[str, Any]) -> dict[str, Any]:
     from persistlib.training import run_folder
 
     run = given["resume"]
+    beside = os.fspath(run).rstrip(os.sep) + RUN
+    noted = [os.path.exists(os.path.join(place, versions.RUN)) for place in (run, beside)]
+    if noted == [False, True]:
+        remedy = f"go on with that: --resume {shlex.quote(beside)}"
+        raise error(Code.SOURCE_MISSING, run, f"no run; its run stands at {beside}", remedy)
     begun = run_folder.command(run)
     asked, taken, given_again = dict(given), list[str](), said(context)
     for parameter in context.command.params:

@@ -20,6 +20,7 @@ from persistlib.cli.command import (
     withdrawn_option,
 )
 from persistlib.cli.text import command as words
+from persistlib.cli.text import trusting
 from persistlib.errors import Code, TargetError, error, missing_extra
 from persistlib.installed import package_version
 from persistlib.rehearsal import rehearse
@@ -237,7 +238,8 @@ def _require_place(asked: dict[str, Any]) -> None:
 
         if (done := run_folder.epochs_done(run)) < epochs:
             raise
-        longer = words(*_VERB, "--resume", run, "--epochs", str(2 * done), "--overwrite")
+        more = ("--epochs", str(2 * done), "--overwrite", *trusting(asked["trust"]))
+        longer = words(*_VERB, "--resume", run, *more)
         reason = f"the run is complete, {done} of {epochs} epochs, and its bundle stands there"
         raise error(
             Code.TARGET_EXISTS, asked["out"], reason, f"to train longer: {longer}"
@@ -347,8 +349,9 @@ def _beginning(options: dict[str, Any]) -> str | Saved:
 
 
 def _answer(plan: Plan, result: FinetuneResult, asked: dict[str, Any], run: str) -> Answer:
-    has_versions = result.training.strategy["keep"] == "all"
-    kept = f"history, curves, confusion, checkpoints{', versions' if has_versions else ''}"
+    from persistlib.training import run_folder
+
+    left = run_folder.left(run)
     return tuned.answer(
         plan,
         result,
@@ -358,6 +361,6 @@ def _answer(plan: Plan, result: FinetuneResult, asked: dict[str, Any], run: str)
             "resumed": result.resumed,
             "history": [{**row} for row in result.history],
         },
-        run=(("run", f"{run}: {kept}"),),
-        log=run if has_versions else None,
+        run=(("run", f"{run}: {', '.join(left)}"),),
+        log=run if "versions" in left else None,
     )

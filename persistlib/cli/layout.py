@@ -91,7 +91,8 @@ def _fields(fields: Fields, columns: int) -> Iterator[tuple[Span, ...]]:
     for label, value in fields.rows:
         if rest < _longest(value) <= columns - width(_BELOW):
             # A digest or a path: whole below its label, so that it can be marked and copied.
-            yield Span(_INDENT), Span(label, Style.FAINT)
+            if label:
+                yield Span(_INDENT), Span(label, Style.FAINT)
             yield from ((Span(_BELOW), Span(text)) for text in wrap(value, columns - width(_BELOW)))
             continue
         for index, text in enumerate(wrap(value, rest)):

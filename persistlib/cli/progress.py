@@ -8,7 +8,7 @@ from collections import deque
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from persistlib.cli.text import size
+from persistlib.cli.text import figure, size
 from persistlib.training.events import BatchDone, EpochDone, RunsOnce, WentOn
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def line(event: EpochDone | WentOn | RunsOnce) -> str:
         where = f", batch {event.batch}" if event.batch else ""
         return f"goes on after epoch {event.epoch}/{event.epochs}{where} ({event.path})"
     facts = (
-        f"{name.replace('_', ' ')} {value:.4f}"
+        f"{name.replace('_', ' ')} {figure(value)}"
         for name, value in event.row.items()
         if name != "epoch" and not _is_loss_again(name, event.row)
     )
@@ -140,6 +140,6 @@ def line(event: EpochDone | WentOn | RunsOnce) -> str:
 
 def _is_loss_again(name: str, row: Mapping[str, float]) -> bool:
     """Return whether a figure is the loss beside it, as the mean squared error may be."""
-    side, _, figure = name.rpartition("_")
+    side, _, word = name.rpartition("_")
     loss = row.get(f"{side}_loss")
-    return figure == "mse" and loss is not None and f"{loss:.4f}" == f"{row[name]:.4f}"
+    return word == "mse" and loss is not None and figure(loss) == figure(row[name])

@@ -128,7 +128,9 @@ def command(
     it computes the outputs of arrays, which are taken as they are.
     """
     if bool(images) == bool(inputs):
-        raise error(Code.USAGE, "run", "neither images nor inputs, or both", "give one kind")
+        reason = "both images and inputs" if images else "neither images nor inputs"
+        remedy = f"{words('persistlib', 'run', model)} IMAGE, or --input FILE.npy with arrays"
+        raise error(Code.USAGE, "run", reason, remedy)
     runtime = runtime or _runtime_for(model)
     work = _with_torch if runtime == "torch" else _with_onnxruntime
     ran = work(model, images, inputs, options)

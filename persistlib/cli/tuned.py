@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import persistlib
 from persistlib.cli.answer import Answer, Exit, Fields, verdict
 from persistlib.cli.text import command as words
-from persistlib.cli.text import size, trusting
+from persistlib.cli.text import figure, size, trusting
 from persistlib.training.data_sources import is_table
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def answer(
     """
     summary = persistlib.inspect(asked["out"])
     path, manifest = summary.path, summary.manifest
-    metrics = ", ".join(f"{name} {value:.4f}" for name, value in result.metrics.items())
+    metrics = ", ".join(f"{name} {figure(value)}" for name, value in result.metrics.items())
     graphs = [entry.path for graph in manifest.graphs for entry in graph.files]
     is_short = asked["onnx"] and not graphs
     shown = ["none: the warning says why"] if is_short else graphs

@@ -43,7 +43,7 @@ def predict(
             the module fails, or what it gives is not what its task needs.
     """
     if interface.preprocessing is None:
-        remedy = "prepare tensors yourself and call the module"
+        remedy = "prepare tensors yourself and call the module, or --input on the command line"
         raise error(Code.PREPROCESSING, "interface.preprocessing", "not recorded", remedy)
     found: list[Any] = []
     items = preparing.items_of(images)

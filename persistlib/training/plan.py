@@ -71,6 +71,8 @@ class NewHead:
         if self.is_kept:
             return f"{self.path}: kept, {self.classes:,} classes as in the bundle"
         text = f"{self.path}: {self.was:,} classes become {self.classes:,}"
+        if self.was == self.classes:
+            text = f"{self.path}: made anew for {self.classes:,} classes"
         if self.left_out is None:
             return text
         return f"{text}; that of the weights, {self.left_out:,} classes, is left out"
@@ -78,7 +80,7 @@ class NewHead:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """How much trains and how much is frozen.
+    """How much trains and how much is frozen; as text what is frozen.
 
     Attributes:
         trained: elements of parameters that train.
@@ -91,6 +93,16 @@ class Counts:
     frozen: int
     buffers: int
     owners: int
+
+    def __str__(self) -> str:
+        counts = _counted(self.buffers, "buffer"), _counted(self.owners, "module")
+        still = "{} of {} (BatchNorm)".format(*counts) if self.buffers else ""
+        parts = (_counted(self.frozen, "parameter") if self.frozen else "", still)
+        return "; ".join(part for part in parts if part) or "nothing"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,10 +178,10 @@ class Plan:
     def rows(self) -> tuple[tuple[str, str], ...]:
         """Return the plan in words: a heading and a sentence each."""
         run = self.settings
+        epochs = _counted(run.epochs, "epoch")
         steps = f"{run.optimizer}, lr {run.lr:g} ({run.schedule})"
         begin = self.lineage.source if self.lineage else "fresh values"
         trained = f"{self.counts.trained:,} of {self.counts.trained + self.counts.frozen:,}"
-        still = f"{self.counts.buffers} buffers of {self.counts.owners} modules (BatchNorm)"
         dropped = f"; auxiliary heads dropped: {', '.join(self.dropped)}" if self.dropped else ""
         return (
             *self._data_rows(),
@@ -180,8 +192,8 @@ class Plan:
             *((("last layer", f"{self.head}{dropped}"),) if self.head else ()),
             *((("strategy", self._strategy()),) if self.wish is not None else ()),
             ("trained", f"{trained} parameters"),
-            ("frozen", f"{self.counts.frozen:,} parameters; {still}"),
-            ("run", f"{run.epochs} epochs, {steps}, batches of {run.batch_size}, seed {run.seed}"),
+            ("frozen", str(self.counts)),
+            ("run", f"{epochs}, {steps}, batches of {run.batch_size}, seed {run.seed}"),
         )
 
     def _data_rows(self) -> Iterator[tuple[str, str]]:

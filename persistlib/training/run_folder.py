@@ -269,6 +269,13 @@ def _is_left(path: str) -> bool:
     return False
 
 
+def left(path: StrPath) -> tuple[str, ...]:
+    """Return what a run has left in its folder to look at: "history", "curves", ..."""
+    names = (*_WATCHED, _CHECKPOINTS, _VERSIONS)
+    there = (name for name in names if os.path.exists(os.path.join(path, name)))
+    return tuple(os.path.splitext(name)[0] for name in there)
+
+
 def command(path: StrPath) -> dict[str, Any]:
     """Return what the run in a folder was started with.
 

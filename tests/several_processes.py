@@ -172,6 +172,7 @@ CASES: dict[str, Case] = {
         normalized, {**SGD, "freeze": ["*", "!4.*", "!5.*", "!6.*"], "cache": False}
     ),
     "features once": Case(normalized, {**SGD, "freeze": ["*", "!6.*"]}),
+    "features once, a rest that trains": Case(normalized, {**SGD, "freeze": ["0.*"]}),
     "gradual": Case(plain, {**SGD, "strategy": "gradual"}),
     "class weights": Case(plain, {**SGD, "class_weights": "balanced", "label_smoothing": 0.2}),
     "accumulate and clip": Case(plain, {**ADAM, "accumulate": 2, "clip": 0.05}),

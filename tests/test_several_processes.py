@@ -113,6 +113,7 @@ def test_two_processes_come_to_the_weights_of_one(
 
 def test_what_the_cases_are_for_happened(trained: dict[str, list[dict[str, Any]]]) -> None:
     assert trained["features once"][0]["stage"] == "6"
+    assert trained["features once, a rest that trains"][0]["stage"] == "1"
     assert trained["frozen base"][0]["stage"] is None
     assert trained["plateau and patience"][0]["epochs"] < 8
 

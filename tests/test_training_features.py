@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -14,10 +15,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
+from persistlib.architecture.behaviour import untouched
 from persistlib.errors import Code, PersistlibError, PersistlibWarning, error
-from persistlib.training.events import RunsOnce
+from persistlib.training.events import EpochDone, RunsOnce
 from persistlib.training.features import features
 from persistlib.training.fusion import fit_classifier
 from persistlib.training.loop import Folder, finetune
@@ -87,7 +90,7 @@ def test_training_on_features_gives_the_weights_that_training_the_whole_gives() 
         assert left == pytest.approx(right, abs=1e-5)
     model = parts.model
     assert isinstance(model, Net)
-    assert model.runs < 14
+    assert model.runs < 15
 
 
 def moving() -> Net:
@@ -112,16 +115,152 @@ def in_company(kind: str) -> Net:
     return model
 
 
+class Tutorial(nn.Module):
+    """As tutorials write it: layers one by one, functions between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+        self.fc1 = nn.Linear(64, 8)
+        self.fc2 = nn.Linear(8, 3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        maps = functional.relu(self.norm(self.conv(images)))
+        rows = functional.dropout(maps.view(maps.size(0), -1), 0.3, self.training)
+        rows = functional.dropout(functional.relu(self.fc1(rows)), 0.2, self.training)
+        scores: torch.Tensor = functional.log_softmax(self.fc2(rows), dim=1)
+        return scores
+
+
+class Scored(Tutorial):
+    """Answers in a mapping, in training with what it answers from."""
+
+    def forward(self, images: torch.Tensor, scale: float = 2.0) -> Any:
+        scores = super().forward(images) * scale
+        return {"logits": scores, "aux": scores * 3} if self.training else {"logits": scores}
+
+
+class Cautious(Tutorial):
+    """Lets no gradient through a layer that has none frozen."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        rows = functional.relu(self.norm(self.conv(images))).flatten(1)
+        with torch.no_grad():
+            rows = self.fc1(rows)
+        scores: torch.Tensor = self.fc2(functional.relu(rows))
+        return scores
+
+
+class Waning(Tutorial):
+    """Counts its calls, and answers by their number."""
+
+    calls = 0
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return super().forward(images) / self.calls
+
+
+class Attending(nn.Module):
+    """Attention computes in evaluation otherwise than in training, but for a switch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(6, 2, 8, dropout=0.0, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.norm = nn.LayerNorm(6)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        scores: torch.Tensor = self.head(self.norm(self.encoder(images[:, 0])).mean(1))
+        return scores
+
+
+def row() -> nn.Sequential:
+    return nn.Sequential(
+        *front(), nn.Dropout(0.2), nn.Linear(64, 8), nn.ReLU(inplace=True), nn.Linear(8, 3)
+    )
+
+
+HEADS = ["*", "!fc1.*", "!fc2.*"]
+
+
+@pytest.mark.parametrize(
+    ("make", "freeze", "path"),
+    [
+        (partial(net, noise=0.5), ["*", "!classifier"], "noise"),
+        (partial(net, scale=2.0), ["*", "!classifier"], "classifier"),
+        (moving, ["front.0.*"], "front.1"),  # statistics that no pattern holds
+        (net, ["front.0.*"], "front.1"),
+        (row, ["*", "!6.*", "!8.*"], "5"),
+        (row, ["0.*"], "1"),
+        (Tutorial, HEADS, "dropout"),
+        (Tutorial, ["conv.*", "norm.*", "fc1.*"], "dropout"),
+        (Tutorial, ["conv.*"], "norm"),
+        (Attending, ["*", "!head.*"], "head"),
+        (Attending, ["*", "!norm.*", "!head.*"], "norm"),
+    ],
+)
+def test_the_rest_alone_is_trained_wherever_the_model_may_be_cut(
+    make: Callable[[], nn.Module], freeze: list[str], path: str
+) -> None:
+    torch.manual_seed(0)
+    model = make()
+    twin = copy.deepcopy(model)
+    how: dict[str, Any] = {**ARGS, "freeze": freeze}
+    result = finetune(model, samples(), samples(16), **how)
+    assert result.training.strategy["cached_before"] == path
+    plain = finetune(twin, samples(), samples(16), cache=False, **how)
+    for name, value in plain.model.state_dict().items():
+        assert torch.allclose(value, model.state_dict()[name], atol=1e-6), name
+    for left, right in zip(plain.history, result.history, strict=True):
+        assert left == pytest.approx(right, abs=1e-5)
+
+
+def test_a_loss_of_all_outputs_in_training_sees_them() -> None:
+    def loss(outputs: Any, batch: Any) -> torch.Tensor:
+        both = [outputs["logits"], *([outputs["aux"]] if "aux" in outputs else [])]
+        return torch.stack([functional.cross_entropy(one, batch.targets) for one in both]).sum()
+
+    torch.manual_seed(0)
+    model = Scored()
+    twin = copy.deepcopy(model)
+    how: dict[str, Any] = {**ARGS, "freeze": HEADS, "loss": loss}
+    result = finetune(model, samples(), **how)
+    assert result.training.strategy["cached_before"] == "dropout"
+    plain = finetune(twin, samples(), cache=False, **how).model
+    for name, value in plain.state_dict().items():
+        assert torch.allclose(value, model.state_dict()[name], atol=1e-6), name
+
+
+class Scaled(Tutorial):
+    scale = 1.0
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(images) * self.scale
+
+
+def test_an_attribute_that_changes_meanwhile_ends_the_training() -> None:
+    model = Scaled()
+
+    def change(event: Event) -> None:
+        if isinstance(event, EpochDone) and event.epoch == 2:
+            model.scale = 0.5
+
+    how: dict[str, Any] = {**ARGS, "freeze": HEADS, "progress": change}
+    with pytest.raises(PersistlibError, match="scale of the model changed") as caught:
+        finetune(model, samples(), **how)
+    assert "cache=False" in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("model", "arguments"),
     [
         (in_company("norm"), {}),  # statistics of each batch, in evaluation too
         (in_company("mean"), {}),
-        (net(noise=0.5), {}),
-        (net(noise=1e-9), {}),  # draws numbers, though nothing is dropped
-        (net(scale=2.0), {}),  # what the part returns is not what the model returns
-        (moving(), {"freeze": ["front.0.*"]}),  # statistics that no pattern holds
-        (net(), {"freeze": ["front.0.*"]}),
+        (Waning(), {"freeze": HEADS}),
+        (Cautious(), {"freeze": HEADS}),
         (net(), {"freeze": ["front.1.*"]}),
         (net(), {"freeze": ()}),
     ],
@@ -378,3 +517,13 @@ def test_bad_inputs_and_targets_are_told_together() -> None:
         finetune(perceptron(), (inputs, targets), epochs=1, lr=0.1, task="regression")
     places = {item.location for item in caught.value.findings}
     assert places == {"train: inputs", "train: targets"}
+
+
+def test_a_trial_in_training_leaves_statistics_as_they_were() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with untouched(model):
+        model(torch.randn(5, 3))
+        assert not model.state_dict()["1.running_mean"].equal(before["1.running_mean"])
+    for name, value in model.state_dict().items():
+        assert value.equal(before[name]), name

@@ -298,12 +298,18 @@ def two_parts() -> nn.Sequential:
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_training_on_features_goes_on_to_the_same_bits(tmp_path: Path) -> None:
-    how: dict[str, Any] = {"data": arrays(), "freeze": ["*", "!1"]}
-    uninterrupted = finetune(None, model=two_parts(), **how)
-    broken(tmp_path / "run", 13, model=two_parts(), **how)
-    result = finetune(tmp_path / "run", resume=True, model=two_parts(), **how)
-    assert result.training.strategy["cached_before"] == "1"
+@pytest.mark.parametrize(
+    ("make", "freeze", "path"),
+    [(two_parts, ["*", "!1"], "1"), (net, ["*", "!6.*", "!8.*"], "3")],
+)
+def test_training_on_features_goes_on_to_the_same_bits(
+    make: Callable[[], nn.Module], freeze: list[str], path: str, tmp_path: Path
+) -> None:
+    how: dict[str, Any] = {"data": arrays(), "freeze": freeze}
+    uninterrupted = finetune(None, model=make(), **how)
+    broken(tmp_path / "run", 13, model=make(), **how)
+    result = finetune(tmp_path / "run", resume=True, model=make(), **how)
+    assert result.training.strategy["cached_before"] == path
     assert digest(result) == digest(uninterrupted)
 
 

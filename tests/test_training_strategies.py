@@ -362,17 +362,17 @@ def test_memory_that_runs_out_names_the_batch_size_and_what_to_try() -> None:
     class Greedy(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.inner = nn.Linear(6, 3)
+            self.outer, self.inner = nn.Linear(6, 6), nn.Linear(6, 3)
 
         def forward(self, inputs: torch.Tensor) -> torch.Tensor:
             if self.training and len(inputs) > 8:
                 torch.empty(1 << 60)
-            scores: torch.Tensor = self.inner(inputs)
+            scores: torch.Tensor = self.inner(self.outer(inputs))
             return scores
 
     for cache, where in ((True, "before its first batch"), (False, "batch 1")):
         with pytest.raises(PersistlibError) as caught:
-            finetune(Greedy(), rows(32), batch_size=16, cache=cache, freeze="inner.bias")
+            finetune(Greedy(), rows(32), batch_size=16, cache=cache, freeze="outer.*")
         assert (caught.value.code, caught.value.location) == ("PL904", f"epoch 1, {where}")
     assert "batches of 16" in caught.value.reason
     assert "batch_size=8 with accumulate=2" in caught.value.remedy

@@ -237,7 +237,8 @@ def untouched(module: nn.Module) -> Generator[None]:
             _put_back(inner._buffers, members)  # noqa: SLF001 - as above
         with torch.no_grad():
             for buffer, version, value in buffers:
-                if buffer._version != version:  # noqa: SLF001 - as above
+                # Batch normalization writes its statistics without counting.
+                if buffer._version != version or not buffer.equal(value):  # noqa: SLF001 - as above
                     buffer.copy_(value)
 
 

@@ -19,7 +19,7 @@ from persistlib.digests import PREFIX, digest
 from persistlib.dtypes import of_torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
     import torch
 
@@ -112,24 +112,29 @@ def rows(module: nn.Module) -> list[Row]:
 
 
 def structure_digest(
-    module: nn.Module, dtypes: Mapping[str, str] | None = None, *, without: str | None = None
+    module: nn.Module, dtypes: Mapping[str, str] | None = None, *, without: Collection[str] = ()
 ) -> str:
     """Return `blake3:` and the digest of a module's structure.
 
     Args:
         module: on any device, the meta device included.
         dtypes: safetensors dtype names by tensor name, where they differ from the module's own.
-        without: path of a part that is left out.
+        without: paths of parts that are left out.
     """
     given = dtypes or {}
     known = places(module)
     content = [
         [path, known[id(inner)], *_content(path, inner, known, given)]
         for path, inner in sorted(paths(module), key=lambda item: item[0])
-        if without is None or not f"{path}.".startswith(f"{without}.")
+        if not is_within(path, without)
     ]
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return PREFIX + digest(text.encode())
+
+
+def is_within(path: str, parts: Collection[str]) -> bool:
+    """Return whether a module is one of some parts, or lies in one."""
+    return any(f"{path}.".startswith(f"{part}.") for part in parts)
 
 
 def is_as_saved(module: nn.Module, manifest: Manifest) -> bool:

@@ -33,18 +33,19 @@ if TYPE_CHECKING:
 
     from persistlib.files import StrPath
     from persistlib.training.batches import Batches
+    from persistlib.training.cuts import Cut
 
 _SCHEMA = "persistlib.features/1"
 _NAME = re.compile(r"features-[0-9a-f]{32}")
 _BLOCK = 16 << 20  # bytes that are written, and digested, at a time
 
 
-def key_of(model: torch.nn.Module, path: str, samples: Batches) -> str | None:
+def key_of(model: torch.nn.Module, cut: Cut, samples: Batches) -> str | None:
     """Return what tells the features of samples from all others; None where nothing does.
 
     Args:
         model: the whole.
-        path: of the part whose inputs they are.
+        cut: whose features they are.
         samples: in batches.
     """
     data = samples.identity()
@@ -53,24 +54,31 @@ def key_of(model: torch.nn.Module, path: str, samples: Batches) -> str | None:
     front = [
         [inner, role, name, digest(tensor_bytes(tensor))]
         for inner, module in structure.paths(model)
-        if not f"{inner}.".startswith(f"{path}.")
+        if not structure.is_within(inner, cut.parts)
         for role, name, tensor in structure.rows(module)
     ]
     device = next((item.device for item in model.parameters()), torch.device("cpu"))
     record: dict[str, Any] = {
         "schema": _SCHEMA,
-        "structure": structure.structure_digest(model, without=path),
+        "structure": structure.structure_digest(model, without=cut.parts),
         "front": sorted(front),
-        "part": path,
+        "part": cut.path,
         "data": data,
         "batch": samples.batch_size,
         "torch": str(torch.__version__),
         "device": device.type,
         "threads": torch.get_num_threads(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
-        "precision": torch.get_float32_matmul_precision(),
+        "precision": _precision(device.type),
     }
     return digest(encode(record))[:32]
+
+
+def _precision(device: str) -> str:
+    """Return what matrices are multiplied in."""
+    if torch.is_autocast_enabled(device):
+        return str(torch.get_autocast_dtype(device))
+    return torch.get_float32_matmul_precision()
 
 
 def place_of(folder: StrPath, key: str) -> str:

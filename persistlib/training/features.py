@@ -1,10 +1,10 @@
 """Running the front of a model once a sample: what goes into its last part, kept.
 
 `features` gives what goes into a model's last layer, for whatever is fitted on it. `stage` does it
-for training: where all that trains lies in one part that ends the model (a classifier), and nothing
-before it draws random numbers or depends on the mode, the part's inputs are the same in every
-epoch. They are computed once, and the part alone is trained on them. None of this is assumed: it
-is tried on the first batch (`fronts`), and the whole model is trained where it does not hold.
+for training: where nothing before all that trains draws random numbers or depends on the mode, what
+goes into the rest of the model is the same in every epoch. It is computed once, and the rest alone
+is trained on it. None of this is assumed: it is tried on the first batch (`fronts`), and the whole
+model is trained where it does not hold.
 
 Features lie in memory, or, where they are large or a folder is named, on disk (`feature_files`).
 
@@ -24,6 +24,8 @@ import torch
 from persistlib.errors import Code, PersistlibError, TargetError, error, warn
 from persistlib.training import feature_files, fronts, nests
 from persistlib.training.batches import Batches
+from persistlib.training.cuts import alike_in_both_modes
+from persistlib.training.events import RunsOnce
 from persistlib.training.finite import require_finite
 from persistlib.training.fitting import FAULTS, told
 from persistlib.training.head import entered_last
@@ -32,11 +34,12 @@ from persistlib.training.own_dtypes import own_dtype
 from persistlib.training.sharing import go_on, in_turn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
     from persistlib.files import StrPath
     from persistlib.training.batch import Batch
     from persistlib.training.batches import Samples
+    from persistlib.training.cuts import Cut
 
 # The most that all features together take in memory; what is larger goes to disk.
 MEMORY = 1 << 30
@@ -78,6 +81,16 @@ class Stage(NamedTuple):
     train: Batches
     valid: Batches | None
     kept: tuple[Features, ...] = ()
+
+    def told(self) -> RunsOnce:
+        """Return what the watchers are told of the features."""
+        return RunsOnce(
+            self.path,
+            samples=sum(len(some.values) for some in self.kept),
+            size=sum(some.values.nbytes for some in self.kept),
+            stored=tuple(some.stored for some in self.kept if some.stored is not None),
+            reused=all(some.reused for some in self.kept),
+        )
 
 
 class Keeping(NamedTuple):
@@ -134,13 +147,13 @@ def features(
     model.to(place)
     try:
         require_finite(model, batches)
-        path, like = _fitting_part(model, batches, at)
-        if cache is None and (size := _bytes(like, batches.size)) > memory:
+        cut = _fitting_cut(model, batches, at)
+        if cache is None and (size := _bytes(cut, batches.size)) > memory:
             reason = f"{size:,} bytes of features; {memory:,} may be kept in memory"
-            raise error(Code.NO_MEMORY, path, reason, "give cache=, a folder to keep them in")
+            raise error(Code.NO_MEMORY, cut.path, reason, "give cache=, a folder to keep them in")
         folder = None if cache is None else os.fspath(cache)
         where = Keeping(folder, always=batches.size is not None, between=between)
-        return _kept(model, path, batches, like, where)
+        return _kept(model, cut, batches, where)
     finally:
         for module, mode in modes:
             module.training = mode
@@ -150,10 +163,8 @@ def _device(model: torch.nn.Module) -> torch.device:
     return next((item.device for item in model.parameters()), torch.device("cpu"))
 
 
-def _judged_part(
-    model: torch.nn.Module, samples: Batches, at: str | None
-) -> tuple[str, torch.Tensor]:
-    """Return the part whose inputs are features, and those of the first batch.
+def _judged_cut(model: torch.nn.Module, samples: Batches, at: str | None) -> Cut:
+    """Return the cut before the part whose inputs are features.
 
     Raises:
         TrainingError: there is none.
@@ -163,25 +174,23 @@ def _judged_part(
         raise error(Code.HEAD_UNKNOWN, at, "the model has no such part", "name one of its layers")
     paths = [at] if at is not None else [*entered_last(model, batch.inputs)]
     for path in paths:
-        if (like := fronts.judged_entry(model, path, batch)) is not None:
-            return path, like
+        if (cut := fronts.judged_cut(model, path, batch)) is not None:
+            return cut
     tried = ", ".join(paths) or "its parts"
     reason = f"the outputs are not what {tried} makes of one tensor with a row a sample"
     remedy = "let the model return what its last layer gives"
     raise error(Code.HEAD_UNKNOWN, at or "model", reason, remedy)
 
 
-def _fitting_part(
-    model: torch.nn.Module, batches: Batches, at: str | None
-) -> tuple[str, torch.Tensor]:
-    """Return what `_judged_part` does.
+def _fitting_cut(model: torch.nn.Module, batches: Batches, at: str | None) -> Cut:
+    """Return what `_judged_cut` does.
 
     Raises:
         TrainingError: the model does not take the samples, or no part ends it.
         RuntimeError: memory ran out.
     """
     try:
-        return _judged_part(model, batches, at)
+        return _judged_cut(model, batches, at)
     except FAULTS as fault:
         if isinstance(fault, PersistlibError) or is_out_of_memory(fault):
             raise
@@ -197,51 +206,42 @@ def stage(
     known: str | None = None,
     keeping: Keeping | None = None,
 ) -> Stage:
-    """Return the smallest part of a frozen model that need be run in each epoch.
+    """Return the smallest rest of a frozen model that need be run in each epoch.
 
     Args:
         model: left in evaluation; its tensors are untouched.
         train: training batches.
         valid: held-out batches.
-        known: the part's path where an earlier trial found it, empty for the whole model.
+        known: the rest's path where an earlier trial found it, empty for the whole model.
         keeping: where features may lie; memory alone without.
     """
     whole = Stage("", model, train, valid)
     where = keeping or Keeping()
-    if known == "":
-        return whole
-    if known is not None and fronts.holds_all(model, known):
-        paths: Iterable[str] = (known,)
-    elif train.fixed and (valid is None or valid.fixed):
-        paths = fronts.trained_parts(model)
-    else:
+    if known == "" or not (train.fixed and (valid is None or valid.fixed)):
         return whole
     count = (train.size or 0) + ((valid.size or 0) if valid else 0)
-    large: tuple[str, torch.Tensor] | None = None
-    batch = next(train.in_order())
-    for path in paths:
-        if (like := fronts.trained_entry(model, path, batch)) is None:
-            continue
-        if _bytes(like, count) <= MEMORY:
-            return _staged(model, path, whole, like, where)
-        large = large or (path, like)
-    if large is None:
-        return whole
-    has_room = _has_room(where.folder, _bytes(large[1], count))
-    if not train.group.from_first(has_room, "room for features"):
-        return whole
-    return _staged(model, large[0], whole, large[1], where._replace(always=True))
+    large: Cut | None = None
+    with alike_in_both_modes():
+        for cut in fronts.trained_cuts(model, next(train.in_order())):
+            if known not in {None, cut.path}:
+                continue
+            if _bytes(cut, count) <= MEMORY:
+                return _staged(model, cut, whole, where)
+            large = large or cut
+        if large is None:
+            return whole
+        has_room = _has_room(where.folder, _bytes(large, count))
+        if not train.group.from_first(has_room, "room for features"):
+            return whole
+        return _staged(model, large, whole, where._replace(always=True))
 
 
-def _staged(
-    model: torch.nn.Module, path: str, whole: Stage, like: torch.Tensor, where: Keeping
-) -> Stage:
+def _staged(model: torch.nn.Module, cut: Cut, whole: Stage, where: Keeping) -> Stage:
     kept: list[Features] = []
     try:
-        for samples in (whole.train, whole.valid):
-            if samples is not None:
-                first = like if samples is whole.train else None
-                kept.append(_kept(model, path, samples, first, where))
+        kept.append(_kept(model, cut, whole.train, where))
+        if whole.valid is not None:
+            kept.append(_kept(model, cut, whole.valid, where, is_tried=False))
     except TargetError as fault:
         if not whole.train.group.is_alone:  # the others are told, and stop
             raise
@@ -253,33 +253,35 @@ def _staged(
             (found.values, found.targets),
             samples.name,
             samples.batch_size,
-            like.device,
+            cut.features.device,
             seed=samples.seed,
             group=samples.group,
         )
         for found, samples in zip(kept, (whole.train, whole.valid), strict=False)
         if samples is not None
     ]
-    part = model.get_submodule(path)
-    return Stage(path, part, train, valid[0] if valid else None, tuple(kept))
+    return Stage(cut.path, cut.tail, train, valid[0] if valid else None, tuple(kept))
 
 
 def _kept(
-    model: torch.nn.Module,
-    path: str,
-    samples: Batches,
-    like: torch.Tensor | None,
-    where: Keeping,
+    model: torch.nn.Module, cut: Cut, samples: Batches, where: Keeping, *, is_tried: bool = True
 ) -> Features:
-    """Return the part's inputs for all samples, from where they lie or computed."""
+    """Return the features of all samples, from where they lie or computed.
+
+    Args:
+        model: the whole.
+        cut: of it.
+        samples: in batches.
+        where: they may lie.
+        is_tried: whether the cut was tried on the first of these samples.
+    """
     model.eval()
-    computed = _Computing(model, path, samples, where.between)
+    path, computed = cut.path, _Computing(cut, samples, where.between)
     if where.folder is None or not where.always:
         return Features(path, computed.together(), computed.targets())
-    if like is None:
-        like = computed.first()
+    like = cut.features if is_tried else computed.first()
     assert samples.size is not None
-    key = feature_files.key_of(model, path, samples)
+    key = feature_files.key_of(model, cut, samples)
     key = samples.group.from_first(key, "features")
     fresh = samples.group.from_first(secrets.token_hex(16), "features")
     place = feature_files.place_of(where.folder, key or fresh)
@@ -299,17 +301,10 @@ def _kept(
 
 
 class _Computing:
-    """The inputs of a part, computed batch by batch; the targets are kept meanwhile."""
+    """Features, computed batch by batch; the targets are kept meanwhile."""
 
-    def __init__(
-        self,
-        model: torch.nn.Module,
-        path: str,
-        samples: Batches,
-        between: Callable[[], None] | None,
-    ) -> None:
-        self._model = model
-        self._part = model.get_submodule(path)
+    def __init__(self, cut: Cut, samples: Batches, between: Callable[[], None] | None) -> None:
+        self._head = cut.head
         self._samples = samples
         self._between = between
         self._targets: list[Any] = []
@@ -345,13 +340,12 @@ class _Computing:
 
     @torch.no_grad()
     def _of(self, batch: Batch) -> torch.Tensor:
-        (entry,), _ = fronts.watched(self._model, self._part, batch.inputs)
-        return entry.features
+        return self._head(batch.inputs)
 
 
-def _bytes(like: torch.Tensor, count: int | None) -> int:
+def _bytes(cut: Cut, count: int | None) -> int:
     """Return the size of the features of so many samples."""
-    return like[0].nbytes * (count or 0)
+    return cut.features[0].nbytes * (count or 0)
 
 
 def _has_room(folder: str | None, size: int) -> bool:

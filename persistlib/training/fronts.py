@@ -1,4 +1,4 @@
-"""Where a model may be cut in two: a part that ends it, and what goes into that part.
+"""Where a model may be cut in two: before a part that ends it, or between its own steps.
 
 A part ends a model when it is entered once, with one tensor that has a row a sample and came about
 without a random number, and when what it returns is what the model returns. What goes into it may
@@ -17,6 +17,8 @@ from persistlib.architecture.freezing import is_kept_in_eval
 from persistlib.training import nests
 from persistlib.training.answers import primary
 from persistlib.training.batches import call
+from persistlib.training.cuts import Cut
+from persistlib.training.tails import tail_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,18 +33,53 @@ class Entry(NamedTuple):
     random: torch.Tensor
 
 
-def trained_parts(model: torch.nn.Module) -> Iterator[str]:
-    """Yield the paths of parts that hold all that trains, the smallest first."""
-    names = [n for n, p in model.named_parameters(remove_duplicate=False) if p.requires_grad]
-    shared = names[0].split(".")[:-1]
+def trained_cuts(model: torch.nn.Module, batch: Batch) -> Iterator[Cut]:
+    """Yield where a model may be cut before all that trains, the latest first.
+
+    Args:
+        model: left in evaluation; its tensors are untouched.
+        batch: to try it on.
+    """
+    for cut in _alike_in_both_modes(model, batch):
+        model.eval()
+        if _is_of_each(cut, batch):
+            yield cut
+
+
+def _alike_in_both_modes(model: torch.nn.Module, batch: Batch) -> Iterator[Cut]:
+    """Yield cuts whose features are the same in both modes, for the same batch.
+
+    Of a part of which something is frozen, the steps are looked at before the part.
+    """
+    if all(item.requires_grad for item in model.parameters()):
+        return
+    paths = [*_parts(model)]
+    last = 1 if paths and _trains_throughout(model.get_submodule(paths[0])) else 0
+    for path in paths[:last]:
+        yield from _trained_cut(model, path, batch)
+    if (tail := tail_of(model, batch)) is not None:
+        yield tail
+    for path in paths[last:]:
+        yield from _trained_cut(model, path, batch)
+
+
+def _parts(model: torch.nn.Module) -> Iterator[str]:
+    """Yield the paths of parts that hold all that trains and not all parameters, smallest first."""
+    named = [*model.named_parameters(remove_duplicate=False)]
+    shared = next(name for name, item in named if item.requires_grad).split(".")[:-1]
     while shared:
         prefix = ".".join(shared)
-        if holds_all(model, prefix):
+        has_front = any(not name.startswith(f"{prefix}.") for name, _ in named)
+        if has_front and _holds_all(model, prefix):
             yield prefix
         shared.pop()
 
 
-def holds_all(model: torch.nn.Module, prefix: str) -> bool:
+def _trains_throughout(part: torch.nn.Module) -> bool:
+    return all(item.requires_grad for item in part.parameters())
+
+
+def _holds_all(model: torch.nn.Module, prefix: str) -> bool:
     """Return whether all that trains, and all statistics that move, lie in a part."""
     named = model.named_parameters(remove_duplicate=False)
     trains = (name for name, item in named if item.requires_grad)
@@ -59,10 +96,10 @@ def _rest_is_still(model: torch.nn.Module, prefix: str) -> bool:
 
 
 @torch.no_grad()
-def trained_entry(model: torch.nn.Module, path: str, batch: Batch) -> torch.Tensor | None:
-    """Return what goes into a part, or None where training it is not training the model.
+def _trained_cut(model: torch.nn.Module, path: str, batch: Batch) -> list[Cut]:
+    """Return the cut before a part; none where training the part is not training the model.
 
-    It is where the part ends the model, and is given the same in both modes and in any company.
+    It is where the part ends the model, and is given the same in both modes.
     """
     part = model.get_submodule(path)
     model.eval()
@@ -77,35 +114,32 @@ def trained_entry(model: torch.nn.Module, path: str, batch: Batch) -> torch.Tens
         buffer.copy_(value)
     model.eval()
     if len(entries) != 1 or len(trained) != 1 or not _has_one_form(outputs, moved_outputs):
-        return None
+        return []
     (entry,), (moved,) = entries, trained
     holds = (
         nests.equal(again, outputs)
         and moved.features.equal(entry.features)
         and moved.random.equal(before)
         and len(entry.features) == nests.count(batch.targets)
-        and _is_of_each(model, part, batch, entry.features)
     )
-    return entry.features if holds else None
+    return [_before(model, path, entry.features)] if holds else []
 
 
-def _is_of_each(
-    model: torch.nn.Module, part: torch.nn.Module, batch: Batch, features: torch.Tensor
-) -> bool:
-    """Return whether each row that goes into a part is of its own sample alone.
+@torch.no_grad()
+def _is_of_each(cut: Cut, batch: Batch) -> bool:
+    """Return whether each row of features is of its own sample alone.
 
     It is not where statistics of the batch take part, as in a BatchNorm without running ones. Each
     half is run again, in its place, while copies of it stand where the other half was: kernels take
     rows of one place and one shape alike, bit for bit.
     """
-    count = len(features)
+    count, features = len(cut.features), cut.features
     places = torch.arange(count, device=features.device)
     for kept in filter(len, (places[: count // 2], places[count // 2 :])):
         company = kept[places % len(kept)]
         company[kept] = kept
         among = nests.each(partial(_taken, company, count), batch.inputs)
-        entries, _ = watched(model, part, among)
-        if len(entries) != 1 or not entries[0].features[kept].equal(features[kept]):
+        if not cut.head(among)[kept].equal(features[kept]):
             return False
     return True
 
@@ -116,8 +150,8 @@ def _taken(rows: torch.Tensor, count: int, item: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def judged_entry(model: torch.nn.Module, path: str, batch: Batch) -> torch.Tensor | None:
-    """Return what goes into a part in evaluation, or None where it does not end the model.
+def judged_cut(model: torch.nn.Module, path: str, batch: Batch) -> Cut | None:
+    """Return the cut before a part in evaluation, or None where it does not end the model.
 
     Args:
         model: left in evaluation. Where it gives several outputs, the one that answers counts.
@@ -140,7 +174,19 @@ def judged_entry(model: torch.nn.Module, path: str, batch: Batch) -> torch.Tenso
         return None
     # A model may lay out in a row what its last part gives, such as maps of one pixel.
     is_same = answer.ndim > 0 and again.flatten(1).equal(answer.flatten(1))
-    return features if is_same and len(features) == nests.count(batch.targets) else None
+    holds = is_same and len(features) == nests.count(batch.targets)
+    return _before(model, path, features) if holds else None
+
+
+def _before(model: torch.nn.Module, path: str, features: torch.Tensor) -> Cut:
+    """Return the cut before a part."""
+    part = model.get_submodule(path)
+
+    def head(inputs: Any) -> torch.Tensor:
+        (entry,), _ = watched(model, part, inputs)
+        return entry.features
+
+    return Cut(path, part, (path,), head, features)
 
 
 def watched(model: torch.nn.Module, part: torch.nn.Module, inputs: Any) -> tuple[list[Entry], Any]:

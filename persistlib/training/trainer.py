@@ -22,7 +22,7 @@ from persistlib.training import (
     remembered,
     snapshots,
 )
-from persistlib.training.events import BatchDone, EpochDone, RunsOnce
+from persistlib.training.events import BatchDone, EpochDone
 from persistlib.training.features import Stage, stage
 from persistlib.training.finite import is_finite
 from persistlib.training.job import Kept, valid_metrics
@@ -189,21 +189,16 @@ class Trainer:
         self.stage = Stage("", job.model, job.train, job.valid)
         if job.cache:
             self._where = f"epoch {epoch}, before its first batch"
-            state = randomness.capture(job.device)
-            self.stage = stage(
-                job.model,
-                job.train,
-                job.valid,
-                known=self.stage_path,
-                keeping=self.job.keeping._replace(between=self._stop_if_asked),
-            )
+            state, memory = randomness.capture(job.device), remembered.take(job.model)
+            keeping = job.keeping._replace(between=self._stop_if_asked)
+            with self.precision.computing():
+                self.stage = stage(
+                    job.model, job.train, job.valid, known=self.stage_path, keeping=keeping
+                )
             randomness.restore(state, job.device)
-            if kept := self.stage.kept:
-                size = sum(some.values.nbytes for some in kept)
-                stored = tuple(some.stored for some in kept if some.stored is not None)
-                reused = all(some.reused for some in kept)
-                count = sum(len(some.values) for some in kept)
-                self._progress(RunsOnce(self.stage.path, count, size, stored, reused))
+            remembered.put(job.model, memory)
+            if self.stage.kept:
+                self._progress(self.stage.told())
         self.stage_path = self.stage.path
 
     def _stop_if_asked(self) -> None:

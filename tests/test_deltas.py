@@ -362,6 +362,18 @@ def test_prune_keeps_what_the_rest_stands_on(run: Path) -> None:
     assert persistlib.verify(run / "3").ok
 
 
+def test_a_runs_versions_come_by_their_epochs_whatever_the_clock_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for epoch in range(1, 12):
+        monkeypatch.setenv("SOURCE_DATE_EPOCH", str(1_700_000_000 - 3600 * epoch))
+        persistlib.save(nn.Linear(2, 3), tmp_path / f"{epoch:06}", interface=PAIRS)
+    names = [version.name for version in persistlib.log(tmp_path).versions]
+    assert names == [f"{epoch:06}" for epoch in range(1, 12)]
+    persistlib.prune(tmp_path, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["000010", "000011"]
+
+
 def test_prune_keeps_the_best(tmp_path: Path) -> None:
     for epoch, accuracy in enumerate((0.1, 0.9, 0.5), 1):
         training = {"metrics": {"accuracy": accuracy, "loss": 1.0}}

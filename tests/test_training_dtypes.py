@@ -49,6 +49,34 @@ def test_arrays_train_as_if_the_caller_had_cast_them(dtype: torch.dtype, given: 
     assert any(not torch.equal(found[name], before[name]) for name in wanted)
 
 
+def read_only(given: Any) -> Any:
+    given = given.copy()
+    given.flags.writeable = False
+    return given
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        lambda given: given.astype(given.dtype.newbyteorder(">")),
+        lambda given: given[::-1].copy()[::-1],
+        np.asfortranarray,
+        read_only,
+    ],
+)
+def test_arrays_of_any_layout_are_the_same_samples(way: Callable[[Any], Any]) -> None:
+    wanted = weights((INPUTS, CLASSES), torch.float32)
+    found = weights((way(INPUTS), way(CLASSES)), torch.float32)
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.uint64, np.int8, bool])
+def test_classes_may_be_integers_of_any_kind(dtype: Any) -> None:
+    wanted = weights((INPUTS, CLASSES), torch.float32)
+    found = weights((INPUTS, CLASSES.astype(dtype)), torch.float32)
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
 def test_a_small_dtype_of_the_model_does_not_round_the_targets() -> None:
     targets = np.array([[1001.0], [1003.0]])
     pair = (np.ones((2, 1)), targets)

@@ -26,6 +26,7 @@ from persistlib.training.drawn import Drawn, worker_end
 from persistlib.training.own_dtypes import cast_inputs, cast_targets
 from persistlib.training.sample_digests import digest_of
 from persistlib.training.sharing import share
+from persistlib.training.tensors import tensor_of
 
 if TYPE_CHECKING:
     from persistlib.processes import Group
@@ -297,7 +298,7 @@ def _from_numpy(nest: Any) -> Any:
         return {name: _from_numpy(item) for name, item in nest.items()}
     if isinstance(nest, (list, tuple)):
         return nests.like(nest, [_from_numpy(item) for item in nest])
-    return torch.from_numpy(nest) if isinstance(nest, np.ndarray) else nest
+    return tensor_of(nest) if isinstance(nest, np.ndarray) else nest
 
 
 def _numbers(targets: torch.Tensor) -> torch.Tensor:
@@ -320,7 +321,7 @@ def _tensors(targets: Any, location: str) -> Any:
         parts = [_tensors(item, f"{location}.{index}") for index, item in enumerate(targets)]
         return nests.like(targets, parts)
     try:
-        return torch.as_tensor(targets)
+        return tensor_of(targets)
     except (TypeError, ValueError, RuntimeError) as fault:
         raise _invalid(location, f"not numbers: {fault}") from fault
 

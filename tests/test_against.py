@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import persistlib
 from command_line import invoke
@@ -582,3 +583,36 @@ def test_the_other_is_judged_by_its_own_split_as_alone(choice: dict[str, Any], o
     assert told is expected
     if not samples.held_out:
         assert is_told(lambda: open_samples(data, interface, trained, **choice)) is told
+
+
+def table_model(columns: str, weight: tuple[float, ...], out: Path) -> Path:
+    """Save a regression of the columns of a table, each named by a letter."""
+    layer = nn.Linear(len(columns), 1, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([weight]))
+    width = len(columns)
+    kept = {"kind": "table", "columns": [*columns], "mean": [0.0] * width, "std": [1.0] * width}
+    training = {"strategy": {"task": "regression"}}
+    interface = {"labels": ["y"], "preprocessing": kept}
+    inputs = torch.zeros(2, width)
+    persistlib.save(layer, out, example_inputs=inputs, interface=interface, training=training)
+    return out
+
+
+def test_tables_are_compared_by_the_names_of_their_columns(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).normal(size=(20, 3))
+    lines = [",".join(map(repr, [*row.tolist(), float(row @ [1, 2, 3])])) for row in rows]
+    data = tmp_path / "rows.csv"
+    data.write_text("\n".join(["a,b,c,y", *lines]) + "\n", encoding="utf-8")
+    first = table_model("abc", (1, 2, 3), tmp_path / "first")
+    for columns, weight in (("cab", (3, 1, 2)), ("ca", (3, 1))):
+        second = table_model(columns, weight, tmp_path / columns)
+        found = persistlib.evaluate(first, data, calls=0, against=second)
+        assert found.against is not None
+        assert float(str(found.results[0].to_dict()["rmse"])) < 1e-6
+        off = float(str(found.against.evaluation.results[0].to_dict()["rmse"]))
+        assert (off < 1e-6) if columns == "cab" else (1 < off < 4)
+    fewer = [",".join(line.split(",")[:1] + line.split(",")[2:]) for line in ["a,b,c,y", *lines]]
+    data.write_text("\n".join(fewer) + "\n", encoding="utf-8")
+    with pytest.raises(PersistlibError, match="takes columns that the first does not: b"):
+        persistlib.evaluate(tmp_path / "ca", data, calls=0, against=first)

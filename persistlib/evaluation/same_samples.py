@@ -1,6 +1,6 @@
 """The samples on which one model was judged, as another takes them.
 
-Law: they are the same samples in the same order, with the same labels by name; only how an image
+Law: they are the same samples in the same order, with the same labels by name; only how a sample
 becomes an input, and the place of a class among the scores, are the other model's own.
 """
 
@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from persistlib import preprocessing
-from persistlib.errors import Code, Finding, error_of, finding, warn
+from persistlib import preparing
+from persistlib.errors import Code, Finding, error, error_of, finding, warn
 from persistlib.evaluation.seen import tell_seen
+from persistlib.table_rows import TablePreprocessing
 from persistlib.training.tasks import IGNORED, MULTILABEL, REGRESSION, SEGMENTATION
 from persistlib.wording import first_of
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from persistlib.evaluation.samples import Samples
     from persistlib.manifest.schema import Data, Interface
+    from persistlib.preparing import Preparation
 
 _SHOWN = 8
 _WARNED = "give interface= with what both go by, if it is otherwise"
@@ -76,7 +78,7 @@ def as_taken_by(
         name: what the other is called.
 
     Raises:
-        TrainingError: the classes of the two differ.
+        TrainingError: the classes of the two differ, or the kinds of samples, or a table's columns.
         SessionError: the other's preprocessing is of no kind that is known.
     """
     tell_seen(samples, trained, name=name)
@@ -90,13 +92,35 @@ def as_taken_by(
         if classes and tuple(known) != tuple(classes):
             targets = _moved(samples, [known.index(label) for label in classes])
         classes = tuple(known)
-    record = samples.preprocessing
-    if record is not None and interface.preprocessing is not None:
-        record = preprocessing.parse(interface.preprocessing)
-    elif record is not None:
-        reason = "does not say how images are prepared; that of the first is taken"
+    samples = replace(samples, targets=targets, classes=classes)
+    if samples.preprocessing is None:
+        return samples
+    if interface.preprocessing is None:
+        reason = "does not say how samples are prepared; that of the first is taken"
         warn(Code.PREPROCESSING, name, reason, _WARNED)
-    return replace(samples, targets=targets, classes=classes, preprocessing=record)
+        return samples
+    return _prepared(samples, preparing.parse(interface.preprocessing), name)
+
+
+def _prepared(samples: Samples, record: Preparation, name: str) -> Samples:
+    """Return the samples with another preparation; of a table with the columns in its order.
+
+    Raises:
+        TrainingError: it is of another kind, or takes columns that the first does not.
+    """
+    known = samples.preprocessing
+    if isinstance(known, TablePreprocessing) is not isinstance(record, TablePreprocessing):
+        kinds = ("images", "rows of a table")
+        reason = f"takes {kinds[isinstance(record, TablePreprocessing)]}, and the first does not"
+        raise error(Code.DATA_INVALID, name, reason, "compare models of the same kind of samples")
+    if not isinstance(known, TablePreprocessing) or not isinstance(record, TablePreprocessing):
+        return replace(samples, preprocessing=record)
+    if absent := [column for column in record.columns if column not in known.columns]:
+        reason = f"takes columns that the first does not: {first_of(absent, _SHOWN)}"
+        raise error(Code.DATA_INVALID, name, reason, "compare models of the same columns")
+    places = [known.columns.index(column) for column in record.columns]
+    rows = np.asarray(samples.items, np.float64)[:, places]
+    return replace(samples, items=[*rows], preprocessing=record)
 
 
 def _moved(samples: Samples, places: list[int]) -> dict[str, NDArray[Any]]:

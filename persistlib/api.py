@@ -651,9 +651,9 @@ def finetune(
     Args:
         model: trained in place; ends in evaluation mode. Of a Keras model on its torch backend the
             result has a module that holds the same values (docs/keras.md).
-        train: (inputs, targets) as arrays or tensors, or mappings of them by name: floats are cast
-            to the model's dtype (targets to float32 at least); a data set of such pairs; or a
-            DataLoader. Targets have the outputs' shape: (N, 1), not (N,), beside outputs (N, 1).
+        train: (inputs, targets) as arrays, tensors or lists, or mappings of arrays by name: floats
+            are cast to the model's dtype (targets to float32 at least); a data set of such pairs;
+            or a DataLoader. Targets have the outputs' shape: (N, 1), not (N,), beside (N, 1).
         valid: held-out samples in the same forms.
         epochs: how often all training samples are gone through.
         lr: learning rate at the start.

@@ -70,6 +70,51 @@ def test_arrays_of_any_layout_are_the_same_samples(way: Callable[[Any], Any]) ->
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
+class Frame:
+    """A table of another library, as pandas' are."""
+
+    def __init__(self, values: Any) -> None:
+        self._values = values
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+        return np.array(self._values, dtype)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __getitem__(self, key: object) -> Any:
+        raise KeyError(key)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        (Frame(INPUTS), Frame(CLASSES)),
+        (INPUTS.tolist(), CLASSES.tolist()),
+        ([*INPUTS], [*CLASSES]),
+        ([*torch.from_numpy(INPUTS)], tuple(torch.from_numpy(CLASSES))),
+    ],
+)
+def test_tables_of_other_libraries_and_lists_are_arrays(given: Any) -> None:
+    wanted = weights((INPUTS, CLASSES), torch.float32)
+    found = weights(given, torch.float32)
+    assert all(torch.allclose(found[name], wanted[name]) for name in wanted)
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ([(torch.ones(6), 1), (torch.ones(5), 0), (torch.ones(6), 1)], "make no batch"),
+        ([(object(), 1), (object(), 0)], "make no batch"),
+        (([torch.ones(6), torch.ones(5), torch.ones(6)], [0, 1, 1]), "make no array"),
+    ],
+)
+def test_samples_that_make_no_batch_are_refused(given: Any, reason: str) -> None:
+    with pytest.raises(PersistlibError, match=reason) as caught:
+        persistlib.finetune(perceptron(), given, **QUICK)
+    assert caught.value.code == "PL802"
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.uint64, np.int8, bool])
 def test_classes_may_be_integers_of_any_kind(dtype: Any) -> None:
     wanted = weights((INPUTS, CLASSES), torch.float32)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset, default_collate
 
 from persistlib.errors import Code, PersistlibError, error
 from persistlib.processes import ALONE
@@ -26,7 +26,8 @@ from persistlib.training.drawn import Drawn, worker_end
 from persistlib.training.own_dtypes import cast_inputs, cast_targets
 from persistlib.training.sample_digests import digest_of
 from persistlib.training.sharing import share
-from persistlib.training.tensors import tensor_of
+from persistlib.training.tensors import array_of, tensor_of
+from persistlib.wording import first_line
 
 if TYPE_CHECKING:
     from persistlib.processes import Group
@@ -248,6 +249,7 @@ class Batches:
             num_workers=min(self._workers, len(chunks)),
             worker_init_fn=worker_end(),
             generator=torch.Generator(),
+            collate_fn=_collated,
         )
 
     def _checked(self, batch: Any) -> Batch:
@@ -335,8 +337,12 @@ def _as_pair(samples: Samples, name: str) -> Batch | None:
     """Return (inputs, targets) given as arrays, as tensors; None when it is something else."""
     if not isinstance(samples, (list, tuple)) or len(samples) != _PAIR:
         return None
-    inputs, targets = samples
+    inputs, targets = map(array_of, samples)
     is_named = isinstance(inputs, Mapping) and inputs
+    if is_named:
+        inputs = {name: array_of(item) for name, item in inputs.items()}
+    elif _are_lists(inputs, targets):
+        inputs = _stacked(inputs, name)
     if not all(isinstance(item, _ARRAYS) for item in (inputs.values() if is_named else [inputs])):
         return None
     if not isinstance(targets, (*_ARRAYS, Mapping, list, tuple)):
@@ -344,6 +350,38 @@ def _as_pair(samples: Samples, name: str) -> Batch | None:
     pair = Batch(_tensors(inputs, name), _tensors(targets, name))
     _require_rows(pair, name)
     return pair
+
+
+def _are_lists(inputs: Any, targets: Any) -> bool:
+    """Return whether these are lists of as many; those of a data set of two samples are pairs."""
+    both = isinstance(inputs, (list, tuple)) and isinstance(targets, (list, tuple))
+    return both and len(inputs) == len(targets) != _PAIR
+
+
+def _stacked(samples: Any, name: str) -> torch.Tensor:
+    """Return the inputs of samples that are given one by one.
+
+    Raises:
+        TrainingError: they are no numbers, or not of one shape.
+    """
+    try:
+        return torch.stack([tensor_of(array_of(item)) for item in samples])
+    except (TypeError, ValueError, RuntimeError) as fault:
+        raise _invalid(name, f"inputs that make no array: {fault}") from fault
+
+
+def _collated(samples: Any) -> Any:
+    """Return a batch of a data set's samples.
+
+    Raises:
+        TrainingError: they are no tensors, arrays or numbers, or not of one shape.
+    """
+    try:
+        return default_collate(samples)
+    except (TypeError, RuntimeError) as fault:
+        remedy = "let the data set give tensors of one shape, or give a DataLoader with collate_fn"
+        reason = f"its samples make no batch: {first_line(fault)}"
+        raise error(Code.DATA_INVALID, "data set", reason, remedy) from fault
 
 
 def _require_rows(nest: Any, location: str) -> None:

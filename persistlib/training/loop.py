@@ -169,8 +169,8 @@ def finetune(
 
     Args:
         model: trained in place; ends in evaluation mode.
-        train: (inputs, targets) as arrays or tensors, or mappings of them by name; a map-style data
-            set of such pairs; or a DataLoader or other lasting iterable of batches.
+        train: (inputs, targets) as arrays, tensors or lists, or mappings of arrays by name; a
+            map-style data set of such pairs; or a DataLoader or other lasting iterable of batches.
         valid: held-out samples in the same forms.
         freeze: globs over dotted names; `["*", "!fc.*"]` trains `fc` alone. What is frozen stays
             bit for bit, BatchNorm statistics included; so do the statistics of a module whose

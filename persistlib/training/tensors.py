@@ -12,6 +12,12 @@ import torch
 _HARDLY_KNOWN = (torch.uint16, torch.uint32, torch.uint64)
 
 
+def array_of(given: Any) -> Any:
+    """Return what can be an array, as tables of other libraries can, as one; the rest as it is."""
+    is_known = isinstance(given, (np.ndarray, torch.Tensor))
+    return np.asarray(given) if hasattr(given, "__array__") and not is_known else given
+
+
 def tensor_of(given: Any) -> torch.Tensor:
     """Return an array, a tensor or numbers as a tensor; wide unsigned integers become int64.
 

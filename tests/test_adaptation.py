@@ -346,10 +346,10 @@ def test_torchvisions_weights_bring_their_labels(
 ) -> None:
     from torchvision.models import SqueezeNet1_1_Weights, squeezenet1_1
 
-    from persistlib.architecture import pretrained
+    from persistlib.architecture import fetching
 
     known = awake(squeezenet1_1())
-    monkeypatch.setattr(pretrained, "fetch", lambda *_: copy.deepcopy(known))
+    monkeypatch.setattr(fetching, "fetch", lambda *_: copy.deepcopy(known))
     for weights in ("DEFAULT", "IMAGENET1K_V1", SqueezeNet1_1_Weights.DEFAULT):
         given: Any = weights
         asked: Any = {"classes": ["goldfish", "unicorn"]}

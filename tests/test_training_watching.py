@@ -79,6 +79,14 @@ def test_tensorboard_reads_each_epoch_once_though_the_run_was_broken(run: Path) 
     assert events.Scalars("batch/lr")[0].value == pytest.approx(0.02, rel=0.1)
 
 
+def test_events_get_a_name_behind_those_of_the_same_second(tmp_path: Path) -> None:
+    now = int(time.time())
+    for second in (now - 60, now, now + 3600):  # a clock that was ahead is not waited for
+        (tmp_path / f"events.out.tfevents.{second}.host.1.9").write_bytes(b"")
+    watching._await_a_later_name(str(tmp_path))
+    assert now < int(time.time()) < now + 3600
+
+
 def test_the_pictures_show_what_the_history_says(run: Path, tmp_path: Path) -> None:
     for name in ("curves.png", "confusion.png"):
         with Image.open(run / name) as picture:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from persistlib.training.events import Event, Progress
     from persistlib.training.trainer import Trainer
 
+_SECOND = re.compile(r"events\.out\.tfevents\.(\d{1,12})\.")
 HISTORY, CURVES, CONFUSION, EVENTS = "history.json", "curves.png", "confusion.png", "tensorboard"
 _PAUSE = 0.25  # seconds between two batches that TensorBoard is told of
 
@@ -114,6 +116,7 @@ class Watch:
             return None
         from torch.utils.tensorboard import SummaryWriter
 
+        _await_a_later_name(self._place(EVENTS))
         # What a killed process told of later steps is told again.
         return SummaryWriter(self._place(EVENTS), purge_step=steps + 1)
 
@@ -142,6 +145,18 @@ def together(progress: Progress, watch: Watch | None) -> Progress:
         progress(event)
 
     return tell
+
+
+def _await_a_later_name(folder: str) -> None:
+    """Wait until events get a name behind those that stand there, a second at most.
+
+    TensorBoard reads files in the order of their names, which begin with the second and go on with
+    what has no order.
+    """
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    now = time.time()
+    if any(int(match[1]) == int(now) for match in map(_SECOND.match, names) if match):
+        time.sleep(int(now) + 1 - now)
 
 
 def _missing(package: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import random
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -152,6 +153,24 @@ class Cautious(Tutorial):
         return scores
 
 
+class Skipping(Tutorial):
+    """Leaves a layer out by chance, drawn with a generator of Python's or of its own."""
+
+    def __init__(self, own: random.Random | None = None) -> None:
+        super().__init__()
+        self.skipped = nn.Linear(8, 8)
+        self.own = own
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        rows = functional.relu(self.norm(self.conv(images))).flatten(1)
+        rows = functional.relu(self.fc1(rows))
+        drawn = random.random() if self.own is None else self.own.random()
+        if not self.training or drawn < 0.9:
+            rows = self.skipped(rows)
+        scores: torch.Tensor = self.fc2(rows)
+        return scores
+
+
 class Waning(Tutorial):
     """Counts its calls, and answers by their number."""
 
@@ -261,6 +280,8 @@ def test_an_attribute_that_changes_meanwhile_ends_the_training() -> None:
         (in_company("mean"), {}),
         (Waning(), {"freeze": HEADS}),
         (Cautious(), {"freeze": HEADS}),
+        (Skipping(), {"freeze": ["conv.*", "norm.*"]}),
+        (Skipping(random.Random(1)), {"freeze": ["conv.*", "norm.*"]}),
         (net(), {"freeze": ["front.1.*"]}),
         (net(), {"freeze": ()}),
     ],

@@ -112,15 +112,21 @@ def last_place(
     *,
     mode: bool,
 ) -> Place | None:
-    """Return the last place for a cut, in a mode, whose value has a row a sample and fits."""
+    """Return the last place for a cut, in a mode, whose value has a row a sample and fits.
+
+    There is none where a random number decides on the steps themselves.
+    """
     model.train(mode)
     values, absent = arguments(model, batch.inputs)
+    device = nests.tensors(batch.targets)[0].device
+    before = randomness.capture(device).tensors
     steps = tuple(tracer.trace(model, absent).nodes)
+    if not nests.equal(randomness.capture(device).tensors, before):
+        return None
     run = fx.Interpreter(model, garbage_collect_values=False, graph=steps[0].graph)
     run.args_iter = iter(values)
-    count, device = nests.count(batch.targets), nests.tensors(batch.targets)[0].device
+    count, uses = nests.count(batch.targets), _last_uses(steps)
     last: tuple[int, torch.Tensor] | None = None
-    uses = _last_uses(steps)
     for number, (step, is_place) in enumerate(zip(steps, _places(steps, uses), strict=True), 1):
         if _is_moving(model, step) or not _runs_still(run, step, device):
             return None if last is None else Place(model, steps, *last, following=_path(step))

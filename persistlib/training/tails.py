@@ -17,7 +17,7 @@ import torch
 
 from persistlib.architecture.behaviour import untouched
 from persistlib.errors import Code
-from persistlib.training import nests, randomness
+from persistlib.training import generators, nests, randomness
 from persistlib.training.batches import call
 from persistlib.training.cuts import Cut
 from persistlib.training.fitting import MisfitError
@@ -103,6 +103,8 @@ def tail_of(model: torch.nn.Module, batch: Batch) -> Cut | None:
 
 def _found(model: torch.nn.Module, batch: Batch, begin_anew: Callable[[], None]) -> Cut | None:
     tracer = Tracer(model)
+    if any(map(generators.found_in, tracer.mixed.values())):
+        return None  # what they draw may decide on the steps
     before = _attributes(tracer.mixed)
     trained = last_place(model, tracer, batch, lambda _: True, mode=True)
     if trained is None:

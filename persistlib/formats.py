@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from persistlib.errors import Code, error
 from persistlib.files import read_fault
+from persistlib.manifest import consistency
 
 if TYPE_CHECKING:
     from persistlib.dtypes import DType
@@ -149,7 +150,7 @@ _PICKLES = (b"\x80\2", b"\x80\3", b"\x80\4", b"\x80\5")
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 # An HDF5 file may begin with a block of the user's (the superblock is at 0, 512, 1024, ...).
 _HDF5_PLACES = tuple([0] + [512 << shift for shift in range(12)])
-_DCP, _MANIFEST = ".metadata", "manifest.json"
+_DCP = ".metadata"
 _DIRECTORY = 1 << 20  # bytes; that of a Keras archive has some hundred, assets take more
 _KERAS = {"config.json", "model.weights.h5"}
 _MAP = b'"weight_map"'
@@ -234,7 +235,7 @@ def by_content(path: StrPath) -> Format:
 def is_pieces(path: StrPath) -> bool:
     """Return whether a folder is one of torch.distributed.checkpoint, and no bundle."""
     return os.path.isfile(os.path.join(path, _DCP)) and not os.path.lexists(
-        os.path.join(path, _MANIFEST)
+        os.path.join(path, consistency.NAME)
     )
 
 

@@ -1,4 +1,4 @@
-"""Words of messages, alike wherever they are said: what a fault says, and names that may be many.
+"""Words of messages, alike wherever they are said: of faults, of counts, of names that are many.
 
 Laws: what is shown of names is their beginning, and says so where there are more; what a fault says
 is one line, and never empty.
@@ -27,3 +27,10 @@ def with_rest(names: Sequence[str], most: int) -> str:
     """Return names, of many the first ones and how many more there are: `a, b and 3 more`."""
     more = len(names) - most
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a number and its noun: 1 file, 2 files, 2 classes."""
+    if count != 1:
+        noun += "es" if noun.endswith("s") else "s"
+    return f"{count:,} {noun}"

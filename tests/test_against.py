@@ -14,6 +14,7 @@ from torch import nn
 
 import persistlib
 from command_line import invoke
+from digit_images import RECORD
 from persistlib.cli.against import report
 from persistlib.cli.layout import render
 from persistlib.errors import PersistlibError, PersistlibWarning
@@ -40,13 +41,7 @@ pytest.importorskip("sklearn")
 QUICK: dict[str, Any] = {"calls": 0, "threads": 1}
 PETS = ("cat", "dog", "owl")
 PARTS_OF = ("train", "valid", "test")
-GREY: dict[str, Any] = {
-    "kind": "image",
-    "channels": 1,
-    "resize": [4, 4],
-    "mean": [0.3],
-    "std": [0.4],
-}
+GREY: dict[str, Any] = {**RECORD, "resize": [4, 4]}
 OTHERS = ("owl", "cat", "dog")  # the same in another order
 
 

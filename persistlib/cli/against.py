@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from persistlib.cli.answer import Fields, Line, Span, Table
 from persistlib.cli.manifest_text import PARTS
 from persistlib.cli.task_figures import WHOLE
-from persistlib.cli.text import counted, number, percent
+from persistlib.cli.text import number, percent
+from persistlib.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

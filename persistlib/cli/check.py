@@ -12,7 +12,6 @@ import persistlib
 from persistlib.cli.answer import Answer, Exit, Fields, Findings, Line, Span, Style, verdict
 from persistlib.cli.command import Spread, Verb, trust_option
 from persistlib.cli.text import command as words
-from persistlib.cli.text import counted
 from persistlib.errors import (
     Code,
     FormatError,
@@ -21,6 +20,7 @@ from persistlib.errors import (
     Severity,
     error,
 )
+from persistlib.wording import counted
 
 if TYPE_CHECKING:
     from persistlib.compat.verdicts import Report

@@ -17,9 +17,10 @@ from persistlib.cli.command import Spread, Verb, trust_option
 from persistlib.cli.folding import fold
 from persistlib.cli.manifest_text import proof_text
 from persistlib.cli.text import command as words
-from persistlib.cli.text import counted, number, shape
+from persistlib.cli.text import number, shape
 from persistlib.cli.text import size as shown
 from persistlib.formats import FORMATS, LOSSES
+from persistlib.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

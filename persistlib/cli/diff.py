@@ -14,8 +14,9 @@ from persistlib.cli.answer import Answer, Exit, Fields, Line, Span, Style, Table
 from persistlib.cli.command import Spread, Verb
 from persistlib.cli.folding import fold
 from persistlib.cli.text import command as words
-from persistlib.cli.text import counted, listing, number, shape
+from persistlib.cli.text import listing, number, shape
 from persistlib.selection import wrapper_of
+from persistlib.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,7 +9,8 @@ import click
 import persistlib
 from persistlib.cli.answer import Answer, Fields, Line, Span, Style
 from persistlib.cli.command import Verb
-from persistlib.cli.text import counted, listing, size
+from persistlib.cli.text import listing, size
+from persistlib.wording import counted
 
 if TYPE_CHECKING:
     from persistlib.compat.targets import Target

@@ -22,12 +22,12 @@ from persistlib.cli.command import (
     withdrawn_option,
 )
 from persistlib.cli.task_figures import WHOLE
-from persistlib.cli.text import bounded, counted, number, percent, trusting
+from persistlib.cli.text import bounded, number, percent, trusting
 from persistlib.cli.text import command as words
 from persistlib.evaluation.intervals import DRAWS
 from persistlib.training.data_sources import is_table
 from persistlib.training.tasks import CLASSIFICATION
-from persistlib.wording import first_of
+from persistlib.wording import counted, first_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

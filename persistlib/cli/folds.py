@@ -10,8 +10,9 @@ import persistlib
 from persistlib.cli import progress
 from persistlib.cli.answer import Answer, Exit, Fields, Line, Span, Table, verdict
 from persistlib.cli.command import said
-from persistlib.cli.text import bounded, counted, number, percent
+from persistlib.cli.text import bounded, number, percent
 from persistlib.cli.text import command as words
+from persistlib.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

@@ -11,9 +11,10 @@ import persistlib
 from persistlib.cli.answer import Answer, Exit, Fields, Findings, Line, Span, Style, Table, verdict
 from persistlib.cli.command import Verb
 from persistlib.cli.text import command as words
-from persistlib.cli.text import counted, listing, number, size
+from persistlib.cli.text import listing, number, size
 from persistlib.errors import missing_extra
 from persistlib.installed import is_importable
+from persistlib.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

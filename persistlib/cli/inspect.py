@@ -13,8 +13,9 @@ from persistlib.cli.command import Verb
 from persistlib.cli.manifest_text import fields_of, labelled
 from persistlib.cli.tensor_table import every_tensor, file_tensors, folded_tensors
 from persistlib.cli.text import command as words
-from persistlib.cli.text import counted, listing, size
+from persistlib.cli.text import listing, size
 from persistlib.summary import glance
+from persistlib.wording import counted
 
 if TYPE_CHECKING:
     from persistlib.cli.answer import Block

@@ -10,7 +10,8 @@ import persistlib
 from persistlib.cli.answer import Answer, Exit, Findings, Table, verdict
 from persistlib.cli.command import Verb
 from persistlib.cli.text import command as words
-from persistlib.cli.text import counted, number, size
+from persistlib.cli.text import number, size
+from persistlib.wording import counted
 
 if TYPE_CHECKING:
     from persistlib.cli.answer import JSON, Block

@@ -7,7 +7,8 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from persistlib.cli.folding import fold
-from persistlib.cli.text import clip, counted, listing, number, rounded_up, shape
+from persistlib.cli.text import clip, listing, number, rounded_up, shape
+from persistlib.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

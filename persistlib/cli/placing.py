@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from persistlib.cli.answer import Fields, Table
-from persistlib.cli.text import counted, number, percent
+from persistlib.cli.text import number, percent
 from persistlib.runtime import profiles, providers
+from persistlib.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping

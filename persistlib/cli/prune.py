@@ -11,7 +11,8 @@ from persistlib.cli.answer import Answer, Exit, Fields, verdict
 from persistlib.cli.command import Verb
 from persistlib.cli.log import version_data
 from persistlib.cli.text import command as words
-from persistlib.cli.text import counted, listing, size
+from persistlib.cli.text import listing, size
+from persistlib.wording import counted
 
 if TYPE_CHECKING:
     from persistlib.versions import Pruned

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from persistlib.cli.answer import Line, Span, Table
-from persistlib.cli.text import bounded, counted, measured, narrow, number, percent
+from persistlib.cli.text import bounded, measured, narrow, number, percent
 from persistlib.evaluation.task_metrics import Multilabel, Regression, Segmentation
+from persistlib.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -35,13 +35,6 @@ def number(count: int) -> str:
     return f"{count:,}"
 
 
-def counted(count: int, noun: str) -> str:
-    """Return a number and its noun: 1 file, 2 files, 2 classes."""
-    if count != 1:
-        noun += "es" if noun.endswith("s") else "s"
-    return f"{number(count)} {noun}"
-
-
 def percent(share: float) -> str:
     """Return a share of one as a percentage; a part is never shown as all, nor as nothing."""
     if share != share:  # noqa: PLR0124 - NaN is the only value that differs from itself

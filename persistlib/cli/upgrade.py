@@ -11,9 +11,10 @@ import click
 import persistlib
 from persistlib.cli.answer import Answer, Exit, Findings, Line, Span, Style, Table, verdict
 from persistlib.cli.command import Verb
-from persistlib.cli.text import clip, counted
+from persistlib.cli.text import clip
 from persistlib.cli.text import command as words
 from persistlib.manifest import consistency
+from persistlib.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,8 +11,9 @@ from persistlib.bundle import EXAMPLES
 from persistlib.cli.answer import Answer, Exit, Findings, Span, Style, Table, verdict
 from persistlib.cli.command import Verb, trust_option
 from persistlib.cli.text import command as words
-from persistlib.cli.text import counted, number, size, trusting
+from persistlib.cli.text import number, size, trusting
 from persistlib.errors import Code, Severity
+from persistlib.wording import counted
 
 if TYPE_CHECKING:
     from persistlib.cli.answer import Block

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from persistlib.errors import Code, PersistlibError, SessionError, error
 from persistlib.export.axes import place_of
 from persistlib.export.comparison import deviation
-from persistlib.export.conditions import Axis, interval
+from persistlib.export.conditions import Axis, extents_of, interval
 from persistlib.export.state import array_of
 from persistlib.export.tracing import REMEDY
 
@@ -85,11 +85,7 @@ def require_right_beyond(
 
 def _steps(exported: Exported) -> Iterator[_Step]:
     """Yield the nearest extents of each free axis that break a condition."""
-    extents = {
-        Axis(index, axis): extent
-        for index, tensor in enumerate(exported.examples)
-        for axis, extent in enumerate(tensor.shape)
-    }
+    extents = extents_of(exported.examples)
     names = {
         Axis(index, axis): str(extent)
         for index, spec in enumerate(exported.inputs)

@@ -33,6 +33,15 @@ class Axis(NamedTuple):
     axis: int
 
 
+def extents_of(inputs: Sequence[torch.Tensor]) -> dict[Axis, int]:
+    """Return the extent of each axis of some inputs."""
+    return {
+        Axis(index, axis): extent
+        for index, tensor in enumerate(inputs)
+        for axis, extent in enumerate(tensor.shape)
+    }
+
+
 @dataclass(frozen=True, slots=True)
 class Condition:
     """A condition on extents.

@@ -18,7 +18,7 @@ from torch._dynamo.exc import UserError
 
 from persistlib.errors import Code, PersistlibError, error
 from persistlib.export.axes import place_of
-from persistlib.export.conditions import SIZE, Axis, condition_of, interval
+from persistlib.export.conditions import SIZE, Axis, condition_of, extents_of, interval
 from persistlib.export.recurrence import KeptWhole
 
 if TYPE_CHECKING:
@@ -123,11 +123,7 @@ def _asked_bounds(message: str, inputs: Sequence[torch.Tensor]) -> _Bounds:
     Raises:
         _FixedAxisError: an axis has no other such extent.
     """
-    extents = {
-        Axis(index, axis): extent
-        for index, tensor in enumerate(inputs)
-        for axis, extent in enumerate(tensor.shape)
-    }
+    extents = extents_of(inputs)
     asked: dict[tuple[str, Axis], list[Condition]] = {}
     for symbol, index, number, text in _ASKED.findall(message):
         if (condition := condition_of(text)) is not None:

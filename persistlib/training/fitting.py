@@ -102,17 +102,10 @@ def _faults(model: torch.nn.Module, samples: Batches, heads: Sequence[Head]) -> 
     A model may take batches of one size alone.
     """
     whole = next(samples.in_order())
-    count = nests.count(whole.targets)
-
-    def few(item: torch.Tensor) -> torch.Tensor:
-        return item[:_FEW] if item.ndim and len(item) == count else item
-
+    few = nests.rows(whole, slice(_FEW), nests.count(whole.targets))
     with untouched(model), torch.no_grad():
         model.eval()
-        looked_at = nests.each(few, whole)
-        return [*_misfits(model, looked_at, samples, heads)] and [
-            *_misfits(model, whole, samples, heads)
-        ]
+        return [*_misfits(model, few, samples, heads)] and [*_misfits(model, whole, samples, heads)]
 
 
 def _misfits(

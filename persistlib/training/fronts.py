@@ -8,12 +8,13 @@ batches. None of this is assumed: it is tried on a batch.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from persistlib.architecture.behaviour import untouched
 from persistlib.architecture.freezing import is_kept_in_eval
+from persistlib.architecture.structure import is_within
 from persistlib.training import nests
 from persistlib.training.answers import primary
 from persistlib.training.batches import call
@@ -91,7 +92,7 @@ def _rest_is_still(model: torch.nn.Module, prefix: str) -> bool:
     return all(
         is_kept_in_eval(module) or next(module.buffers(recurse=False), None) is None
         for path, module in model.named_modules()
-        if not f"{path}.".startswith(f"{prefix}.")
+        if not is_within(path, (prefix,))
     )
 
 
@@ -107,11 +108,8 @@ def _trained_cut(model: torch.nn.Module, path: str, batch: Batch) -> list[Cut]:
     again = part(entries[0].features.clone()) if len(entries) == 1 else None
     model.train()
     before = _random_state(_device(batch))
-    # The part may have statistics, which a trial must not move.
-    buffers = [(buffer, buffer.clone()) for buffer in part.buffers()]
-    trained, moved_outputs = watched(model, part, batch.inputs)
-    for buffer, value in buffers:
-        buffer.copy_(value)
+    with untouched(part):  # it may have statistics, which a trial must not move
+        trained, moved_outputs = watched(model, part, batch.inputs)
     model.eval()
     if len(entries) != 1 or len(trained) != 1 or not _has_one_form(outputs, moved_outputs):
         return []
@@ -138,15 +136,10 @@ def _is_of_each(cut: Cut, batch: Batch) -> bool:
     for kept in filter(len, (places[: count // 2], places[count // 2 :])):
         company = kept[places % len(kept)]
         company[kept] = kept
-        among = nests.each(partial(_taken, company, count), batch.inputs)
+        among = nests.rows(batch.inputs, company, count)
         if not cut.head(among)[kept].equal(features[kept]):
             return False
     return True
-
-
-def _taken(rows: torch.Tensor, count: int, item: torch.Tensor) -> torch.Tensor:
-    """Return the rows of what has one a sample; anything else as it is."""
-    return item[rows] if item.ndim and len(item) == count else item
 
 
 @torch.no_grad()

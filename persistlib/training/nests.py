@@ -59,6 +59,17 @@ def count(nest: Any) -> int:
     return len(nest if isinstance(nest, torch.Tensor) else tensors(nest)[0])
 
 
+def rows(nest: Any, chosen: slice | torch.Tensor, samples: int) -> Any:
+    """Return a nest with some rows of each tensor that has one a sample; the rest as it is.
+
+    Args:
+        nest: of tensors.
+        chosen: which rows.
+        samples: how many there are.
+    """
+    return each(lambda item: item[chosen] if item.ndim and len(item) == samples else item, nest)
+
+
 def joined(nests: Sequence[Any]) -> Any:
     """Return nests of one form as one, their samples after one another.
 

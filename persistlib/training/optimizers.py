@@ -16,6 +16,7 @@ import torch
 
 from persistlib.errors import Code, PersistlibError, error, finding
 from persistlib.training.memory import is_out_of_memory
+from persistlib.wording import first_line
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator, Mapping
@@ -85,8 +86,8 @@ def stepping(name: str, where: str) -> Generator[None]:
             raise
         remedy = "take another optimizer; gradients that are sparse or complex are not for all, nor"
         remedy += " for every weight_decay and precision"
-        text = (str(fault).strip().splitlines() or [type(fault).__name__])[0]
-        raise error(Code.USAGE, f"optimizer {name}", f"{where}: {text}", remedy) from fault
+        reason = f"{where}: {first_line(fault)}"
+        raise error(Code.USAGE, f"optimizer {name}", reason, remedy) from fault
 
 
 def take_state(

@@ -26,7 +26,7 @@ from persistlib.training.head import replace_head
 from persistlib.training.labelled import Asked, Survey
 from persistlib.training.table_beginnings import columns_of
 from persistlib.training.tables import TableData
-from persistlib.wording import first_of
+from persistlib.wording import counted, first_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -95,14 +95,10 @@ class Counts:
     owners: int
 
     def __str__(self) -> str:
-        counts = _counted(self.buffers, "buffer"), _counted(self.owners, "module")
+        counts = counted(self.buffers, "buffer"), counted(self.owners, "module")
         still = "{} of {} (BatchNorm)".format(*counts) if self.buffers else ""
-        parts = (_counted(self.frozen, "parameter") if self.frozen else "", still)
+        parts = (counted(self.frozen, "parameter") if self.frozen else "", still)
         return "; ".join(part for part in parts if part) or "nothing"
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +174,7 @@ class Plan:
     def rows(self) -> tuple[tuple[str, str], ...]:
         """Return the plan in words: a heading and a sentence each."""
         run = self.settings
-        epochs = _counted(run.epochs, "epoch")
+        epochs = counted(run.epochs, "epoch")
         steps = f"{run.optimizer}, lr {run.lr:g} ({run.schedule})"
         begin = self.lineage.source if self.lineage else "fresh values"
         trained = f"{self.counts.trained:,} of {self.counts.trained + self.counts.frozen:,}"

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from persistlib.architecture.behaviour import untouched
+from persistlib.architecture.edits import INTERNALS
 from persistlib.errors import Code
 from persistlib.training import generators, nests, randomness
 from persistlib.training.batches import call
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from torch.fx import GraphModule
 
     from persistlib.training.batch import Batch
-
-_TORCHS = frozenset(vars(torch.nn.Module()))
 
 
 class Tail(torch.nn.Module):
@@ -171,7 +170,7 @@ def _attributes(modules: Mapping[str, torch.nn.Module]) -> dict[str, Any]:
         f"{path}.{name}".lstrip("."): _outline(value)
         for path, module in modules.items()
         for name, value in vars(module).items()
-        if name not in _TORCHS
+        if name not in INTERNALS
     }
 
 
